@@ -1,0 +1,3 @@
+//! From the graph to what the machine does: layouts, stages, buffers and the payload's map.
+
+pub mod layout;
