@@ -9,6 +9,8 @@
 //! branches other than loops, and types that depend on a CPU.
 
 pub mod build;
+pub mod eval;
+pub mod text;
 
 use std::fmt;
 
