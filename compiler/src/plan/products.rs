@@ -244,7 +244,7 @@ impl Stages<'_> {
             tokens: count.clone(),
         };
         let stride = product.tiles * LANES * WORD;
-        if self.graph.mode() == Mode::Decode {
+        if self.graph.mode == Mode::Decode {
             // One row or none.
             let mut inner = Vec::new();
             let one = Operands { tokens: Expr::Int(1), ..all };
@@ -477,7 +477,7 @@ impl Stages<'_> {
                 None
             }
         };
-        let kernel = Combine { k: slots, stride, gather: positions.is_some(), residual: true };
+        let kernel = Combine { k: slots, stride_d: stride, gather: positions.is_some(), residual: true };
         let columns = self.planner.bind(&mut actions, (tiles.to - tiles.from.clone()) * LANES);
         let first = self.planner.bind(&mut actions, tiles.from * (LANES * WORD));
         self.planner.each(&mut actions, Share { from: Expr::Int(0), to: count }, 1, |_: &mut Planner, actions, t| {

@@ -73,7 +73,7 @@ pub fn plan_stages(
         planner.buffers().pin(id);
     }
     let mut stages = Stages { graph, shape, payload, heads, planner, places: HashMap::new(), routed: 0, kept };
-    for node in graph.nodes() {
+    for &node in graph.schedule() {
         stages.node(node)?;
     }
     let (program, shared, worker) = stages.planner.finish();
@@ -106,9 +106,9 @@ pub(super) struct Stages<'a> {
 
 impl Stages<'_> {
     fn node(&mut self, node: NodeId) -> Result<(), PlanError> {
-        let results = self.graph.results(node).to_vec();
+        let results = self.graph.node(node).results.clone();
         let result = |i: usize| results[i];
-        match self.graph.op(node).clone() {
+        match self.graph.node(node).op.clone() {
             Op::Embed { w } => self.embed(w, result(0)),
             Op::RmsNorm { x, w, eps } => self.norm(x, w, eps, None, result(0)),
             Op::NormQuantize { x, w, eps } => self.norm(x, w, eps, Some(result(0)), result(1)),
@@ -183,7 +183,7 @@ impl Stages<'_> {
     }
 
     fn is_decode(&self) -> bool {
-        self.graph.mode() == Mode::Decode
+        self.graph.mode == Mode::Decode
     }
 
     /// Most rows that a value can have.
@@ -228,8 +228,7 @@ impl Stages<'_> {
 
     /// Whether `node` is the last to read `v`.
     pub(super) fn is_last_use(&self, v: ValueId, node: NodeId) -> bool {
-        let mut readers = self.graph.nodes().filter(|&n| self.graph.op(n).values().contains(&v));
-        readers.next_back() == Some(node)
+        self.graph.schedule().iter().rev().find(|&&n| self.graph.node(n).op.values().contains(&v)) == Some(&node)
     }
 
     pub(super) fn item(&self, w: WeightId) -> (usize, &PayloadItem) {
@@ -299,7 +298,7 @@ impl Stages<'_> {
         let rows = self.rows(x);
         let (scope, split) = self.small(rows);
         let keep = rows == Rows::Logits;
-        let wanted = keep || quantized.is_none() || self.graph.is_used(y);
+        let wanted = keep || quantized.is_none() || !self.graph.uses(y).is_empty();
         let from = self.place(x);
         let (index, _) = self.item(w);
         let h = self.columns(x);
@@ -435,7 +434,7 @@ impl Stages<'_> {
 
     /// Whether a value is what the step returns.
     pub(super) fn is_output(&self, v: ValueId) -> bool {
-        self.graph.nodes().any(|n| matches!(self.graph.op(n), Op::Output { x } if *x == v))
+        self.graph.nodes().any(|(_, node)| matches!(node.op, Op::Output { x } if x == v))
     }
 
     // Positions, rotation, keys and values.
@@ -693,7 +692,7 @@ impl Stages<'_> {
         let (from, scores) = (self.place(y), self.place(weights));
         let to = self.allot(out, scope);
         let columns = self.padded_columns(out);
-        let kernel = Combine { k, stride: from.stride, gather: false, residual: false };
+        let kernel = Combine { k, stride_d: from.stride, gather: false, residual: false };
         // Rows of slots are not rows of tokens: whoever wrote them divided the work otherwise.
         let split = if split == Split::Everyone { split } else { Split::Other };
         self.planner.begin("expert_combine", split, &[from.buffer, scores.buffer], &[to.buffer]);
