@@ -1,0 +1,3 @@
+//! What the compiler writes: the payload, the object, the executable.
+
+pub mod pack;
