@@ -5,3 +5,4 @@ pub mod kernels;
 pub mod lower;
 pub mod passes;
 pub mod plan;
+pub mod synth;
