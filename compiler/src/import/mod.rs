@@ -9,7 +9,7 @@ pub mod config;
 mod error;
 mod header;
 mod json;
-mod names;
+pub(crate) mod names;
 mod shards;
 mod tensors;
 mod tokenizer;
