@@ -159,7 +159,18 @@ impl<'a> Lowering<'a> {
             })
             .collect();
         let weights = program.weights.iter().map(|w| signed(w.offset)).collect();
-        Lowering { builder, fields, vars, kernels, buffers, weights, worker, barrier, barrier_context, barrier_signature }
+        Lowering {
+            builder,
+            fields,
+            vars,
+            kernels,
+            buffers,
+            weights,
+            worker,
+            barrier,
+            barrier_context,
+            barrier_signature,
+        }
     }
 
     fn barrier(&mut self) {

@@ -47,6 +47,21 @@ pub fn line(function: &Function, inst: &Inst) -> String {
     s
 }
 
+/// [`line`] of every instruction, in the order of the text.
+pub fn instruction_lines(function: &Function) -> Vec<String> {
+    fn collect(function: &Function, block: &[Inst], lines: &mut Vec<String>) {
+        for inst in block {
+            lines.push(line(function, inst));
+            if let Op::For(l) = &inst.op {
+                collect(function, &l.body, lines);
+            }
+        }
+    }
+    let mut lines = Vec::new();
+    collect(function, &function.body, &mut lines);
+    lines
+}
+
 /// The last but one line of a loop that carries values.
 pub fn next_line(l: &Loop) -> String {
     format!("next {}", list(&l.next))
