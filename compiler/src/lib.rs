@@ -1,5 +1,6 @@
 //! The compiler.
 
+// pub mod emit;
 pub mod import;
 pub mod kernels;
 pub mod lower;

@@ -159,11 +159,11 @@ impl Unfinished {
         )))
     }
 
-    /// Gives the finished file its final name.
+    /// Gives the finished file its final name; returns its size.
     ///
     /// # Errors
     /// When it cannot be flushed or renamed.
-    pub fn finish(mut self) -> Result<(), EmitError> {
+    pub fn finish(mut self) -> Result<u64, EmitError> {
         let error = || EmitError::io("cannot write", &self.output);
         self.file.as_file_mut().flush().map_err(error())?;
         // SAFETY: umask only reads and sets the process's file mode mask.
@@ -175,7 +175,8 @@ impl Unfinished {
         let mode = Permissions::from_mode(0o777 & !mask);
         self.file.as_file().set_permissions(mode).map_err(error())?;
         self.file.as_file().sync_data().map_err(error())?;
+        let bytes = self.file.as_file().metadata().map_err(error())?.len();
         self.file.persist(&self.output).map_err(|e| EmitError::io("cannot rename to", &self.output)(e.error))?;
-        Ok(())
+        Ok(bytes)
     }
 }

@@ -1,8 +1,10 @@
 //! From lowered code to files: object, payload, executable.
 
+pub mod cache;
 pub mod executable;
 pub mod object;
 pub mod pack;
+pub mod payload;
 
 use std::path::PathBuf;
 

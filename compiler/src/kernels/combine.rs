@@ -7,7 +7,7 @@ use moec_ir::tile::{Function, Memory, Value, build::Builder};
 
 use super::common::{VECTOR, load_f32, store_f32};
 
-/// `x[c] += t` with `t = w₀ d₀[c]`, then `t = fma(w_s, d_s[c], t)` for slots `s` = 1 .. k.
+/// `x[c] += t` (or `x[c] = t`) with `t = w₀ d₀[c]`, then `t = fma(w_s, d_s[c], t)` for slots `s` = 1 .. k.
 ///
 /// Parameters: `d` — address of the first column to add, in row 0, f32; `positions` — with `gather`, address of u32 `[k]`:
 /// slot `s` reads the row at `d + positions[s] × stride_d`, otherwise ignored: it reads `d + s × stride_d`; `weights` — f32 `[k]`;
@@ -20,13 +20,16 @@ pub struct Combine {
     pub stride_d: usize,
     /// Whether rows are found by position.
     pub gather: bool,
+    /// Whether the sum is added to what `x` holds.
+    pub residual: bool,
 }
 
 impl Combine {
     /// The kernel's name.
     pub fn name(&self) -> String {
         let gather = if self.gather { "_gather" } else { "" };
-        format!("combine_k{}{gather}_d{}", self.k, self.stride_d)
+        let add = if self.residual { "_add" } else { "" };
+        format!("combine_k{}{gather}{add}_d{}", self.k, self.stride_d)
     }
 
     /// The parameters' names.
@@ -65,9 +68,12 @@ impl Combine {
                 });
             }
             let to = b.add(x, at);
-            let old = load_f32(b, to, 0);
-            let new = b.add(old, sum.expect("at least one slot"));
-            store_f32(b, new, to, 0);
+            let mut sum = sum.expect("at least one slot");
+            if self.residual {
+                let old = load_f32(b, to, 0);
+                sum = b.add(old, sum);
+            }
+            store_f32(b, sum, to, 0);
             debug_assert_eq!(VECTOR, 4 * LANES as i64);
             Vec::new()
         });

@@ -27,7 +27,8 @@ impl ElementwiseOp {
     pub const ALL: [ElementwiseOp; 5] =
         [ElementwiseOp::Add, ElementwiseOp::Mul, ElementwiseOp::SiluMul, ElementwiseOp::Silu, ElementwiseOp::Copy];
 
-    const fn name(self) -> &'static str {
+    /// The name in a kernel's name.
+    pub const fn name(self) -> &'static str {
         match self {
             ElementwiseOp::Add => "add",
             ElementwiseOp::Mul => "mul",

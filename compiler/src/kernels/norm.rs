@@ -42,8 +42,8 @@ impl Outputs {
 
 /// `y = (x × r) × weight` with `r = 1 / √(Σ x² / h + ε)`, for one row.
 ///
-/// Parameters: `x` — f32 row, `weight` — f32 row, both `h` elements padded with zeros to a multiple of 32; `y` — f32 row of
-/// that padded length, written (padding: zeros) when asked for; `q` — [`QuantizedRow`] of `h`, written when asked for. `y` may
+/// Parameters: `x` — f32 row, `weight` — f32 row, both `h` elements padded with zeros to a multiple of 16; `y` — f32 row of `h`
+/// padded to a multiple of 32, written (padding: zeros) when asked for; `q` — [`QuantizedRow`] of `h`, written when asked for. `y` may
 /// be `x`; `q` overlaps none. Addresses are 4-byte aligned. Elements must be finite.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Norm {
@@ -78,7 +78,7 @@ impl Norm {
             b.mul(v, w)
         };
         if self.outputs.f32() {
-            let vectors = round_up(self.h, ROW_ALIGN) / LANES;
+            let vectors = self.h.div_ceil(LANES);
             let step = |b: &mut Builder, at: [Value; 3], count: usize| {
                 for i in 0..count as i64 {
                     let v = element(b, [at[0], at[1]], i * VECTOR);
@@ -91,6 +91,10 @@ impl Norm {
                 at.iter().map(|&p| b.add_int(p, unroll as i64 * VECTOR)).collect()
             });
             step(b, [after[0], after[1], after[2]], vectors % unroll);
+            for padding in vectors..round_up(self.h, ROW_ALIGN) / LANES {
+                let zero = zeros(b);
+                store_f32(b, zero, y, padding as i64 * VECTOR);
+            }
         }
         match (self.outputs.quantized(), self.outputs.f32()) {
             (false, _) => {}
@@ -125,7 +129,7 @@ impl Norm {
 
 /// Quantizes one activation row of `k` elements.
 ///
-/// Parameters: `x` — f32 row, padded with zeros to a multiple of 32; `q` — [`QuantizedRow`] of `k`, written. They do not
+/// Parameters: `x` — f32 row, padded with zeros to a multiple of 16; `q` — [`QuantizedRow`] of `k`, written. They do not
 /// overlap. Addresses are 4-byte aligned. Elements must be finite.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Quantize {
@@ -161,7 +165,13 @@ fn quantize_row(
     element: impl Fn(&mut Builder, [Value; 2], i64) -> Value,
 ) {
     let row = QuantizedRow::new(k);
-    let block = |b: &mut Builder, from: [Value; 2], to: [Value; 3], elements: usize| {
+    // The half block after the last element, if there is one, is zeros and is not read.
+    let padding = round_up(k, LANES) < row.k;
+    let block = |b: &mut Builder, from: [Value; 2], to: [Value; 3], elements: usize, last: bool| {
+        let element = |b: &mut Builder, from: [Value; 2], at: i64| match last && padding {
+            true if at == (elements as i64 * 4 - VECTOR) => zeros(b),
+            _ => element(b, from, at),
+        };
         let vectors = (elements / LANES) as i64;
         let mut largest = zeros(b);
         for i in 0..vectors {
@@ -190,14 +200,13 @@ fn quantize_row(
             b.store_scalar(Memory::I32, sum, to[2], (row.sums() + 4 * part) as i64);
         }
     };
-    let after = counted(b, row.k / GROUP, vec![from[0], from[1], q, q, q], |b, at| {
-        block(b, [at[0], at[1]], [at[2], at[3], at[4]], GROUP);
+    let whole = (row.k - 1) / GROUP;
+    let after = counted(b, whole, vec![from[0], from[1], q, q, q], |b, at| {
+        block(b, [at[0], at[1]], [at[2], at[3], at[4]], GROUP, false);
         let bytes = 4 * GROUP as i64;
         let steps = [bytes, bytes, GROUP as i64, 4, 4 * (GROUP / BLOCK) as i64];
         at.iter().zip(steps).map(|(&p, step)| b.add_int(p, step)).collect()
     });
-    let rest = row.k % GROUP;
-    if rest > 0 {
-        block(b, [after[0], after[1]], [after[2], after[3], after[4]], rest);
-    }
+    let rest = row.k - whole * GROUP;
+    block(b, [after[0], after[1]], [after[2], after[3], after[4]], rest, true);
 }

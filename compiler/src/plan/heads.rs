@@ -20,9 +20,9 @@ impl HeadLayout {
     pub fn new(graph: &Graph) -> HeadLayout {
         let mut layout = HeadLayout::default();
         // Backwards: what flows into operations that know heads.
-        for (_, node) in graph.nodes().rev() {
-            let results = &node.results;
-            match &node.op {
+        for node in graph.nodes().rev() {
+            let results = graph.results(node);
+            match graph.op(node) {
                 Op::Rope { x, head_dim, .. } => {
                     layout.values.insert(*x, *head_dim);
                     layout.values.insert(results[0], *head_dim);
@@ -51,9 +51,9 @@ impl HeadLayout {
             }
         }
         // Forwards: what reads values made of heads.
-        for (_, node) in graph.nodes() {
-            let results = &node.results;
-            match &node.op {
+        for node in graph.nodes() {
+            let results = graph.results(node);
+            match graph.op(node) {
                 Op::Quantize { x } => {
                     if let Some(&dim) = layout.values.get(x) {
                         layout.values.insert(results[0], dim);

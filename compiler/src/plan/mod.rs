@@ -158,7 +158,7 @@ pub fn plan(decode: &Graph, batch: &Graph, shape: ModelShape) -> Result<Plan, Pl
             offset: 0,
         })?;
     }
-    let costs = costs(decode, &payload, &shape);
+    let costs = costs(&payload, &shape);
     let first = plan_stages(decode, &shape, &payload, &heads[0])?;
     let second = plan_stages(batch, &shape, &payload, &heads[1])?;
     assert_eq!(first.kept, second.kept, "both programs leave their by-products in the same places");
@@ -176,10 +176,11 @@ pub fn plan(decode: &Graph, batch: &Graph, shape: ModelShape) -> Result<Plan, Pl
 
 /// Gives every weight that a graph reads a place, in the order in which it reads them.
 fn place_weights(graph: &Graph, heads: &HeadLayout, payload: &mut PayloadMap) -> Result<(), PlanError> {
-    for (_, node) in graph.nodes() {
-        let Some(id) = node.op.weight() else { continue };
+    for node in graph.nodes() {
+        let op = graph.op(node);
+        let Some(id) = op.weight() else { continue };
         let weight = graph.weight(id);
-        let arrangement = match (&node.op, &weight.source) {
+        let arrangement = match (op, &weight.source) {
             (Op::Embed { .. }, _) => Arrangement::Table,
             _ if weight.shape.len() == 1 => Arrangement::Vector,
             (_, Source::Stored) => Arrangement::Tiles { parts: vec![part(weight)] },
@@ -191,13 +192,8 @@ fn place_weights(graph: &Graph, heads: &HeadLayout, payload: &mut PayloadMap) ->
                 Arrangement::GateUp { gate: name(*gate), up: name(*up) }
             }
         };
-        // A tied output projection reads the embedding's tensor, but in tiles of its own.
-        let name = match (&node.op, weight.role) {
-            (Op::Matmul { .. }, Role::Embedding) => format!("{}.tiles", weight.name),
-            _ => weight.name.clone(),
-        };
         payload.place(PayloadItem {
-            name,
+            name: weight.name.clone(),
             role: Some(weight.role),
             format: format(weight, &arrangement),
             arrangement,
@@ -231,14 +227,11 @@ fn format(weight: &Weight, arrangement: &Arrangement) -> Format {
 }
 
 /// What one decoded token reads and computes.
-fn costs(graph: &Graph, payload: &PayloadMap, shape: &ModelShape) -> Costs {
+fn costs(payload: &PayloadMap, shape: &ModelShape) -> Costs {
     let mut costs = Costs::default();
     let mut integer = 0;
     for item in &payload.items {
         let Some(role) = item.role else { continue };
-        if !graph.nodes().any(|(_, n)| n.op.weight().is_some_and(|w| item.name.starts_with(&graph.weight(w).name))) {
-            continue;
-        }
         let matrices = if item.experts > 1 { shape.experts_per_token } else { 1 };
         let multiply_adds = matrices * item.rows * item.columns;
         match item.arrangement {
@@ -247,7 +240,7 @@ fn costs(graph: &Graph, payload: &PayloadMap, shape: &ModelShape) -> Costs {
             Arrangement::RopeTable { .. } => {}
             Arrangement::Tiles { .. } | Arrangement::GateUp { .. } => {
                 costs.decode_weight_bytes += matrices * item.padded_rows() / moec_abi::LANES * item.tile_bytes();
-                if role == Role::Output || role == Role::Embedding {
+                if role == Role::Output {
                     costs.multiply_adds_per_logit_row += multiply_adds;
                 } else {
                     costs.multiply_adds_per_token += multiply_adds;

@@ -124,7 +124,14 @@ impl Stages<'_> {
     }
 
     /// Calls kernels for any number of tokens, a few at a time.
-    fn tokens(&mut self, actions: &mut Vec<Action>, product: &Product, epilogue: Epilogue, y_stride: usize, of: &Operands) {
+    fn tokens(
+        &mut self,
+        actions: &mut Vec<Action>,
+        product: &Product,
+        epilogue: Epilogue,
+        y_stride: usize,
+        of: &Operands,
+    ) {
         let one = |kernel: Matmul, t: Expr| {
             let x = match of.rows {
                 Some(_) => of.x.clone(),
@@ -244,7 +251,7 @@ impl Stages<'_> {
             tokens: count.clone(),
         };
         let stride = product.tiles * LANES * WORD;
-        if self.graph.mode == Mode::Decode {
+        if self.graph.mode() == Mode::Decode {
             // One row or none.
             let mut inner = Vec::new();
             let one = Operands { tokens: Expr::Int(1), ..all };

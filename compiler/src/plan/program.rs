@@ -370,7 +370,11 @@ impl fmt::Display for Program {
                 (_, None) => ("unused", String::new()),
             };
             let pinned = if buffer.pinned { ", kept" } else { "" };
-            writeln!(f, "buffer {}: {} bytes at {scope} + {}, {life}{pinned}", buffer.name, buffer.bytes, buffer.offset)?;
+            writeln!(
+                f,
+                "buffer {}: {} bytes at {scope} + {}, {life}{pinned}",
+                buffer.name, buffer.bytes, buffer.offset
+            )?;
         }
         for (i, stage) in self.stages.iter().enumerate() {
             writeln!(f, "stage {i}: {}", stage.title)?;

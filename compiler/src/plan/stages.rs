@@ -65,7 +65,8 @@ pub fn plan_stages(
     // Created first and pinned, so that they lie at the same offsets in both programs.
     let k = shape.experts_per_token;
     let routes = planner.buffers().add("routes", Scope::Shared, shape.layers * shape.max_tokens * k * WORD);
-    let route_weights = planner.buffers().add("route_weights", Scope::Shared, shape.layers * shape.max_tokens * k * WORD);
+    let route_weights =
+        planner.buffers().add("route_weights", Scope::Shared, shape.layers * shape.max_tokens * k * WORD);
     let hidden = round_up(shape.hidden, ROW_ALIGN) * WORD;
     let final_hidden = planner.buffers().add("final_hidden", Scope::Shared, shape.max_tokens * hidden);
     let kept = [routes, route_weights, final_hidden];
@@ -73,7 +74,7 @@ pub fn plan_stages(
         planner.buffers().pin(id);
     }
     let mut stages = Stages { graph, shape, payload, heads, planner, places: HashMap::new(), routed: 0, kept };
-    for &node in graph.schedule() {
+    for node in graph.nodes() {
         stages.node(node)?;
     }
     let (program, shared, worker) = stages.planner.finish();
@@ -106,9 +107,9 @@ pub(super) struct Stages<'a> {
 
 impl Stages<'_> {
     fn node(&mut self, node: NodeId) -> Result<(), PlanError> {
-        let results = self.graph.node(node).results.clone();
+        let results = self.graph.results(node).to_vec();
         let result = |i: usize| results[i];
-        match self.graph.node(node).op.clone() {
+        match self.graph.op(node).clone() {
             Op::Embed { w } => self.embed(w, result(0)),
             Op::RmsNorm { x, w, eps } => self.norm(x, w, eps, None, result(0)),
             Op::NormQuantize { x, w, eps } => self.norm(x, w, eps, Some(result(0)), result(1)),
@@ -122,7 +123,9 @@ impl Stages<'_> {
             }
             Op::Slice { x, start, .. } => self.slice(x, start, result(0)),
             Op::Rope { x, heads, head_dim, scale } => self.rope(x, heads, head_dim, scale, result(0), node),
-            Op::KvStore { k, v, layer, kv_heads, head_dim } => self.kv_store(k, v, layer, kv_heads, head_dim, result(0)),
+            Op::KvStore { k, v, layer, kv_heads, head_dim } => {
+                self.kv_store(k, v, layer, kv_heads, head_dim, result(0))
+            }
             Op::Attention { q, kv, layer, heads, kv_heads, head_dim, window } => {
                 self.attention(q, kv, AttentionShape { layer, heads, kv_heads, head_dim, window }, result(0))
             }
@@ -183,7 +186,7 @@ impl Stages<'_> {
     }
 
     fn is_decode(&self) -> bool {
-        self.graph.mode == Mode::Decode
+        self.graph.mode() == Mode::Decode
     }
 
     /// Most rows that a value can have.
@@ -228,7 +231,7 @@ impl Stages<'_> {
 
     /// Whether `node` is the last to read `v`.
     pub(super) fn is_last_use(&self, v: ValueId, node: NodeId) -> bool {
-        self.graph.schedule().iter().rev().find(|&&n| self.graph.node(n).op.values().contains(&v)) == Some(&node)
+        self.graph.nodes().rev().find(|&n| self.graph.op(n).values().contains(&v)) == Some(node)
     }
 
     pub(super) fn item(&self, w: WeightId) -> (usize, &PayloadItem) {
@@ -298,7 +301,7 @@ impl Stages<'_> {
         let rows = self.rows(x);
         let (scope, split) = self.small(rows);
         let keep = rows == Rows::Logits;
-        let wanted = keep || quantized.is_none() || !self.graph.uses(y).is_empty();
+        let wanted = keep || quantized.is_none() || self.graph.is_used(y);
         let from = self.place(x);
         let (index, _) = self.item(w);
         let h = self.columns(x);
@@ -434,7 +437,7 @@ impl Stages<'_> {
 
     /// Whether a value is what the step returns.
     pub(super) fn is_output(&self, v: ValueId) -> bool {
-        self.graph.nodes().any(|(_, node)| matches!(node.op, Op::Output { x } if x == v))
+        self.graph.nodes().any(|n| matches!(self.graph.op(n), Op::Output { x } if *x == v))
     }
 
     // Positions, rotation, keys and values.
@@ -601,14 +604,23 @@ impl Stages<'_> {
             let start = window.map_or(Expr::Int(0), |w| (end.clone() - w).max(0usize));
             let k = planner.bind(actions, first + head.clone() * (2 * keys));
             let at = head * head_bytes;
-            let args =
-                [from.row(t.clone()) + at.clone(), table, k.clone(), k + keys, start, end, to.row(t) + at, scratch.into()];
+            let args = [
+                from.row(t.clone()) + at.clone(),
+                table,
+                k.clone(),
+                k + keys,
+                start,
+                end,
+                to.row(t) + at,
+                scratch.into(),
+            ];
             actions.push(call(kernel, args));
         };
         let mut actions = Vec::new();
         if self.is_decode() {
             let share = self.planner.share(&mut actions, kv_heads);
-            self.planner.each(&mut actions, share, 1, |planner, actions, head| one(planner, actions, Expr::Int(0), head));
+            self.planner
+                .each(&mut actions, share, 1, |planner, actions, head| one(planner, actions, Expr::Int(0), head));
         } else {
             // Later tokens see more keys, so tokens are dealt out one by one.
             let (worker, workers) = (Expr::from(Field::Worker), Expr::from(Field::Workers));
@@ -646,7 +658,8 @@ impl Stages<'_> {
         let [routes, route_weights, _] = self.kept;
         let kept = [routes, route_weights].map(|buffer| Place { buffer, offset: first, stride: k * WORD });
         let (scope, split) = self.small(Rows::Tokens);
-        let run = |t: Expr, to: [Place; 2]| call(kernel, [from.row(t.clone()), to[0].row(t.clone()), to[1].row(t)]);
+        let run =
+            |t: Expr, to: [Place; 2]| call(kernel.clone(), [from.row(t.clone()), to[0].row(t.clone()), to[1].row(t)]);
         if scope == Scope::Worker {
             // Every worker finds out for itself; one also leaves the result for the caller.
             let own = [experts, weights].map(|v| self.allot(v, Scope::Worker));

@@ -162,6 +162,8 @@ pub(super) trait OperandKind: Copy {
     const EXPECTED: &'static str;
     /// The value it is, if it is one.
     fn value(slot: &mut Self) -> Option<&mut ValueId>;
+    /// The weight it is, if it is one.
+    fn weight(slot: &mut Self) -> Option<&mut WeightId>;
 }
 
 impl OperandKind for ValueId {
@@ -181,6 +183,10 @@ impl OperandKind for ValueId {
     fn value(slot: &mut ValueId) -> Option<&mut ValueId> {
         Some(slot)
     }
+
+    fn weight(_: &mut ValueId) -> Option<&mut WeightId> {
+        None
+    }
 }
 
 impl OperandKind for WeightId {
@@ -199,5 +205,9 @@ impl OperandKind for WeightId {
 
     fn value(_: &mut WeightId) -> Option<&mut ValueId> {
         None
+    }
+
+    fn weight(slot: &mut WeightId) -> Option<&mut WeightId> {
+        Some(slot)
     }
 }

@@ -282,10 +282,10 @@ impl<'a> Rules<'a> {
 
     /// An order is there exactly when the dispatch is grouped, and grouped is for batches, decode for one token.
     fn dispatch(&self, dispatch: Dispatch, order: Option<ValueId>, k: usize) -> Result<(), String> {
-        match (dispatch, self.graph.mode) {
+        match (dispatch, self.graph.mode()) {
             (Dispatch::General, _) | (Dispatch::Decode, Mode::Decode) | (Dispatch::Grouped, Mode::Batch) => {}
             (Dispatch::Decode, Mode::Batch) | (Dispatch::Grouped, Mode::Decode) => {
-                return Err(format!("dispatch {dispatch} is not for a {} graph", self.graph.mode));
+                return Err(format!("dispatch {dispatch} is not for a {} graph", self.graph.mode()));
             }
         }
         match (dispatch, order) {

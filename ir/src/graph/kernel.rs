@@ -5,6 +5,9 @@
 
 use std::fmt;
 
+use super::op::Op;
+use super::store::Graph;
+use super::types::Mode;
 use super::weight::Layout;
 
 /// How many rows a matrix meets.
@@ -41,6 +44,41 @@ impl Kernel {
             all.extend(RESOLVED.into_iter().map(|layout| Kernel::Matmul(rows, layout)));
         }
         all
+    }
+
+    /// The family for an operation whose weight's layout is resolved: `None` for operations without weights.
+    pub fn of(graph: &Graph, op: &Op) -> Option<Kernel> {
+        let format = graph.weight(op.weight()?).format();
+        let rows = match graph.mode() {
+            Mode::Decode => Rows::One,
+            Mode::Batch => Rows::Many,
+        };
+        Some(match op {
+            Op::Embed { .. } => Kernel::EmbedRows(format),
+            Op::RmsNorm { .. } | Op::NormQuantize { .. } => Kernel::NormRows,
+            Op::Matmul { .. } | Op::MatmulAdd { .. } | Op::GateUp { .. } | Op::QkvRopeStore { .. } => {
+                Kernel::Matmul(rows, format)
+            }
+            Op::ExpertGateUp { order: Some(_), .. } | Op::ExpertDownAdd { order: Some(_), .. } => {
+                Kernel::Matmul(Rows::Grouped, format)
+            }
+            Op::ExpertMatmul { .. } | Op::ExpertGateUp { .. } | Op::ExpertDownAdd { .. } => {
+                Kernel::Matmul(Rows::One, format)
+            }
+            Op::Rope { .. }
+            | Op::KvStore { .. }
+            | Op::Attention { .. }
+            | Op::Add { .. }
+            | Op::Mul { .. }
+            | Op::Silu { .. }
+            | Op::TopK { .. }
+            | Op::ExpertCombine { .. }
+            | Op::SelectRows { .. }
+            | Op::Output { .. }
+            | Op::Slice { .. }
+            | Op::Quantize { .. }
+            | Op::SortByExpert { .. } => return None,
+        })
     }
 
     /// The kernel named `name` in text form.

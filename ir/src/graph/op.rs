@@ -69,6 +69,18 @@ macro_rules! operations {
                 }
             }
 
+            /// Calls `visit` on each weight that is read, to change which it is.
+            pub(super) fn visit_weights(&mut self, visit: &mut dyn FnMut(&mut WeightId)) {
+                match self {
+                    $(
+                        Op::$op { $($operand,)* .. } => {
+                            $( if let Some(weight) = <$kind as OperandKind>::weight($operand) { visit(weight); } )*
+                            let _ = &visit;
+                        }
+                    )*
+                }
+            }
+
             /// Attributes that are not left out, as name and text.
             pub(super) fn attributes(&self) -> Vec<(&'static str, String)> {
                 match self {

@@ -71,7 +71,7 @@ impl Patch {
     /// Adds a node; its results get the types that follow from its operands.
     pub fn insert(&mut self, op: Op) -> Result<Vec<ValueId>, PatchError> {
         let results = self.copy.push(op).map_err(|e| self.error(e))?;
-        self.inserted.extend(self.copy.schedule().last());
+        self.inserted.extend(self.copy.nodes().next_back());
         Ok(results)
     }
 
@@ -115,8 +115,8 @@ impl Patch {
         self.redirect()?;
         self.copy.reschedule().map_err(|e| self.error(e))?;
         // Last first, so that a node whose only reader is retired goes too.
-        for node in self.copy.schedule().to_vec().into_iter().rev() {
-            let unread = |graph: &Graph| graph.node(node).results.iter().all(|&r| graph.uses(r).is_empty());
+        for node in self.copy.nodes().rev().collect::<Vec<_>>() {
+            let unread = |graph: &Graph| !graph.results(node).iter().any(|&result| graph.is_used(result));
             if self.retired.contains(&node) && unread(&self.copy) {
                 self.copy.remove(node);
             }
@@ -146,9 +146,9 @@ impl Patch {
                     return Err(self.error(format!("there is no node {node} to read {new}")));
                 }
                 self.copy.redirect(node, old, new);
-                let found = self.copy.infer(&self.copy.node(node).op).map_err(|e| self.error(e))?;
+                let found = self.copy.infer(self.copy.op(node)).map_err(|e| self.error(e))?;
                 let before: Vec<_> =
-                    self.copy.node(node).results.iter().map(|&result| self.copy.ty(result).clone()).collect();
+                    self.copy.results(node).iter().map(|&result| self.copy.ty(result).clone()).collect();
                 if found != before {
                     return Err(self.error(format!("{new} in the place of {old} changes the results of {node}")));
                 }

@@ -39,10 +39,8 @@ struct Value {
 /// What a model computes in one of its modes.
 #[derive(Clone, Debug)]
 pub struct Graph {
-    /// Which entry point it is for.
-    pub mode: Mode,
-    /// How far it has come.
-    pub stage: Stage,
+    mode: Mode,
+    stage: Stage,
     nodes: StableDiGraph<Node, ValueId>,
     schedule: Vec<NodeId>,
     values: BTreeMap<ValueId, Value>,
@@ -101,14 +99,24 @@ impl Graph {
         }
     }
 
-    /// The nodes in schedule order.
-    pub fn nodes(&self) -> impl DoubleEndedIterator<Item = (NodeId, &Node)> + ExactSizeIterator {
-        self.schedule.iter().map(|&id| (id, &self.nodes[index(id)]))
+    /// Which entry point it is for.
+    pub fn mode(&self) -> Mode {
+        self.mode
     }
 
-    /// The ids of the nodes in schedule order.
-    pub fn schedule(&self) -> &[NodeId] {
-        &self.schedule
+    /// How far it has come.
+    pub fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// Says how far it has come.
+    pub fn set_stage(&mut self, stage: Stage) {
+        self.stage = stage;
+    }
+
+    /// The nodes in schedule order.
+    pub fn nodes(&self) -> impl DoubleEndedIterator<Item = NodeId> + ExactSizeIterator + '_ {
+        self.schedule.iter().copied()
     }
 
     /// A node.
@@ -122,6 +130,30 @@ impl Graph {
     /// A node, unless it has been removed.
     pub fn get(&self, id: NodeId) -> Option<&Node> {
         self.nodes.node_weight(index(id))
+    }
+
+    /// What a node does.
+    ///
+    /// # Panics
+    /// If it has been removed.
+    pub fn op(&self, id: NodeId) -> &Op {
+        &self.node(id).op
+    }
+
+    /// The values that a node defines.
+    ///
+    /// # Panics
+    /// If it has been removed.
+    pub fn results(&self, id: NodeId) -> &[ValueId] {
+        &self.node(id).results
+    }
+
+    /// The family of kernels that does a node's work.
+    ///
+    /// # Panics
+    /// If it has been removed.
+    pub fn kernel(&self, id: NodeId) -> Option<Kernel> {
+        self.node(id).kernel
     }
 
     /// Attaches a family of kernels.
@@ -171,6 +203,12 @@ impl Graph {
             return users.into_iter().collect();
         }
         self.schedule.iter().copied().filter(|node| users.contains(node)).collect()
+    }
+
+    /// Whether any node reads a value.
+    pub fn is_used(&self, value: ValueId) -> bool {
+        let from = index(self.producer(value));
+        self.nodes.edges_directed(from, Direction::Outgoing).any(|edge| *edge.weight() == value)
     }
 
     /// All values, by id.
@@ -255,6 +293,33 @@ impl Graph {
         Ok(node)
     }
 
+    /// Numbers values in schedule order from 0, and weights without gaps.
+    pub fn renumber(&self) -> Graph {
+        let mut graph = Graph { revision: self.revision, stage: self.stage, ..Graph::new(self.mode) };
+        let mut weights = BTreeMap::new();
+        for (old, weight) in &self.weights {
+            let mut weight = weight.clone();
+            weight.source.visit_parts(&mut |part| *part = weights[part]);
+            let new = graph.next_weight();
+            weights.insert(*old, new);
+            graph.weights.insert(new, weight);
+        }
+        let mut values = BTreeMap::new();
+        for node in self.nodes().map(|id| self.node(id)) {
+            let mut op = node.op.clone();
+            op.visit_values(&mut |value| *value = values[value]);
+            op.visit_weights(&mut |weight| *weight = weights[weight]);
+            let mut results = Vec::new();
+            for result in &node.results {
+                let new = ValueId(values.len() as u32);
+                values.insert(*result, new);
+                results.push((new, self.ty(*result).clone()));
+            }
+            graph.push_typed(op, results, node.kernel).expect("what was sound stays sound under other numbers");
+        }
+        graph
+    }
+
     /// The types of the results of an operation.
     pub fn infer(&self, op: &Op) -> Result<Vec<Type>, BuildError> {
         self.check_operands(op)?;
@@ -316,7 +381,7 @@ impl Graph {
 
     /// Whether a node or a composed weight reads a weight.
     pub fn is_weight_read(&self, weight: WeightId) -> bool {
-        self.nodes().any(|(_, node)| node.op.weight() == Some(weight))
+        self.nodes().any(|node| self.op(node).weight() == Some(weight))
             || self.weights().any(|(_, other)| other.source.parts().contains(&weight))
     }
 

@@ -181,6 +181,18 @@ impl Source {
             Source::GateUp(gate, up) => vec![*gate, *up],
         }
     }
+
+    /// Calls `visit` on each weight it is composed of, to change which it is.
+    pub(super) fn visit_parts(&mut self, visit: &mut dyn FnMut(&mut WeightId)) {
+        match self {
+            Source::Stored => {}
+            Source::Rows(parts) => parts.iter_mut().for_each(visit),
+            Source::GateUp(gate, up) => {
+                visit(gate);
+                visit(up);
+            }
+        }
+    }
 }
 
 /// An entry of the weight table.
