@@ -6,5 +6,6 @@
 //! Both print as text, parse back, are verified, and are run by evaluators that define the bits every lowering must give.
 //! [`math`] holds the elementary functions both share. Deliberately absent: anything about files, CPUs or memory plans.
 
+pub mod graph;
 pub mod math;
 pub mod tile;

@@ -1,1 +1,33 @@
-//! The runtime.
+//! The runtime: what a compiled model is linked with.
+//!
+//! On the way from a model's descriptor to text: [`Model::open`] checks the [descriptor](model), maps the
+//! [payload] and starts the [threads]; a [`Session`] keeps a sequence's [pages](kv) and sends tokens through the
+//! generated code, one [step] at a time; a [`Sampler`] chooses from the logits; a [`Tokenizer`] makes text of ids.
+//!
+//! Deliberately absent: the compiler and everything it knows about the inside of a model; printing and exiting; command
+//! lines and servers, which are the crate `moec-app`.
+#![warn(missing_docs)]
+
+pub mod barrier;
+pub mod cgroup;
+pub mod cpus;
+pub mod error;
+pub mod kv;
+pub mod math;
+pub mod memory;
+pub mod model;
+pub mod payload;
+pub mod sampler;
+pub mod session;
+pub mod step;
+pub mod text;
+pub mod threads;
+
+pub use error::{Error, Result};
+pub use model::{Descriptor, Model, Options};
+pub use payload::{Payload, PayloadSource};
+pub use sampler::{Sampler, Sampling};
+pub use session::Session;
+pub use step::{LogitRows, Logits, Part, Routes};
+pub use text::{Matched, StopMatcher, TextStream, Tokenizer};
+pub use threads::{Pool, PoolOptions};

@@ -1,1 +1,3 @@
-//! Helpers shared by the end-to-end tests.
+//! What the tests of moec share.
+
+pub mod filetest;

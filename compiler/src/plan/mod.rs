@@ -1,3 +1,270 @@
-//! From the graph to what the machine does: layouts, stages, buffers and the payload's map.
+//! From the graph to what the machine does: the payload's map, stages, buffers, and what a step costs.
+//!
+//! [`plan`] is the way in. It gives each weight of the two graphs a place in the payload, then turns each graph into a [`program::Program`] of
+//! stages. [`Plan`] prints as text (`moec inspect --plan`). Deliberately absent: weights' bytes and machine code.
 
+pub mod buffers;
+pub mod heads;
 pub mod layout;
+pub mod payload;
+mod planner;
+mod products;
+pub mod program;
+pub mod quant;
+mod stages;
+
+use crate::import::ModelConfig;
+use heads::HeadLayout;
+use layout::Format;
+use moec_abi::{KvType, PAGE_TOKENS, padded_head_dim};
+use moec_ir::graph::{Graph, Layout, Op, Role, Source, Weight, WeightId};
+use payload::{Arrangement, Part, PayloadItem, PayloadMap};
+use program::Program;
+use stages::{Kept, plan_stages};
+use std::fmt;
+
+/// Most tokens of one step, when the context is longer.
+pub const MAX_STEP_TOKENS: usize = 512;
+
+/// Why a graph cannot be planned.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// A combination of operations that nothing computes.
+    #[error("limit of moec: there is no kernel for {0}")]
+    Unsupported(String),
+    /// The two graphs want a weight in two ways.
+    #[error("limit of moec: weight {0} would need two layouts; enable or disable the passes for both graphs alike")]
+    TwoLayouts(String),
+}
+
+/// The numbers of a model that a plan depends on.
+#[derive(Clone, PartialEq, Debug)]
+pub struct ModelShape {
+    /// For people.
+    pub name: String,
+    /// Elements of the residual stream.
+    pub hidden: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
+    /// Width of an expert or of the dense FFN.
+    pub ffn: usize,
+    /// Experts; 0 for a dense model.
+    pub experts: usize,
+    /// Experts for each token; 0 for a dense model.
+    pub experts_per_token: usize,
+    /// Vocabulary.
+    pub vocab: usize,
+    /// Longest sequence.
+    pub context: usize,
+    /// Keys that a token sees.
+    pub sliding_window: Option<usize>,
+    /// Element type of the KV cache.
+    pub kv: KvType,
+    /// Most tokens of a step.
+    pub max_tokens: usize,
+}
+
+impl ModelShape {
+    /// The shape of a model compiled with a cache of type `kv` and the given longest sequence.
+    pub fn new(name: &str, config: &ModelConfig, kv: KvType, context: usize) -> ModelShape {
+        ModelShape {
+            name: name.to_string(),
+            hidden: config.hidden,
+            layers: config.layers,
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+            ffn: config.ffn,
+            experts: config.experts.map_or(0, |e| e.count),
+            experts_per_token: config.experts.map_or(0, |e| e.per_token),
+            vocab: config.vocab,
+            context,
+            sliding_window: config.sliding_window,
+            kv,
+            max_tokens: context.min(MAX_STEP_TOKENS),
+        }
+    }
+}
+
+/// What one token costs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Costs {
+    /// Payload bytes that one decoded token reads.
+    pub decode_weight_bytes: usize,
+    /// Multiply-adds with weights for one token, without the output projection.
+    pub multiply_adds_per_token: usize,
+    /// Multiply-adds of the output projection for one row.
+    pub multiply_adds_per_logit_row: usize,
+    /// Whether most multiply-adds are 8-bit dot products.
+    pub integer_dot_products: bool,
+}
+
+/// Everything that is decided before code is made.
+#[derive(Debug)]
+pub struct Plan {
+    /// The model's numbers.
+    pub model: ModelShape,
+    /// Where each weight lies.
+    pub payload: PayloadMap,
+    /// What workers do for one token.
+    pub decode: Program,
+    /// What they do for many.
+    pub batch: Program,
+    /// Bytes of shared scratch.
+    pub scratch_bytes: usize,
+    /// Bytes of each worker's scratch.
+    pub worker_scratch_bytes: usize,
+    /// Where a step leaves its by-products in shared scratch.
+    pub outputs: Kept,
+    /// What a token costs.
+    pub costs: Costs,
+}
+
+impl Plan {
+    /// Bytes of one KV page.
+    pub fn page_bytes(&self) -> usize {
+        let m = &self.model;
+        m.layers * m.kv_heads * 2 * PAGE_TOKENS * padded_head_dim(m.head_dim) * m.kv.bytes()
+    }
+}
+
+/// Plans a model from its two graphs, after all passes.
+///
+/// # Errors
+/// When the graphs use what no kernel computes, or disagree about a weight.
+pub fn plan(decode: &Graph, batch: &Graph, shape: ModelShape) -> Result<Plan, PlanError> {
+    let heads = [decode, batch].map(HeadLayout::new);
+    let mut payload = PayloadMap::default();
+    for (graph, heads) in [decode, batch].into_iter().zip(&heads) {
+        place_weights(graph, heads, &mut payload)?;
+    }
+    for (name, sine) in [("rope.cos", false), ("rope.sin", true)] {
+        payload.place(PayloadItem {
+            name: name.to_string(),
+            role: None,
+            format: Format::F32,
+            arrangement: Arrangement::RopeTable { sine },
+            experts: 1,
+            rows: shape.context,
+            columns: padded_head_dim(shape.head_dim) / 2,
+            row_heads: None,
+            column_heads: None,
+            offset: 0,
+        })?;
+    }
+    let costs = costs(&payload, &shape);
+    let first = plan_stages(decode, &shape, &payload, &heads[0])?;
+    let second = plan_stages(batch, &shape, &payload, &heads[1])?;
+    assert_eq!(first.kept, second.kept, "both programs leave their by-products in the same places");
+    Ok(Plan {
+        scratch_bytes: first.shared.max(second.shared),
+        worker_scratch_bytes: first.worker.max(second.worker),
+        outputs: first.kept,
+        decode: first.program,
+        batch: second.program,
+        model: shape,
+        payload,
+        costs,
+    })
+}
+
+/// Gives every weight that a graph reads a place, in the order in which it reads them.
+fn place_weights(graph: &Graph, heads: &HeadLayout, payload: &mut PayloadMap) -> Result<(), PlanError> {
+    for node in graph.nodes() {
+        let op = graph.op(node);
+        let Some(id) = op.weight() else { continue };
+        let weight = graph.weight(id);
+        let arrangement = match (op, &weight.source) {
+            (Op::Embed { .. }, _) => Arrangement::Table,
+            _ if weight.shape.len() == 1 => Arrangement::Vector,
+            (_, Source::Stored) => Arrangement::Tiles { parts: vec![part(weight)] },
+            (_, Source::Rows(parts)) => {
+                Arrangement::Tiles { parts: parts.iter().map(|&p| part(graph.weight(p))).collect() }
+            }
+            (_, Source::GateUp(gate, up)) => {
+                let name = |id: WeightId| graph.weight(id).name.clone();
+                Arrangement::GateUp { gate: name(*gate), up: name(*up) }
+            }
+        };
+        payload.place(PayloadItem {
+            name: weight.name.clone(),
+            role: Some(weight.role),
+            format: format(weight, &arrangement),
+            arrangement,
+            experts: weight.experts(),
+            rows: weight.rows(),
+            columns: weight.columns(),
+            row_heads: heads.of_rows(id),
+            column_heads: heads.of_columns(id),
+            offset: 0,
+        })?;
+    }
+    Ok(())
+}
+
+fn part(weight: &Weight) -> Part {
+    Part { tensor: weight.name.clone(), rows: weight.rows() }
+}
+
+fn format(weight: &Weight, arrangement: &Arrangement) -> Format {
+    if *arrangement == Arrangement::Vector {
+        return Format::F32;
+    }
+    match weight.format() {
+        Layout::F32 => Format::F32,
+        Layout::Bf16 => Format::Bf16,
+        Layout::F16 => Format::F16,
+        Layout::Q8 => Format::Q8,
+        Layout::Q4 => Format::Q4,
+        Layout::Stored => unreachable!("Weight::format resolves it"),
+    }
+}
+
+/// What one decoded token reads and computes.
+fn costs(payload: &PayloadMap, shape: &ModelShape) -> Costs {
+    let mut costs = Costs::default();
+    let mut integer = 0;
+    for item in &payload.items {
+        let Some(role) = item.role else { continue };
+        let matrices = if item.experts > 1 { shape.experts_per_token } else { 1 };
+        let multiply_adds = matrices * item.rows * item.columns;
+        match item.arrangement {
+            Arrangement::Table => costs.decode_weight_bytes += item.row_bytes(),
+            Arrangement::Vector => costs.decode_weight_bytes += item.columns * 4,
+            Arrangement::RopeTable { .. } => {}
+            Arrangement::Tiles { .. } | Arrangement::GateUp { .. } => {
+                costs.decode_weight_bytes += matrices * item.padded_rows() / moec_abi::LANES * item.tile_bytes();
+                if role == Role::Output {
+                    costs.multiply_adds_per_logit_row += multiply_adds;
+                } else {
+                    costs.multiply_adds_per_token += multiply_adds;
+                    integer += if item.format.is_quantized() { multiply_adds } else { 0 };
+                }
+            }
+        }
+    }
+    costs.integer_dot_products = 2 * integer > costs.multiply_adds_per_token;
+    costs
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan { scratch_bytes, worker_scratch_bytes, costs, .. } = self;
+        writeln!(f, "payload {{\n{}}}", self.payload)?;
+        writeln!(f, "\nscratch: {scratch_bytes} bytes shared, {worker_scratch_bytes} for each worker")?;
+        writeln!(f, "kv page: {} bytes for {PAGE_TOKENS} tokens", self.page_bytes())?;
+        writeln!(
+            f,
+            "a token: reads {} bytes of weights, {} multiply-adds and {} for its logits",
+            costs.decode_weight_bytes, costs.multiply_adds_per_token, costs.multiply_adds_per_logit_row
+        )?;
+        writeln!(f, "\ndecode {{\n{}}}", self.decode)?;
+        writeln!(f, "\nbatch {{\n{}}}", self.batch)
+    }
+}

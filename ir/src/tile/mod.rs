@@ -9,6 +9,8 @@
 //! branches other than loops, and types that depend on a CPU.
 
 pub mod build;
+pub mod eval;
+pub mod text;
 
 use std::fmt;
 
@@ -292,7 +294,7 @@ pub enum Op {
     Splat(Value),
     /// Lane-wise conversion to f32, rounded to nearest even: VecI32 → VecF32.
     IntToFloat(Value),
-    /// Lane-wise conversion to i32, rounded to nearest even; the value must be within the range of i32: VecF32 → VecI32.
+    /// Lane-wise conversion to i32, rounded to nearest even; `i32::MIN` for NaN and what does not fit: VecF32 → VecI32.
     FloatToInt(Value),
     /// The same bits as another type: VecF32, VecI32, VecI8 to one of them; F32 → Int (zero-extended), Int → F32 (low 32 bits).
     Bitcast(Type, Value),
@@ -334,7 +336,7 @@ pub enum Op {
 }
 
 /// `for index in (start..end).step_by(step)`, with values carried from one iteration to the next. Runs
-/// `max(0, ceil((end − start) / step))` times.
+/// `max(0, ceil((end − start) / step))` times; `end + step` must not overflow.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Loop {
     /// The first index (Int).

@@ -1,0 +1,237 @@
+//! `moec build` and `moec run`.
+
+use anyhow::{Context as _, bail};
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use moec::emit::cache;
+use moec::import::{self, Model};
+use moec::passes::{PassId, QuantConfig};
+use moec::pipeline::{self, Options, Progress};
+use moec::target;
+use moec_abi::KvType;
+use std::io::Write;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use target_lexicon::Triple;
+
+/// What the executable is to be.
+#[derive(Debug, Args)]
+pub struct BuildOptions {
+    /// Weights: none (as stored), f32, bf16, f16, q8, q4, or by role, e.g. q4,attention=q8
+    ///
+    /// Roles: embedding, norm, attention, router, experts, ffn, output. One layout without a role is for all others. Embedding and
+    /// router are never quantized: they cost no time.
+    #[arg(long, value_name = "LAYOUT|ROLE=LAYOUT,…", default_value = "q8")]
+    quant: QuantConfig,
+    /// Element type of the KV cache
+    #[arg(long, value_enum, default_value = "f16")]
+    kv: Kv,
+    /// Longest sequence in tokens; the model's own limit without this
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// CPUs to make code for, several in one file separated by commas; `moec targets` lists them
+    #[arg(long, value_name = "CPU,…", default_value = "native")]
+    target_cpu: String,
+    /// A pass to leave out, to see what it is worth; may be given several times
+    #[arg(long, value_name = "PASS")]
+    disable_pass: Vec<PassId>,
+    /// Rewrites to apply at most, to find the one that breaks a model
+    #[arg(long, value_name = "N")]
+    stop_after_rewrites: Option<usize>,
+    /// Starts the names of exported symbols
+    #[arg(long, value_name = "SYMBOL_PREFIX", default_value = "model", value_parser = symbol)]
+    name: String,
+}
+
+/// Element type of the KV cache.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Kv {
+    /// Half precision
+    F16,
+    /// Single precision
+    F32,
+}
+
+fn symbol(text: &str) -> Result<String, String> {
+    let mut chars = text.chars();
+    let starts = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+    if starts && chars.all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        Ok(text.to_string())
+    } else {
+        Err("a C identifier is letters, digits and _, and does not start with a digit".to_string())
+    }
+}
+
+impl BuildOptions {
+    /// As the library takes them.
+    pub fn resolve(&self) -> anyhow::Result<Options> {
+        let target = Triple::host();
+        let levels = target::find_levels(&self.target_cpu, &target)?;
+        Ok(Options {
+            quant: self.quant,
+            kv: match self.kv {
+                Kv::F16 => KvType::F16,
+                Kv::F32 => KvType::F32,
+            },
+            context: self.context,
+            target,
+            levels,
+            prefix: self.name.clone(),
+            disabled: self.disable_pass.clone(),
+            stop_after: None,
+            stop_after_rewrites: self.stop_after_rewrites,
+        })
+    }
+}
+
+/// `moec build`
+#[derive(Debug, Args)]
+pub struct Build {
+    /// The model's directory
+    model: PathBuf,
+    /// The executable to write
+    #[arg(short, long, value_name = "OUT")]
+    output: PathBuf,
+    #[command(flatten)]
+    options: BuildOptions,
+}
+
+impl Build {
+    pub fn run(self) -> anyhow::Result<u8> {
+        let options = self.options.resolve()?;
+        let model = import::open(&self.model)?;
+        if self.output.is_dir() {
+            bail!("{}: is a directory; name the file to write", self.output.display());
+        }
+        let bar = Bar::start();
+        let built = pipeline::build(&model, &options, &self.output, &bar);
+        bar.finish();
+        let built = match built {
+            Err(pipeline::BuildError::Cancelled) => {
+                eprintln!("moec: interrupted; nothing was written");
+                return Ok(130);
+            }
+            other => other?,
+        };
+        if let Some(report) = &built.packed {
+            for role in report.by_role().iter().filter(|r| r.error > 0.0) {
+                let name = role.role.map_or("rope", |r| r.name());
+                eprintln!("{name:>10}: {} weights, relative RMS error {:.2} %", role.format, 100.0 * role.relative_rms());
+            }
+        }
+        eprintln!("wrote {} ({})", self.output.display(), indicatif::HumanBytes(built.bytes));
+        Ok(0)
+    }
+}
+
+/// `moec run`
+#[derive(Debug, Args)]
+pub struct Run {
+    /// The model's directory
+    model: PathBuf,
+    #[command(flatten)]
+    options: BuildOptions,
+    /// Arguments of the executable, e.g. generate "Once upon a time"
+    #[arg(last = true, value_name = "ARGUMENTS")]
+    arguments: Vec<String>,
+}
+
+impl Run {
+    pub fn run(self) -> anyhow::Result<u8> {
+        let options = self.options.resolve()?;
+        let model = import::open(&self.model)?;
+        let executable = cached(&model, &options)?;
+        if !executable.is_file() {
+            let bar = Bar::start();
+            let built = pipeline::build(&model, &options, &executable, &bar);
+            bar.finish();
+            match built {
+                Err(pipeline::BuildError::Cancelled) => {
+                    eprintln!("moec: interrupted");
+                    return Ok(130);
+                }
+                other => other?,
+            };
+        }
+        let error = Command::new(&executable).args(&self.arguments).exec();
+        Err(error).with_context(|| format!("cannot run {}", executable.display()))
+    }
+}
+
+/// Where the executable of a model and its options is kept: under the payload's key and a hash of what makes the code.
+fn cached(model: &Model, options: &Options) -> anyhow::Result<PathBuf> {
+    let compiled = pipeline::compile(model, options)?;
+    let key = moec::emit::payload::key(&compiled.plan, model);
+    let mut hash = blake3::Hasher::new();
+    hash.update(&key);
+    hash.update(compiled.plan.to_string().as_bytes());
+    for level in &options.levels {
+        hash.update(&level.features.to_le_bytes());
+    }
+    let this = std::env::current_exe().and_then(|path| path.metadata().map(|m| (path, m)));
+    let (path, metadata) = this.context("cannot find moec's own executable")?;
+    hash.update(path.as_os_str().as_encoded_bytes());
+    hash.update(&metadata.len().to_le_bytes());
+    if let Ok(age) = metadata.modified()?.duration_since(std::time::UNIX_EPOCH) {
+        hash.update(&age.as_nanos().to_le_bytes());
+    }
+    let directory = cache::directory().context("no cache directory: set MOEC_CACHE or HOME, or use `moec build`")?;
+    let directory = directory.join("run").join(&hash.finalize().to_hex()[..32]);
+    std::fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    Ok(directory.join(&model.name))
+}
+
+/// The progress bar of packing, and the flag that Ctrl-C sets.
+struct Bar {
+    bar: OnceLock<ProgressBar>,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Bar {
+    fn start() -> Bar {
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let flag = Arc::clone(&cancelled);
+        // A second Ctrl-C ends the process at once. Without a handler Ctrl-C ends it too, but leaves a temporary file.
+        let handled = ctrlc::set_handler(move || {
+            if flag.swap(true, Ordering::Relaxed) {
+                std::process::exit(130);
+            }
+        });
+        drop(handled);
+        Bar { bar: OnceLock::new(), cancelled }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = self.bar.get() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Progress for Bar {
+    fn begin(&self, bytes: u64, reused: bool) {
+        let size = indicatif::HumanBytes(bytes);
+        let how = if reused { "copying the weights of an earlier build" } else { "packing weights" };
+        // A pipe that is gone is no reason to stop building.
+        let _ = writeln!(std::io::stderr(), "{how}; the executable will be {size}");
+    }
+
+    fn packed(&self, done: u64, all: u64) {
+        let bar = self.bar.get_or_init(|| {
+            let style = "{bar:40} {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left";
+            ProgressBar::new(all).with_style(ProgressStyle::with_template(style).expect("a valid template"))
+        });
+        bar.set_position(done);
+    }
+
+    fn end(&self) {
+        self.finish();
+    }
+
+    fn cancelled(&self) -> &AtomicBool {
+        &self.cancelled
+    }
+}

@@ -1,0 +1,92 @@
+//! `moec inspect`
+
+use super::build::BuildOptions;
+use anyhow::bail;
+use clap::Args;
+use moec::import;
+use moec::lower::dump;
+use moec::passes::PassId;
+use moec::pipeline;
+use moec::target;
+use moec_ir::graph::Mode;
+use std::path::PathBuf;
+
+/// `moec inspect`
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// The model's directory
+    model: PathBuf,
+    #[command(flatten)]
+    options: BuildOptions,
+    /// Show the graphs after this pass; `import` for the graphs before all passes
+    #[arg(long, value_name = "PASS")]
+    after: Option<String>,
+    /// Show the rewrites that the passes did, numbered for --stop-after-rewrites
+    #[arg(long)]
+    rewrites: bool,
+    /// Show the plan: payload, buffers, stages, barriers
+    #[arg(long)]
+    plan: bool,
+    /// Show a kernel in tile IR; `all` lists the kernels' names
+    #[arg(long, value_name = "NAME")]
+    kernel: Option<String>,
+    /// Show a kernel as Cranelift IR, with our IR as comments
+    #[arg(long, value_name = "NAME")]
+    clif: Option<String>,
+    /// Show a kernel's machine code
+    #[arg(long, value_name = "NAME")]
+    asm: Option<String>,
+}
+
+impl Inspect {
+    pub fn run(self) -> anyhow::Result<u8> {
+        let mut options = self.options.resolve()?;
+        let model = import::open(&self.model)?;
+        if let Some(pass) = &self.after {
+            for mode in Mode::ALL {
+                if pass == "import" {
+                    println!("{}", import::build::build_graph(&model.config, &model.tensors, mode));
+                } else {
+                    options.stop_after = Some(pass.parse::<PassId>()?);
+                    println!("{}", pipeline::rewrite(&model, &options, mode)?.0);
+                }
+            }
+            return Ok(0);
+        }
+        let compiled = pipeline::compile(&model, &options)?;
+        if self.rewrites {
+            for (graph, trace) in [&compiled.decode, &compiled.batch].into_iter().zip(&compiled.traces) {
+                println!("{}:\n{trace}", graph.mode());
+            }
+        }
+        if self.plan {
+            println!("{}", compiled.plan);
+        }
+        let mut kernels = compiled.plan.decode.kernels();
+        for kernel in compiled.plan.batch.kernels() {
+            if !kernels.contains(&kernel) {
+                kernels.push(kernel);
+            }
+        }
+        let find = |name: &str| match kernels.iter().find(|k| k.name() == name) {
+            Some(kernel) => Ok(kernel.generate()),
+            None => bail!("there is no kernel `{name}`; `--kernel all` lists the kernels of this model"),
+        };
+        let isa = target::isa_for(options.levels[0].features, &options.target)?;
+        match self.kernel.as_deref() {
+            Some("all") => kernels.iter().for_each(|k| println!("{}", k.name())),
+            Some(name) => println!("{}", find(name)?),
+            None => {}
+        }
+        if let Some(name) = &self.clif {
+            println!("{}", dump::clif_with_comments(&find(name)?, &*isa));
+        }
+        if let Some(name) = &self.asm {
+            println!("{}", dump::disassemble(&find(name)?, &*isa)?);
+        }
+        if !self.rewrites && !self.plan && self.kernel.is_none() && self.clif.is_none() && self.asm.is_none() {
+            println!("{}\n{}", compiled.decode, compiled.batch);
+        }
+        Ok(0)
+    }
+}

@@ -1,0 +1,93 @@
+//! Payloads of earlier builds: a second build of the same weights copies them instead of packing again.
+//!
+//! Nothing is stored twice: for each payload key the cache remembers in which executable it lies, as a small file in the user's cache directory. What
+//! it says is checked against the executable's trailer before it is believed. Deliberately absent: executables of `moec run`.
+
+use super::EmitError;
+use super::executable::Placement;
+use moec_abi::{PAYLOAD_MAGIC, PayloadHeader, Plain, TRAILER_MAGIC, Trailer};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// The user's cache directory for moec: `$MOEC_CACHE`, else `$XDG_CACHE_HOME/moec`, else `~/.cache/moec`.
+pub fn directory() -> Option<PathBuf> {
+    let named = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    named("MOEC_CACHE")
+        .or_else(|| named("XDG_CACHE_HOME").map(|p| p.join("moec")))
+        .or_else(|| named("HOME").map(|p| p.join(".cache/moec")))
+}
+
+fn entry(key: &[u8; 32]) -> Option<PathBuf> {
+    let name: String = key.iter().map(|b| format!("{b:02x}")).collect();
+    Some(directory()?.join("payloads").join(name))
+}
+
+/// A payload in an executable built earlier.
+#[derive(Debug)]
+pub struct Earlier {
+    path: PathBuf,
+    file: File,
+    offset: u64,
+    bytes: u64,
+}
+
+/// Finds a payload with the key of `wanted`.
+pub fn find(wanted: &Placement) -> Option<Earlier> {
+    let path = PathBuf::from(std::fs::read_to_string(entry(&wanted.key)?).ok()?);
+    let file = File::open(&path).ok()?;
+    let length = file.metadata().ok()?.len();
+    let mut bytes = [0; size_of::<Trailer>()];
+    file.read_exact_at(&mut bytes, length.checked_sub(size_of::<Trailer>() as u64)?).ok()?;
+    let trailer = Trailer::from_bytes(&bytes)?;
+    let fits = trailer.magic == TRAILER_MAGIC
+        && trailer.key == wanted.key
+        && trailer.payload_bytes == wanted.bytes
+        && trailer.file_bytes == length
+        && trailer.payload_offset.checked_add(trailer.payload_bytes)? <= length;
+    if !fits {
+        return None;
+    }
+    let mut bytes = [0; size_of::<PayloadHeader>()];
+    file.read_exact_at(&mut bytes, trailer.payload_offset).ok()?;
+    let header = PayloadHeader::from_bytes(&bytes)?;
+    (header.magic == PAYLOAD_MAGIC && header.key == wanted.key).then_some(Earlier {
+        path,
+        file,
+        offset: trailer.payload_offset,
+        bytes: trailer.payload_bytes,
+    })
+}
+
+impl Earlier {
+    /// Copies the payload to `at` of another file, inside the kernel where the file system can.
+    ///
+    /// # Errors
+    /// When it cannot be read or written.
+    pub fn copy_to(&self, to: &File, at: u64) -> Result<(), EmitError> {
+        use std::io::{Read, Seek, SeekFrom};
+        let error = || EmitError::io("cannot copy the payload of", &self.path);
+        let (mut from, mut to) = (&self.file, to);
+        from.seek(SeekFrom::Start(self.offset)).map_err(error())?;
+        to.seek(SeekFrom::Start(at)).map_err(error())?;
+        let copied = std::io::copy(&mut from.take(self.bytes), &mut to).map_err(error())?;
+        if copied == self.bytes {
+            return Ok(());
+        }
+        Err(error()(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)))
+    }
+}
+
+/// Remembers that the executable at `output` has this payload. A cache that cannot be written is no error.
+pub fn remember(payload: &Placement, output: &Path) {
+    let (Some(entry), Ok(output)) = (entry(&payload.key), output.canonicalize()) else { return };
+    let Some(output) = output.to_str() else { return };
+    if let Some(parent) = entry.parent() {
+        let written = std::fs::create_dir_all(parent).and_then(|()| {
+            let file = tempfile::NamedTempFile::new_in(parent)?;
+            std::fs::write(file.path(), output)?;
+            file.persist(&entry).map_err(|e| e.error)
+        });
+        drop(written);
+    }
+}

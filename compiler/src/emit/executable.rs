@@ -1,0 +1,182 @@
+//! The standalone executable: code and runtime linked by `cc`, the payload at the end of the file, and a trailer that says where.
+//!
+//! ```text
+//! [ linked ELF file | zeros up to a page | payload | golden values (JSON) | trailer ]
+//! ```
+//! Everything is written to a temporary file beside the output and renamed at the very end, so that an interrupted build leaves
+//! nothing under the final name. Deliberately absent: packing itself (the caller writes the payload), and cross linking.
+
+use super::EmitError;
+use moec_abi::{PAYLOAD_ALIGN, Plain, TRAILER_MAGIC, Trailer, round_up};
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use tempfile::{NamedTempFile, TempDir};
+
+/// The runtime with its command line, built by `build.rs`.
+static RUNTIME_LIBRARY: &[u8] = include_bytes!(env!("MOEC_RUNTIME_LIBRARY"));
+
+/// What an executable is linked from.
+#[derive(Debug)]
+pub struct Objects {
+    /// The model's object.
+    pub model: Vec<u8>,
+    /// The object with `main`.
+    pub main: Vec<u8>,
+}
+
+/// The payload's place and identity in an executable.
+#[derive(Clone, Copy, Debug)]
+pub struct Placement {
+    /// Offset of the payload in the file.
+    pub offset: u64,
+    /// Its size.
+    pub bytes: u64,
+    /// Its key.
+    pub key: [u8; 32],
+}
+
+/// An executable in the making, under a temporary name beside its final one.
+#[derive(Debug)]
+pub struct Unfinished {
+    file: NamedTempFile,
+    output: PathBuf,
+    /// Where the payload goes.
+    pub payload: Placement,
+}
+
+/// Links the objects with the runtime. The payload, `payload_bytes` long, is written next.
+///
+/// # Errors
+/// When the C compiler is missing or fails, or a file cannot be written.
+pub fn link(objects: &Objects, output: &Path, payload_bytes: u64, key: [u8; 32]) -> Result<Unfinished, EmitError> {
+    let build = TempDir::with_prefix("moec-").map_err(EmitError::io("cannot create a directory in", std::env::temp_dir()))?;
+    let write = |name: &str, bytes: &[u8]| -> Result<PathBuf, EmitError> {
+        let path = build.path().join(name);
+        std::fs::write(&path, bytes).map_err(EmitError::io("cannot write", &path))?;
+        Ok(path)
+    };
+    let model = write("model.o", &objects.model)?;
+    let main = write("main.o", &objects.main)?;
+    let library = write("libmoec_app.a", RUNTIME_LIBRARY)?;
+    let linked = build.path().join("linked");
+    run_cc(&[&main, &model, &library], &linked)?;
+
+    let directory = match output.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    let file = tempfile::Builder::new()
+        .prefix(".moec-")
+        .suffix(".unfinished")
+        .permissions(Permissions::from_mode(0o700))
+        .tempfile_in(directory)
+        .map_err(EmitError::io("cannot create a file in", directory))?;
+    let code = std::fs::read(&linked).map_err(EmitError::io("cannot read", &linked))?;
+    file.as_file().write_all_at(&code, 0).map_err(EmitError::io("cannot write", output))?;
+    let offset = round_up(code.len(), PAYLOAD_ALIGN) as u64;
+    let payload = Placement { offset, bytes: payload_bytes, key };
+    Ok(Unfinished { file, output: output.to_path_buf(), payload })
+}
+
+/// The C compiler as the linker's driver: `$CC`, else `cc`.
+fn run_cc(inputs: &[&PathBuf], output: &Path) -> Result<(), EmitError> {
+    let cc = std::env::var("CC").unwrap_or_else(|_| "cc".to_string());
+    let result = Command::new(&cc)
+        .args(inputs)
+        .arg("-o")
+        .arg(output)
+        .args(["-pie", "-Wl,--gc-sections", "-Wl,-z,noexecstack", "-s", "-lpthread", "-ldl", "-lm"])
+        .stdin(Stdio::null())
+        .output();
+    match result {
+        Ok(done) if done.status.success() => Ok(()),
+        Ok(done) => Err(EmitError::Link(format!(
+            "the C compiler `{cc}` could not link the executable ({}):\n{}",
+            done.status,
+            String::from_utf8_lossy(&done.stderr)
+        ))),
+        Err(e) => Err(EmitError::Link(format!(
+            "cannot run the C compiler `{cc}`, which links executables: {e}; install one (Debian: apt-get install gcc) or name it in CC"
+        ))),
+    }
+}
+
+impl Unfinished {
+    /// The file, to write the payload into at [`Placement::offset`].
+    pub fn file(&self) -> &File {
+        self.file.as_file()
+    }
+
+    /// Writes the trailer, so that the file runs where it is.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn seal(&self, golden: &[u8]) -> Result<(), EmitError> {
+        let Placement { offset, bytes, key } = self.payload;
+        let golden_offset = offset + bytes;
+        let golden_bytes = golden.len() as u64;
+        let file_bytes = golden_offset + golden_bytes + size_of::<Trailer>() as u64;
+        let trailer = Trailer {
+            payload_offset: offset,
+            payload_bytes: bytes,
+            key,
+            golden_offset,
+            golden_bytes,
+            file_bytes,
+            magic: TRAILER_MAGIC,
+        };
+        let file = self.file.as_file();
+        let error = || EmitError::io("cannot write", &self.output);
+        file.set_len(golden_offset).map_err(error())?;
+        file.write_all_at(golden, golden_offset).map_err(error())?;
+        file.write_all_at(trailer.as_bytes(), golden_offset + golden_bytes).map_err(error())
+    }
+
+    /// Runs the sealed file once (`selftest --record`) and returns what it prints: the golden values.
+    ///
+    /// # Errors
+    /// When it cannot run or fails, with what it said.
+    pub fn record(&mut self) -> Result<Vec<u8>, EmitError> {
+        // A file that is open for writing cannot be executed, so it runs under its name after the handle is closed.
+        let path = self.file.path().to_path_buf();
+        let reopened = File::open(&path).map_err(EmitError::io("cannot open", &path))?;
+        let handle = std::mem::replace(self.file.as_file_mut(), reopened);
+        drop(handle);
+        let run = Command::new(&path).args(["selftest", "--record"]).stdin(Stdio::null()).output();
+        let writable = OpenOptions::new().read(true).write(true).open(&path);
+        *self.file.as_file_mut() = writable.map_err(EmitError::io("cannot open", &path))?;
+        let done = run.map_err(EmitError::io("cannot run", &path))?;
+        if done.status.success() {
+            return Ok(done.stdout);
+        }
+        Err(EmitError::Link(format!(
+            "the new executable fails its first run ({}): {}",
+            done.status,
+            String::from_utf8_lossy(&done.stderr).trim()
+        )))
+    }
+
+    /// Gives the finished file its final name; returns its size.
+    ///
+    /// # Errors
+    /// When it cannot be flushed or renamed.
+    pub fn finish(mut self) -> Result<u64, EmitError> {
+        let error = || EmitError::io("cannot write", &self.output);
+        self.file.as_file_mut().flush().map_err(error())?;
+        // SAFETY: umask only reads and sets the process's file mode mask.
+        let mask = unsafe {
+            let mask = libc::umask(0);
+            libc::umask(mask);
+            mask
+        };
+        let mode = Permissions::from_mode(0o777 & !mask);
+        self.file.as_file().set_permissions(mode).map_err(error())?;
+        self.file.as_file().sync_data().map_err(error())?;
+        let bytes = self.file.as_file().metadata().map_err(error())?.len();
+        self.file.persist(&self.output).map_err(|e| EmitError::io("cannot rename to", &self.output)(e.error))?;
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,55 @@
+//! From lowered code to files: object, payload, executable.
+
+pub mod cache;
+pub mod executable;
+pub mod object;
+pub mod pack;
+pub mod payload;
+
+use std::path::PathBuf;
+
+/// Why nothing could be written.
+#[derive(Debug, thiserror::Error)]
+pub enum EmitError {
+    /// Cranelift's module refused something.
+    #[error("bug in moec: the object cannot be assembled: {0}")]
+    Module(String),
+    /// The object writer refused something.
+    #[error("bug in moec: the object cannot be written: {0}")]
+    Object(String),
+    /// A function did not compile.
+    #[error("bug in moec: function {function} does not compile: {error}")]
+    Compile {
+        /// Its name.
+        function: String,
+        /// What Cranelift said.
+        error: String,
+    },
+    /// A number of the model does not fit its field.
+    #[error("limit of moec: the model's {0} does not fit the descriptor")]
+    TooLarge(&'static str),
+    /// A file operation failed.
+    #[error("{doing} {path}: {error}")]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The C compiler is missing or failed.
+    #[error("{0}")]
+    Link(String),
+}
+
+impl EmitError {
+    fn module(error: cranelift_module::ModuleError) -> EmitError {
+        EmitError::Module(error.to_string())
+    }
+
+    fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> EmitError {
+        let path = path.into();
+        move |error| EmitError::Io { doing, path, error }
+    }
+}

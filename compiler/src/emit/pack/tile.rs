@@ -1,0 +1,178 @@
+//! The bytes of one tile, from 16 lanes of f32.
+//!
+//! Deliberately absent: which rows a tile holds ([`super::item`]) and how codes are chosen ([`crate::plan::quant`]).
+
+use crate::plan::layout::{BLOCK, Format, scale_bytes};
+use crate::plan::quant::{Block, Lanes, Unfit, Vectorized, narrow, quantize_q4, quantize_q8, vectorize, widen};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use moec_abi::LANES;
+
+/// What storing some weights lost.
+#[derive(Clone, Copy, Default, Debug)]
+pub(crate) struct Loss {
+    /// Sum of the squared differences between weights and what was stored.
+    pub(crate) error: f64,
+    /// Sum of the squared weights.
+    pub(crate) energy: f64,
+}
+
+impl Loss {
+    pub(crate) fn add(&mut self, other: Loss) {
+        self.error += other.error;
+        self.energy += other.energy;
+    }
+}
+
+/// Writes a tile of `columns`, `[K][lane]`, into `out`. For the quantized formats K is a whole number of blocks.
+pub(crate) fn encode_tile(format: Format, columns: &[Lanes<f32>], out: &mut [u8]) -> Result<Loss, Unfit> {
+    debug_assert_eq!(out.len(), format.tile_bytes(columns.len()));
+    match format {
+        Format::F32 | Format::Bf16 | Format::F16 => {
+            let elements = columns.as_flattened();
+            let used = elements.len() * if format == Format::F32 { 4 } else { 2 };
+            out[used..].fill(0);
+            encode_floats(format, elements, &mut out[..used])
+        }
+        Format::Q8 | Format::Q4 => vectorize(Quantize { four: format == Format::Q4, columns, out }),
+    }
+}
+
+/// Writes `elements` one after another into `out`, rounded to a float format.
+pub(crate) fn encode_floats(format: Format, elements: &[f32], out: &mut [u8]) -> Result<Loss, Unfit> {
+    vectorize(Floats { format, elements, out })
+}
+
+struct Floats<'a> {
+    format: Format,
+    elements: &'a [f32],
+    out: &'a mut [u8],
+}
+
+/// Elements that are converted at a time.
+const CHUNK: usize = 512;
+
+impl Vectorized for Floats<'_> {
+    type Output = Result<Loss, Unfit>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let mut largest = [0; LANES];
+        let mut error = [0.0; LANES];
+        let mut energy = [0.0; LANES];
+        let bytes = if self.format == Format::F32 { 4 } else { 2 };
+        let mut halves = [f16::ZERO; CHUNK];
+        let mut stored = [0.0; CHUNK];
+        for (elements, out) in self.elements.chunks(CHUNK).zip(self.out.chunks_mut(CHUNK * bytes)) {
+            let stored = &mut stored[..elements.len()];
+            match self.format {
+                Format::Bf16 => {
+                    for ((element, stored), out) in elements.iter().zip(&mut *stored).zip(out.chunks_exact_mut(2)) {
+                        let bits = narrow(*element) as u16;
+                        out.copy_from_slice(&bits.to_le_bytes());
+                        *stored = widen(bits);
+                    }
+                }
+                Format::F16 => {
+                    let halves = &mut halves[..elements.len()];
+                    halves.convert_from_f32_slice(elements);
+                    halves.convert_to_f32_slice(stored);
+                    for (half, out) in halves.iter().zip(out.chunks_exact_mut(2)) {
+                        out.copy_from_slice(&half.to_le_bytes());
+                    }
+                }
+                _ => {
+                    for (element, out) in elements.iter().zip(out.chunks_exact_mut(4)) {
+                        out.copy_from_slice(&element.to_le_bytes());
+                    }
+                    stored.copy_from_slice(elements);
+                }
+            }
+            for (elements, stored) in elements.chunks(LANES).zip(stored.chunks(LANES)) {
+                for (lane, (&element, &stored)) in elements.iter().zip(stored).enumerate() {
+                    // Rounding never brings an infinity back, so what was stored tells of both.
+                    let bits = stored.to_bits() & 0x7fff_ffff;
+                    largest[lane] = if bits > largest[lane] { bits } else { largest[lane] };
+                    let rest = f64::from(element) - f64::from(stored);
+                    error[lane] += rest * rest;
+                    energy[lane] += f64::from(element) * f64::from(element);
+                }
+            }
+        }
+        if largest.iter().any(|&bits| bits >= f32::INFINITY.to_bits()) {
+            let finite = self.elements.iter().all(|element| element.is_finite());
+            return Err(if finite { Unfit::TooLarge(self.format) } else { Unfit::NotFinite });
+        }
+        Ok(Loss { error: error.iter().sum(), energy: energy.iter().sum() })
+    }
+}
+
+struct Quantize<'a> {
+    four: bool,
+    columns: &'a [Lanes<f32>],
+    out: &'a mut [u8],
+}
+
+impl Vectorized for Quantize<'_> {
+    type Output = Result<Loss, Unfit>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let format = if self.four { Format::Q4 } else { Format::Q8 };
+        let (blocks, rest) = self.columns.as_chunks::<BLOCK>();
+        debug_assert!(rest.is_empty());
+        let mut loss = Loss::default();
+        let mut out = self.out;
+        for group in blocks.chunks(4) {
+            let (scales, codes);
+            (scales, out) = out.split_at_mut(scale_bytes(group.len()));
+            (codes, out) = out.split_at_mut(group.len() * format.block_bytes());
+            scales[group.len() * LANES * 2..].fill(0);
+            let scales = scales.chunks_exact_mut(LANES * 2);
+            for ((columns, scales), codes) in group.iter().zip(scales).zip(codes.chunks_exact_mut(format.block_bytes()))
+            {
+                let block = if self.four { quantize_q4(columns) } else { quantize_q8(columns) };
+                if !block.finite {
+                    return Err(Unfit::NotFinite);
+                }
+                for (scale, out) in block.scales.iter().zip(scales.chunks_exact_mut(2)) {
+                    out.copy_from_slice(&scale.to_le_bytes());
+                }
+                if self.four {
+                    pack_q4(&block, codes)
+                } else {
+                    pack_q8(&block, codes)
+                }
+                loss.add(Loss { error: block.error.iter().sum(), energy: block.energy.iter().sum() });
+            }
+        }
+        Ok(loss)
+    }
+}
+
+/// `[8][16][4]` bytes: four of K for each row in a 32-bit word.
+#[inline(always)]
+fn pack_q8(block: &Block, out: &mut [u8]) {
+    for (codes, out) in block.codes.as_chunks::<4>().0.iter().zip(out.chunks_exact_mut(4 * LANES)) {
+        for (lane, out) in out.chunks_exact_mut(4).enumerate() {
+            let word = codes[0][lane] | codes[1][lane] << 8 | codes[2][lane] << 16 | codes[3][lane] << 24;
+            out.copy_from_slice(&word.to_le_bytes());
+        }
+    }
+}
+
+/// `[4][16][4]` bytes: the first 16 of K in the low nibbles, the second 16 in the high ones.
+#[inline(always)]
+fn pack_q4(block: &Block, out: &mut [u8]) {
+    let (low, high) = block.codes.split_at(BLOCK / 2);
+    let pairs = low.as_chunks::<4>().0.iter().zip(high.as_chunks::<4>().0);
+    for ((low, high), out) in pairs.zip(out.chunks_exact_mut(4 * LANES)) {
+        for (lane, out) in out.chunks_exact_mut(4).enumerate() {
+            let mut word = 0;
+            for j in 0..4 {
+                word |= (low[j][lane] | high[j][lane] << 4) << (8 * j);
+            }
+            out.copy_from_slice(&word.to_le_bytes());
+        }
+    }
+}

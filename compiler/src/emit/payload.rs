@@ -1,0 +1,129 @@
+//! What surrounds the weights in a payload: its key, its header, the metadata and the tokenizer.
+//!
+//! The key names the content: equal keys mean equal bytes, so that a second build for another CPU need not pack again. It is made
+//! from what the bytes are made from — the weight files' identities, the payload's map, the tokenizer — and not from the bytes, which would have to be read to be hashed.
+//! Deliberately absent: the weights ([`super::pack`]).
+
+use super::EmitError;
+use super::pack::PackReport;
+use crate::import::Model;
+use crate::plan::Plan;
+use moec_abi::metadata::{Metadata, WeightEntry};
+use moec_abi::{ABI_VERSION, PAYLOAD_MAGIC, PayloadHeader, Plain};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// Changes when the same input gives other payload bytes than before.
+const FORMAT: u32 = 1;
+
+/// Room for the digits that a measured error takes in the metadata, for each weight.
+const ERROR_ROOM: usize = 24;
+
+/// Gives metadata and tokenizer their places after the weights.
+pub fn seal(plan: &mut Plan, model: &Model) {
+    let metadata = json(&metadata(plan, model, None)).len() + ERROR_ROOM * plan.payload.items.len();
+    plan.payload.seal(metadata, model.tokenizer.json.len());
+}
+
+/// The payload's key.
+pub fn key(plan: &Plan, model: &Model) -> [u8; 32] {
+    let mut hash = blake3::Hasher::new();
+    let mut part = |bytes: &[u8]| {
+        hash.update(&(bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    part(&FORMAT.to_le_bytes());
+    part(&ABI_VERSION.to_le_bytes());
+    for shard in model.tensors.identities() {
+        part(shard.file.as_bytes());
+        part(&shard.bytes.to_le_bytes());
+        part(&shard.modified_ns.to_le_bytes());
+        part(&shard.header_hash);
+    }
+    part(plan.payload.to_string().as_bytes());
+    part(format!("{:?}", model.config.rope).as_bytes());
+    part(&model.tokenizer.json);
+    part(json(&metadata(plan, model, None)).as_bytes());
+    *hash.finalize().as_bytes()
+}
+
+/// Writes the header, the metadata and the tokenizer of the payload that starts at `start` of `file`.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write_frame(
+    file: &File,
+    start: u64,
+    plan: &Plan,
+    model: &Model,
+    key: [u8; 32],
+    report: &PackReport,
+) -> Result<(), EmitError> {
+    let payload = &plan.payload;
+    let mut text = json(&metadata(plan, model, Some(report)));
+    assert!(text.len() <= payload.metadata.1, "the metadata fits its room");
+    // JSON may end in spaces; the room was measured before the errors were known.
+    text.extend(std::iter::repeat_n(' ', payload.metadata.1 - text.len()));
+    let header = PayloadHeader {
+        magic: PAYLOAD_MAGIC,
+        abi_version: ABI_VERSION,
+        header_bytes: size_of::<PayloadHeader>() as u32,
+        key,
+        payload_bytes: payload.bytes as u64,
+        metadata_offset: payload.metadata.0 as u64,
+        metadata_bytes: payload.metadata.1 as u64,
+        tokenizer_offset: payload.tokenizer.0 as u64,
+        tokenizer_bytes: payload.tokenizer.1 as u64,
+    };
+    let write = |bytes: &[u8], at: usize| {
+        file.write_all_at(bytes, start + at as u64).map_err(EmitError::io("cannot write", "the executable"))
+    };
+    write(header.as_bytes(), 0)?;
+    write(text.as_bytes(), payload.metadata.0)?;
+    write(&model.tokenizer.json, payload.tokenizer.0)?;
+    // The payload ends on a whole page.
+    let end = start + payload.bytes as u64;
+    if file.metadata().map_err(EmitError::io("cannot read the size of", "the executable"))?.len() < end {
+        file.set_len(end).map_err(EmitError::io("cannot write", "the executable"))?;
+    }
+    Ok(())
+}
+
+fn json(metadata: &Metadata) -> String {
+    serde_json::to_string(metadata).expect("metadata is plain data")
+}
+
+fn metadata(plan: &Plan, model: &Model, report: Option<&PackReport>) -> Metadata {
+    let mut quantization = BTreeMap::new();
+    let mut weights = Vec::new();
+    for (i, item) in plan.payload.items.iter().enumerate() {
+        let role = item.role.map_or("rope", |role| role.name());
+        quantization.insert(role.to_string(), item.format.name().to_string());
+        weights.push(WeightEntry {
+            name: item.name.clone(),
+            role: role.to_string(),
+            layout: item.format.name().to_string(),
+            rows: (item.experts * item.rows) as u64,
+            cols: item.columns as u64,
+            offset: item.offset as u64,
+            bytes: item.bytes() as u64,
+            // Six digits are enough for people, and a bounded length.
+            relative_rms_error: report.map_or(0.0, |r| (r.items[i].relative_rms() * 1e6).round() / 1e6),
+        });
+    }
+    quantization.remove("rope");
+    Metadata {
+        name: model.name.clone(),
+        architecture: model.config.architecture.name().to_string(),
+        parameters: model.tensors.parameters(),
+        quantization,
+        bos_token_id: model.config.bos_token_id,
+        eos_token_ids: model.config.eos_token_ids.clone(),
+        chat_template: model.tokenizer.chat_template.clone(),
+        bos_token: model.tokenizer.bos_token.clone(),
+        eos_token: model.tokenizer.eos_token.clone(),
+        packed_by: concat!("moec ", env!("CARGO_PKG_VERSION")).to_string(),
+        weights,
+    }
+}

@@ -1,0 +1,80 @@
+//! Which code generator takes a kernel; and kernels as finished bytes.
+//!
+//! Every back end gives the same bits for the same tile IR, so the choice is about speed only. Cranelift takes every kernel
+//! for every CPU. A back end for vectors wider than 128 bits is another variant of [`KernelBackend`]: it too turns tile
+//! IR into a [`CompiledKernel`].
+
+use cranelift_codegen::Context;
+use cranelift_codegen::control::ControlPlane;
+use cranelift_codegen::ir::UserFuncName;
+use cranelift_codegen::isa::TargetIsa;
+use cranelift_frontend::FunctionBuilderContext;
+use moec_ir::tile;
+
+use super::build_function;
+
+/// A code generator for kernels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KernelBackend {
+    /// Cranelift, a logical vector in four 128-bit registers.
+    Cranelift,
+}
+
+/// Machine code of one kernel, to be placed at any multiple of `alignment`: it refers to nothing outside itself.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CompiledKernel {
+    /// The code, with the constants that it reads; entered at its first byte.
+    pub code: Vec<u8>,
+    /// In bytes, a power of two.
+    pub alignment: u32,
+}
+
+/// A kernel that could not be compiled: a bug in moec.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("bug in moec: kernel `{kernel}` cannot be compiled for {target}: {reason}")]
+pub struct CompileError {
+    /// Its name.
+    pub kernel: String,
+    /// For what.
+    pub target: String,
+    /// What the code generator says.
+    pub reason: String,
+}
+
+impl KernelBackend {
+    /// The best one for `function` on CPUs with these [`moec_abi::features`].
+    pub fn choose(_function: &tile::Function, _features: u64) -> KernelBackend {
+        KernelBackend::Cranelift
+    }
+
+    /// Compiles `function`; `isa` is set up for the CPU ([`crate::target::isa_for`]).
+    pub fn compile(
+        self,
+        function: &tile::Function,
+        isa: &dyn TargetIsa,
+        context: &mut FunctionBuilderContext,
+    ) -> Result<CompiledKernel, CompileError> {
+        match self {
+            KernelBackend::Cranelift => compile_by_cranelift(function, isa, context),
+        }
+    }
+}
+
+fn compile_by_cranelift(
+    function: &tile::Function,
+    isa: &dyn TargetIsa,
+    context: &mut FunctionBuilderContext,
+) -> Result<CompiledKernel, CompileError> {
+    let failed = |reason: String| {
+        let (kernel, target) = (function.name.clone(), isa.triple().to_string());
+        CompileError { kernel, target, reason }
+    };
+    let built = build_function(function, UserFuncName::default(), isa, context);
+    let mut compilation = Context::for_function(built);
+    let compiled =
+        compilation.compile(isa, &mut ControlPlane::default()).map_err(|e| failed(format!("{:?}", e.inner)))?;
+    if let Some(reloc) = compiled.buffer.relocs().first() {
+        return Err(failed(format!("it refers to something outside itself: {reloc:?}")));
+    }
+    Ok(CompiledKernel { code: compiled.buffer.data().to_vec(), alignment: compiled.buffer.alignment.max(64) })
+}

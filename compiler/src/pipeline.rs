@@ -1,0 +1,246 @@
+//! The compiler's table of contents: import → passes → plan → lower → emit.
+//!
+//! [`compile`] goes as far as the plan, which is enough to look at; [`build`] goes on to an executable. Each step is one call, and what it
+//! does is in the module of its name. Deliberately absent: the command line, and the steps' own work.
+
+use crate::emit::cache;
+use crate::emit::executable::{self, Objects};
+use crate::emit::object::{LevelTarget, emit_main, emit_object};
+use crate::emit::pack::{PackReport, Packing};
+use crate::emit::{EmitError, payload};
+use crate::import::build::build_graph;
+use crate::import::{self, Model};
+use crate::passes::{self, PassError, PassId, QuantConfig, Trace};
+use crate::plan::{ModelShape, Plan, PlanError, plan};
+use crate::target::{self, CpuLevel, TargetError};
+use moec_abi::KvType;
+use moec_ir::graph::{Graph, Mode};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use target_lexicon::Triple;
+
+/// What to build.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The layouts of weights.
+    pub quant: QuantConfig,
+    /// Element type of the KV cache.
+    pub kv: KvType,
+    /// Longest sequence; the model's own limit without.
+    pub context: Option<usize>,
+    /// For which system.
+    pub target: Triple,
+    /// For which CPUs, the best first.
+    pub levels: Vec<CpuLevel>,
+    /// Starts the names of exported symbols.
+    pub prefix: String,
+    /// Passes to leave out.
+    pub disabled: Vec<PassId>,
+    /// The last pass to run.
+    pub stop_after: Option<PassId>,
+    /// Rewrites to apply at most in each graph.
+    pub stop_after_rewrites: Option<usize>,
+}
+
+impl Default for Options {
+    /// For this machine, with the defaults of the command line.
+    fn default() -> Options {
+        Options {
+            quant: QuantConfig::default(),
+            kv: KvType::F16,
+            context: None,
+            target: Triple::host(),
+            levels: target::find_level("native", &Triple::host()).into_iter().collect(),
+            prefix: "model".to_string(),
+            disabled: Vec::new(),
+            stop_after: None,
+            stop_after_rewrites: None,
+        }
+    }
+}
+
+/// Why a model was not built.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The model cannot be read, or is not supported.
+    #[error(transparent)]
+    Import(#[from] import::ImportError),
+    /// The context asked for is longer than the model's.
+    #[error("--context {asked}: the model was made for {limit} tokens (max_position_embeddings); ask for at most as many")]
+    Context {
+        /// What was asked for.
+        asked: usize,
+        /// What the model can.
+        limit: usize,
+    },
+    /// Passes failed.
+    #[error(transparent)]
+    Pass(#[from] PassError),
+    /// The graph cannot be planned.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// There is no code for the target.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// Packing failed.
+    #[error(transparent)]
+    Pack(#[from] crate::emit::pack::PackError),
+    /// Files could not be made.
+    #[error(transparent)]
+    Emit(#[from] EmitError),
+    /// The user stopped it.
+    #[error("interrupted; nothing was written")]
+    Cancelled,
+}
+
+/// A model on its way, planned.
+#[derive(Debug)]
+pub struct Compiled {
+    /// The graph of one token, after the passes.
+    pub decode: Graph,
+    /// The graph of many tokens.
+    pub batch: Graph,
+    /// What the passes did to each.
+    pub traces: [Trace; 2],
+    /// What is to be made of them.
+    pub plan: Plan,
+}
+
+/// The graph of one mode after the passes that `options` leave.
+///
+/// # Errors
+/// A pass that cannot be disabled, or a bug in one.
+pub fn rewrite(model: &Model, options: &Options, mode: Mode) -> Result<(Graph, Trace), BuildError> {
+    let mut graph = build_graph(&model.config, &model.tensors, mode);
+    let trace = passes::run(
+        &mut graph,
+        &passes::Options {
+            disabled: options.disabled.clone(),
+            stop_after: options.stop_after,
+            stop_after_rewrites: options.stop_after_rewrites,
+            quant: options.quant,
+        },
+    )?;
+    Ok((graph, trace))
+}
+
+/// Import, passes, plan.
+///
+/// # Errors
+/// Whatever keeps the model from being planned.
+pub fn compile(model: &Model, options: &Options) -> Result<Compiled, BuildError> {
+    let limit = model.config.context;
+    let context = match options.context {
+        Some(asked) if asked > limit || asked == 0 => return Err(BuildError::Context { asked, limit }),
+        asked => asked.unwrap_or(limit),
+    };
+    let (decode, first) = rewrite(model, options, Mode::Decode)?;
+    let (batch, second) = rewrite(model, options, Mode::Batch)?;
+    let shape = ModelShape::new(&model.name, &model.config, options.kv, context);
+    let mut plan = plan(&decode, &batch, shape)?;
+    payload::seal(&mut plan, model);
+    Ok(Compiled { decode, batch, traces: [first, second], plan })
+}
+
+/// How the building goes.
+pub trait Progress: Sync {
+    /// The executable will have this size; its weights are packed, or copied from an earlier build.
+    fn begin(&self, bytes: u64, reused: bool);
+    /// So many bytes of so many are packed. Called by any thread.
+    fn packed(&self, done: u64, all: u64);
+    /// All weights are in place.
+    fn end(&self);
+    /// Set when the user wants to stop.
+    fn cancelled(&self) -> &AtomicBool;
+}
+
+/// What was built.
+#[derive(Debug)]
+pub struct Built {
+    /// What packing did; `None` when the payload of an earlier build was used.
+    pub packed: Option<PackReport>,
+    /// Size of the executable.
+    pub bytes: u64,
+}
+
+/// Machine code for the levels of `options`.
+///
+/// # Errors
+/// A target without code generator, or a bug in lowering.
+pub fn lower(plan: &Plan, options: &Options, key: [u8; 32]) -> Result<Objects, BuildError> {
+    let isa = |level: &CpuLevel| target::isa_for(level.features, &options.target);
+    let targets: Vec<LevelTarget> = options
+        .levels
+        .iter()
+        .map(|level| Ok(LevelTarget { level: *level, isa: isa(level)? }))
+        .collect::<Result<_, TargetError>>()?;
+    let model = emit_object(plan, &targets, &options.prefix, key)?;
+    let main = emit_main(&targets[0].isa, &options.prefix)?;
+    Ok(Objects { model, main })
+}
+
+/// The whole way: a model directory to a standalone executable at `output`.
+///
+/// # Errors
+/// Whatever keeps it from being built; then there is nothing new at `output`.
+pub fn build(model: &Model, options: &Options, output: &Path, progress: &dyn Progress) -> Result<Built, BuildError> {
+    let stop = || match progress.cancelled().load(Ordering::Relaxed) {
+        true => Err(BuildError::Cancelled),
+        false => Ok(()),
+    };
+    let compiled = compile(model, options)?;
+    let plan = &compiled.plan;
+    let key = payload::key(plan, model);
+    let objects = lower(plan, options, key)?;
+    stop()?;
+
+    let mut unfinished = executable::link(&objects, output, plan.payload.bytes as u64, key)?;
+    let place = unfinished.payload;
+    let earlier = cache::find(&place);
+    progress.begin(place.offset + place.bytes, earlier.is_some());
+    let packed = match earlier {
+        Some(earlier) => {
+            earlier.copy_to(unfinished.file(), place.offset)?;
+            None
+        }
+        None => Some(pack(model, plan, key, &unfinished, progress)?),
+    };
+    progress.end();
+    stop()?;
+
+    unfinished.seal(&[])?;
+    let host = target::host();
+    if options.target == Triple::host() && options.levels.iter().any(|l| l.features & !host == 0) {
+        let golden = unfinished.record()?;
+        unfinished.seal(&golden)?;
+    }
+    stop()?;
+    let bytes = unfinished.finish()?;
+    cache::remember(&place, output);
+    Ok(Built { packed, bytes })
+}
+
+/// Writes the payload into the executable in the making.
+fn pack(
+    model: &Model,
+    plan: &Plan,
+    key: [u8; 32],
+    unfinished: &executable::Unfinished,
+    progress: &dyn Progress,
+) -> Result<PackReport, BuildError> {
+    let packing = Packing {
+        items: &plan.payload.items,
+        source: &model.tensors,
+        rope: model.config.rope,
+        head_dim: model.config.head_dim,
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        progress: &|done, all| progress.packed(done, all),
+        cancel: progress.cancelled(),
+    };
+    let report = packing.write(unfinished.file(), unfinished.payload.offset).map_err(|error| match error {
+        crate::emit::pack::PackError::Cancelled => BuildError::Cancelled,
+        other => BuildError::Pack(other),
+    })?;
+    payload::write_frame(unfinished.file(), unfinished.payload.offset, plan, model, key, &report)?;
+    Ok(report)
+}

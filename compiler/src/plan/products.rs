@@ -1,0 +1,501 @@
+//! Matrix products: rows of a weight shared out to the workers, tokens taken a few at a time.
+//!
+//! In `decode` one call of a kernel streams all the rows of a worker's share. In `batch` the loop over tiles of rows is outside and the loop over tokens inside, so that
+//! a tile of the weight is read from memory once and stays in the cache for all tokens. Products with experts take the same form for each expert, with the tokens that chose
+//! it. Deliberately absent: everything that is not a product ([`super::stages`]).
+
+use super::PlanError;
+use super::buffers::Scope;
+use super::layout::Format;
+use super::planner::{Place, Planner, Share, Split, call};
+use super::program::{Action, Expr, Field};
+use super::quant::CODEBOOK;
+use super::stages::{Rows, Stages, WORD};
+use crate::kernels::{Combine, Epilogue, Matmul, MatmulTuning};
+use moec_abi::{LANES, round_up};
+use moec_ir::graph::{Dispatch, Mode, NodeId, Role, ValueId, WeightId};
+
+/// A weight with the activation rows that it meets.
+#[derive(Clone, Debug)]
+pub(super) struct Product {
+    /// Index of the weight.
+    index: usize,
+    /// Its format.
+    format: Format,
+    /// Its columns as laid out.
+    k: usize,
+    /// Bytes from one tile to the next.
+    tile_bytes: usize,
+    /// Bytes from one expert to the next.
+    expert_bytes: usize,
+    /// Tiles of one matrix.
+    tiles: usize,
+    /// The activation rows.
+    pub(super) x: Place,
+}
+
+/// What a product with an expert reads and writes.
+#[derive(Clone, Debug)]
+struct Operands {
+    /// Address of the first unit of the worker's share.
+    w: Expr,
+    /// Units of the share, from the first.
+    units: Expr,
+    /// Where the first token's row of the share goes.
+    y: Expr,
+    /// Address of row 0 of the activations (with gather), or of the first token's row.
+    x: Expr,
+    /// Address of the list of rows (with gather).
+    rows: Option<Expr>,
+    /// How many tokens.
+    tokens: Expr,
+}
+
+/// Layout of what `sort_by_expert` leaves: where each expert's tokens begin, the tokens by expert, and where each (token, slot) went.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sorted {
+    /// Offset of the tokens by expert.
+    pub order: usize,
+    /// Offset of the place of each (token, slot).
+    pub position: usize,
+    /// Size of all.
+    pub bytes: usize,
+}
+
+impl Sorted {
+    /// For `experts` experts and lists of `pairs` bytes.
+    pub fn new(experts: usize, pairs: usize) -> Sorted {
+        let order = round_up((experts + 1) * WORD, 64);
+        let position = order + round_up(pairs, 64);
+        Sorted { order, position, bytes: position + round_up(pairs, 64) }
+    }
+}
+
+/// The operands of the experts' second product.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Down {
+    pub h: ValueId,
+    pub experts: ValueId,
+    pub weights: ValueId,
+    pub w: WeightId,
+    pub residual: ValueId,
+    pub dispatch: Dispatch,
+    pub order: Option<ValueId>,
+}
+
+/// Tokens that one call of a kernel takes: as many as have their sums in registers.
+const fn token_tile(format: Format) -> usize {
+    match format {
+        Format::F32 | Format::Bf16 | Format::F16 => 2,
+        Format::Q8 | Format::Q4 => 2,
+    }
+}
+
+impl Stages<'_> {
+    /// The weight `w` with rows of `x`, quantized when the weight is.
+    pub(super) fn product(&mut self, x: ValueId, w: WeightId) -> Product {
+        let x = if self.item(w).1.format.is_quantized() { self.quantized(x) } else { self.place(x) };
+        let (index, item) = self.item(w);
+        Product {
+            index,
+            format: item.format,
+            k: item.k(),
+            tile_bytes: item.tile_bytes(),
+            expert_bytes: item.expert_bytes(),
+            tiles: item.padded_rows() / LANES,
+            x,
+        }
+    }
+
+    fn kernel(&self, product: &Product, tokens: usize, epilogue: Epilogue, gather: bool, y_stride: usize) -> Matmul {
+        // Strides are immediates only where there is more than one row.
+        let strides = tokens > 1 || gather;
+        Matmul {
+            format: product.format,
+            k: product.k,
+            tokens,
+            epilogue,
+            gather,
+            x_stride: if strides { product.x.stride } else { 0 },
+            y_stride: if tokens > 1 { y_stride } else { 0 },
+            codebook: CODEBOOK,
+            tuning: MatmulTuning::narrow(product.format),
+        }
+    }
+
+    /// Calls kernels for any number of tokens, a few at a time.
+    fn tokens(
+        &mut self,
+        actions: &mut Vec<Action>,
+        product: &Product,
+        epilogue: Epilogue,
+        y_stride: usize,
+        of: &Operands,
+    ) {
+        let one = |kernel: Matmul, t: Expr| {
+            let x = match of.rows {
+                Some(_) => of.x.clone(),
+                None => of.x.clone() + t.clone() * product.x.stride,
+            };
+            let y = of.y.clone() + t.clone() * y_stride;
+            let mut args = vec![of.w.clone(), x, y, of.units.clone()];
+            args.extend(of.rows.clone().map(|rows| rows + t * WORD));
+            call(kernel, args)
+        };
+        let gather = of.rows.is_some();
+        if of.tokens == Expr::Int(1) {
+            actions.push(one(self.kernel(product, 1, epilogue, gather, y_stride), Expr::Int(0)));
+            return;
+        }
+        let tile = token_tile(product.format);
+        let whole = self.planner.bind(actions, of.tokens.clone() / tile * tile);
+        let kernel = self.kernel(product, tile, epilogue, gather, y_stride);
+        let share = Share { from: Expr::Int(0), to: whole.clone() };
+        self.planner.each(actions, share, tile as i64, |_, actions, t| actions.push(one(kernel, t)));
+        let cases = (0..tile)
+            .map(|rest| match rest {
+                0 => Vec::new(),
+                _ => vec![one(self.kernel(product, rest, epilogue, gather, y_stride), whole.clone())],
+            })
+            .collect();
+        actions.push(Action::Switch { on: of.tokens.clone() - whole, cases });
+    }
+
+    /// The products of all tokens with `units` of one matrix at `w`, written at `y + 64 × unit`. With many tokens unit by unit, so that a unit stays in the cache.
+    #[allow(clippy::too_many_arguments)]
+    fn units(
+        &mut self,
+        actions: &mut Vec<Action>,
+        product: &Product,
+        epilogue: Epilogue,
+        y_stride: usize,
+        units: Share,
+        all: &Operands,
+    ) {
+        let unit_bytes = epilogue.tiles() * product.tile_bytes;
+        let at = |unit: Expr| (all.w.clone() + unit.clone() * unit_bytes, all.y.clone() + unit * (LANES * WORD));
+        if all.tokens == Expr::Int(1) {
+            let (w, y) = at(units.from.clone());
+            let count = units.to - units.from;
+            self.tokens(actions, product, epilogue, y_stride, &Operands { w, y, units: count, ..all.clone() });
+            return;
+        }
+        let mut inner = Vec::new();
+        let var = self.planner.var();
+        let (w, y) = at(var.into());
+        let w = self.planner.bind(&mut inner, w);
+        let y = self.planner.bind(&mut inner, y);
+        self.tokens(&mut inner, product, epilogue, y_stride, &Operands { w, y, units: Expr::Int(1), ..all.clone() });
+        actions.push(Action::Loop { var, from: units.from, to: units.to, step: 1, body: inner });
+    }
+
+    /// `y = x·wᵀ` for the given tiles; rows of `y` begin at its place.
+    pub(super) fn store_product(
+        &mut self,
+        actions: &mut Vec<Action>,
+        product: &Product,
+        y: Place,
+        tiles: Share,
+        tokens: Expr,
+    ) {
+        let all = Operands {
+            w: Self::weight(product.index),
+            units: Expr::Int(0),
+            y: y.row(Expr::Int(0)),
+            x: product.x.row(Expr::Int(0)),
+            rows: None,
+            tokens,
+        };
+        self.units(actions, product, Epilogue::Store, y.stride, tiles, &all);
+    }
+
+    pub(super) fn matmul(&mut self, x: ValueId, w: WeightId, y: ValueId) -> Result<(), PlanError> {
+        let product = self.product(x, w);
+        let rows = self.rows(y);
+        let count = self.row_count(rows);
+        if self.graph.weight(w).role == Role::Router {
+            // Few rows: done by token, by whoever has the token.
+            let (scope, split) = self.small(rows);
+            let to = self.allot(y, scope);
+            self.planner.begin("router", split, &[product.x.buffer], &[to.buffer]);
+            let kernel = self.kernel(&product, 1, Epilogue::Store, false, 0);
+            let tiles = product.tiles;
+            self.each_row(rows, |_, actions, t| {
+                let args = [Self::weight(product.index), product.x.row(t.clone()), to.row(t), tiles.into()];
+                actions.push(call(kernel, args));
+            });
+            return Ok(());
+        }
+        if self.is_output(y) {
+            return self.logits(&product, count);
+        }
+        let to = self.allot(y, Scope::Shared);
+        self.planner.begin("matmul", Split::Other, &[product.x.buffer], &[to.buffer]);
+        let mut actions = Vec::new();
+        let tiles = self.planner.share(&mut actions, product.tiles);
+        self.store_product(&mut actions, &product, to, tiles, count);
+        self.planner.push(actions);
+        Ok(())
+    }
+
+    fn logits(&mut self, product: &Product, count: Expr) -> Result<(), PlanError> {
+        self.planner.begin("logits", Split::Other, &[product.x.buffer], &[]);
+        let mut actions = Vec::new();
+        let tiles = self.planner.share(&mut actions, product.tiles);
+        let all = Operands {
+            w: Self::weight(product.index),
+            units: Expr::Int(0),
+            y: Field::Logits.into(),
+            x: product.x.row(Expr::Int(0)),
+            rows: None,
+            tokens: count.clone(),
+        };
+        let stride = product.tiles * LANES * WORD;
+        if self.graph.mode() == Mode::Decode {
+            // One row or none.
+            let mut inner = Vec::new();
+            let one = Operands { tokens: Expr::Int(1), ..all };
+            self.units(&mut inner, product, Epilogue::Store, stride, tiles, &one);
+            actions.push(Action::Switch { on: count, cases: vec![Vec::new(), inner] });
+        } else {
+            self.units(&mut actions, product, Epilogue::Store, stride, tiles, &all);
+        }
+        self.planner.push(actions);
+        Ok(())
+    }
+
+    pub(super) fn matmul_add(
+        &mut self,
+        x: ValueId,
+        w: WeightId,
+        residual: ValueId,
+        y: ValueId,
+        node: NodeId,
+    ) -> Result<(), PlanError> {
+        let product = self.product(x, w);
+        let to = self.in_place(residual, y, node);
+        self.planner.begin("matmul_add", Split::Other, &[product.x.buffer], &[to.buffer]);
+        let mut actions = Vec::new();
+        let tiles = self.planner.share(&mut actions, product.tiles);
+        let all = Operands {
+            w: Self::weight(product.index),
+            units: Expr::Int(0),
+            y: to.row(Expr::Int(0)),
+            x: product.x.row(Expr::Int(0)),
+            rows: None,
+            tokens: self.row_count(self.rows(y)),
+        };
+        self.units(&mut actions, &product, Epilogue::Add, to.stride, tiles, &all);
+        self.planner.push(actions);
+        Ok(())
+    }
+
+    pub(super) fn gate_up(&mut self, x: ValueId, w: WeightId, y: ValueId) -> Result<(), PlanError> {
+        let product = self.product(x, w);
+        let to = self.allot(y, Scope::Shared);
+        self.planner.begin("gate_up", Split::Other, &[product.x.buffer], &[to.buffer]);
+        let mut actions = Vec::new();
+        let units = self.planner.share(&mut actions, product.tiles / 2);
+        let all = Operands {
+            w: Self::weight(product.index),
+            units: Expr::Int(0),
+            y: to.row(Expr::Int(0)),
+            x: product.x.row(Expr::Int(0)),
+            rows: None,
+            tokens: self.row_count(self.rows(y)),
+        };
+        self.units(&mut actions, &product, Epilogue::SiluMul, to.stride, units, &all);
+        self.planner.push(actions);
+        Ok(())
+    }
+
+    /// Products with each token's own experts, one (token, slot) at a time. The rows of all slots are one range, shared out as a whole.
+    #[allow(clippy::too_many_arguments)]
+    fn by_slot(
+        &mut self,
+        actions: &mut Vec<Action>,
+        product: &Product,
+        epilogue: Epilogue,
+        experts: Place,
+        slots: usize,
+        x_by_slot: bool,
+        y: Place,
+    ) {
+        let units = product.tiles / epilogue.tiles();
+        let share = self.planner.share(actions, slots * units);
+        let count = self.row_count(Rows::Tokens);
+        let kernel = self.kernel(product, 1, epilogue, false, 0);
+        let unit_bytes = epilogue.tiles() * product.tile_bytes;
+        self.planner.each(actions, Share { from: Expr::Int(0), to: count }, 1, |planner, actions, t| {
+            for slot in 0..slots {
+                let first = slot * units;
+                let from = planner.bind(actions, share.from.clone().max(first).min(first + units) - first);
+                let to = share.to.clone().max(first).min(first + units) - first;
+                let expert = (experts.row(t.clone()) + slot * WORD).load_u32();
+                let w = Self::weight(product.index) + expert * product.expert_bytes + from.clone() * unit_bytes;
+                let row = t.clone() * slots + slot;
+                let x = product.x.row(if x_by_slot { row.clone() } else { t.clone() });
+                let y = y.row(row) + from.clone() * (LANES * WORD);
+                actions.push(call(kernel.clone(), [w, x, y, to - from]));
+            }
+        });
+    }
+
+    /// Products of each expert with the tokens that chose it. The worker has `units` of every expert.
+    #[allow(clippy::too_many_arguments)]
+    fn by_expert(
+        &mut self,
+        actions: &mut Vec<Action>,
+        product: &Product,
+        epilogue: Epilogue,
+        sorted: Place,
+        layout: Sorted,
+        experts: usize,
+        gather: bool,
+        y: Place,
+        units: &Share,
+    ) {
+        let all = Share { from: Expr::Int(0), to: experts.into() };
+        let var = self.planner.var();
+        let mut inner = Vec::new();
+        let expert = Expr::from(var);
+        let offsets = sorted.row(Expr::Int(0)) + expert.clone() * WORD;
+        let first = self.planner.bind(&mut inner, offsets.clone().load_u32());
+        let count = self.planner.bind(&mut inner, (offsets + WORD).load_u32() - first.clone());
+        let w = self.planner.bind(&mut inner, Self::weight(product.index) + expert * product.expert_bytes);
+        let y_first = self.planner.bind(&mut inner, y.row(first.clone()));
+        let (x, rows) = if gather {
+            let rows = sorted.row(Expr::Int(0)) + layout.order + first * WORD;
+            (product.x.row(Expr::Int(0)), Some(self.planner.bind(&mut inner, rows)))
+        } else {
+            (product.x.row(first), None)
+        };
+        let operands = Operands { w, units: Expr::Int(0), y: y_first, x, rows, tokens: count };
+        self.units(&mut inner, product, epilogue, y.stride, units.clone(), &operands);
+        actions.push(Action::Loop { var, from: all.from, to: all.to, step: 1, body: inner });
+    }
+
+    fn sorted(&self, order: ValueId, experts: usize, slots: usize) -> (Place, Sorted) {
+        let pairs = self.row_limit(Rows::Slots(slots)) * WORD;
+        (self.place(order), Sorted::new(experts, pairs))
+    }
+
+    fn slots(&self, v: ValueId) -> Result<usize, PlanError> {
+        match self.rows(v) {
+            Rows::Slots(k) => Ok(k),
+            Rows::Tokens | Rows::Logits => {
+                Err(PlanError::Unsupported("a product with experts whose result has no slots".to_string()))
+            }
+        }
+    }
+
+    pub(super) fn expert_matmul(
+        &mut self,
+        x: ValueId,
+        experts: ValueId,
+        w: WeightId,
+        y: ValueId,
+    ) -> Result<(), PlanError> {
+        let slots = self.slots(y)?;
+        let x_by_slot = matches!(self.rows(x), Rows::Slots(_));
+        let product = self.product(x, w);
+        let chosen = self.place(experts);
+        let to = self.allot(y, Scope::Shared);
+        self.planner.begin("expert_matmul", Split::Other, &[product.x.buffer, chosen.buffer], &[to.buffer]);
+        let mut actions = Vec::new();
+        self.by_slot(&mut actions, &product, Epilogue::Store, chosen, slots, x_by_slot, to);
+        self.planner.push(actions);
+        Ok(())
+    }
+
+    pub(super) fn expert_gate_up(
+        &mut self,
+        x: ValueId,
+        experts: ValueId,
+        w: WeightId,
+        dispatch: Dispatch,
+        order: Option<ValueId>,
+        y: ValueId,
+    ) -> Result<(), PlanError> {
+        let slots = self.slots(y)?;
+        let product = self.product(x, w);
+        let chosen = self.place(experts);
+        let to = self.allot(y, Scope::Shared);
+        let mut reads = vec![product.x.buffer, chosen.buffer];
+        reads.extend(order.map(|o| self.place(o).buffer));
+        self.planner.begin("expert_gate_up", Split::Other, &reads, &[to.buffer]);
+        let mut actions = Vec::new();
+        match (dispatch, order) {
+            (Dispatch::Grouped, Some(order)) => {
+                let count = self.graph.weight(w).experts();
+                let (place, layout) = self.sorted(order, count, slots);
+                let units = self.planner.share(&mut actions, product.tiles / 2);
+                let epilogue = Epilogue::SiluMul;
+                self.by_expert(&mut actions, &product, epilogue, place, layout, count, true, to, &units);
+            }
+            (Dispatch::Decode | Dispatch::General | Dispatch::Grouped, _) => {
+                self.by_slot(&mut actions, &product, Epilogue::SiluMul, chosen, slots, false, to);
+            }
+        }
+        self.planner.push(actions);
+        Ok(())
+    }
+
+    pub(super) fn expert_down_add(&mut self, down: &Down, y: ValueId, node: NodeId) -> Result<(), PlanError> {
+        let slots = self.slots(down.h)?;
+        let product = self.product(down.h, down.w);
+        let (chosen, scores) = (self.place(down.experts), self.place(down.weights));
+        let to = self.in_place(down.residual, y, node);
+        let stride = product.tiles * LANES * WORD;
+        let bytes = self.row_limit(Rows::Slots(slots)) * stride;
+        let buffer = self.planner.buffers().add(format!("t{}.slots", y.0), Scope::Shared, bytes);
+        let parts = Place { buffer, offset: 0, stride };
+        let mut reads = vec![product.x.buffer, chosen.buffer, scores.buffer];
+        reads.extend(down.order.map(|o| self.place(o).buffer));
+        self.planner.begin("expert_down_add", Split::Other, &reads, &[to.buffer, buffer]);
+
+        // A worker makes its own columns of every slot's result and adds them up itself, so no barrier is needed between.
+        let mut actions = Vec::new();
+        let tiles = self.planner.share(&mut actions, product.tiles);
+        let count = self.row_count(Rows::Tokens);
+        let positions = match (down.dispatch, down.order) {
+            (Dispatch::Grouped, Some(order)) => {
+                let experts = self.graph.weight(down.w).experts();
+                let (place, layout) = self.sorted(order, experts, slots);
+                let epilogue = Epilogue::Store;
+                self.by_expert(&mut actions, &product, epilogue, place, layout, experts, false, parts, &tiles);
+                Some(place.row(Expr::Int(0)) + layout.position)
+            }
+            (Dispatch::Decode | Dispatch::General | Dispatch::Grouped, _) => {
+                let kernel = self.kernel(&product, 1, Epilogue::Store, false, 0);
+                let tiles = tiles.clone();
+                self.planner.each(&mut actions, Share { from: Expr::Int(0), to: count.clone() }, 1, |_, actions, t| {
+                    for slot in 0..slots {
+                        let expert = (chosen.row(t.clone()) + slot * WORD).load_u32();
+                        let w = Self::weight(product.index)
+                            + expert * product.expert_bytes
+                            + tiles.from.clone() * product.tile_bytes;
+                        let row = t.clone() * slots + slot;
+                        let y = parts.row(row.clone()) + tiles.from.clone() * (LANES * WORD);
+                        let units = tiles.to.clone() - tiles.from.clone();
+                        actions.push(call(kernel.clone(), [w, product.x.row(row), y, units]));
+                    }
+                });
+                None
+            }
+        };
+        let kernel = Combine { k: slots, stride_d: stride, gather: positions.is_some(), residual: true };
+        let columns = self.planner.bind(&mut actions, (tiles.to - tiles.from.clone()) * LANES);
+        let first = self.planner.bind(&mut actions, tiles.from * (LANES * WORD));
+        self.planner.each(&mut actions, Share { from: Expr::Int(0), to: count }, 1, |_: &mut Planner, actions, t| {
+            let (d, position) = match &positions {
+                Some(at) => (parts.row(Expr::Int(0)), at.clone() + t.clone() * (slots * WORD)),
+                None => (parts.row(t.clone() * slots), Expr::Int(0)),
+            };
+            let args = [d + first.clone(), position, scores.row(t.clone()), to.row(t) + first.clone(), columns];
+            actions.push(call(kernel, args));
+        });
+        self.planner.push(actions);
+        Ok(())
+    }
+}

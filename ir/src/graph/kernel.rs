@@ -1,0 +1,100 @@
+//! Families of kernels: what `select_kernels` attaches to the operations on weights.
+//!
+//! A family says which generator makes the code; shapes come from the operation. Deliberately absent: tile sizes and other
+//! tuning, which belong to the plan.
+
+use std::fmt;
+
+use super::op::Op;
+use super::store::Graph;
+use super::types::Mode;
+use super::weight::Layout;
+
+/// How many rows a matrix meets.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Rows {
+    /// One: the weights are read once and that is all the time it takes.
+    One,
+    /// Many: tiles of rows, weights are used again from cache.
+    Many,
+    /// Many, in the order of their experts.
+    Grouped,
+}
+
+/// The layouts that weights have once they are resolved.
+const RESOLVED: [Layout; 5] = [Layout::F32, Layout::Bf16, Layout::F16, Layout::Q8, Layout::Q4];
+
+/// A family of kernels. Its layout is that of the weight, never [`Layout::Stored`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Kernel {
+    /// Copies rows of the embedding, widened.
+    EmbedRows(Layout),
+    /// RMS norm of rows.
+    NormRows,
+    /// Matrix times rows.
+    Matmul(Rows, Layout),
+}
+
+impl Kernel {
+    /// All of them.
+    pub fn all() -> Vec<Kernel> {
+        let mut all: Vec<Kernel> = RESOLVED.into_iter().map(Kernel::EmbedRows).collect();
+        all.push(Kernel::NormRows);
+        for rows in [Rows::One, Rows::Many, Rows::Grouped] {
+            all.extend(RESOLVED.into_iter().map(|layout| Kernel::Matmul(rows, layout)));
+        }
+        all
+    }
+
+    /// The family for an operation whose weight's layout is resolved: `None` for operations without weights.
+    pub fn of(graph: &Graph, op: &Op) -> Option<Kernel> {
+        let format = graph.weight(op.weight()?).format();
+        let rows = match graph.mode() {
+            Mode::Decode => Rows::One,
+            Mode::Batch => Rows::Many,
+        };
+        Some(match op {
+            Op::Embed { .. } => Kernel::EmbedRows(format),
+            Op::RmsNorm { .. } | Op::NormQuantize { .. } => Kernel::NormRows,
+            Op::Matmul { .. } | Op::MatmulAdd { .. } | Op::GateUp { .. } | Op::QkvRopeStore { .. } => {
+                Kernel::Matmul(rows, format)
+            }
+            Op::ExpertGateUp { order: Some(_), .. } | Op::ExpertDownAdd { order: Some(_), .. } => {
+                Kernel::Matmul(Rows::Grouped, format)
+            }
+            Op::ExpertMatmul { .. } | Op::ExpertGateUp { .. } | Op::ExpertDownAdd { .. } => {
+                Kernel::Matmul(Rows::One, format)
+            }
+            Op::Rope { .. }
+            | Op::KvStore { .. }
+            | Op::Attention { .. }
+            | Op::Add { .. }
+            | Op::Mul { .. }
+            | Op::Silu { .. }
+            | Op::TopK { .. }
+            | Op::ExpertCombine { .. }
+            | Op::SelectRows { .. }
+            | Op::Output { .. }
+            | Op::Slice { .. }
+            | Op::Quantize { .. }
+            | Op::SortByExpert { .. } => return None,
+        })
+    }
+
+    /// The kernel named `name` in text form.
+    pub fn from_name(name: &str) -> Option<Kernel> {
+        Kernel::all().into_iter().find(|kernel| kernel.to_string() == name)
+    }
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Kernel::EmbedRows(layout) => write!(f, "embed_rows_{}", layout.name()),
+            Kernel::NormRows => f.write_str("norm_rows"),
+            Kernel::Matmul(Rows::One, layout) => write!(f, "gemv_{}", layout.name()),
+            Kernel::Matmul(Rows::Many, layout) => write!(f, "gemm_{}", layout.name()),
+            Kernel::Matmul(Rows::Grouped, layout) => write!(f, "grouped_gemm_{}", layout.name()),
+        }
+    }
+}

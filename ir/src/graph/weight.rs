@@ -1,0 +1,240 @@
+//! The weight table's entries: what a matrix is for, how it is stored in the model, and how it will lie in the payload.
+//!
+//! A graph knows weights by name, shape and type only. Deliberately absent: their numbers (the importer's tensor table and the
+//! evaluator's [`WeightSource`](super::eval::WeightSource) have them) and where they lie in the payload.
+
+use std::fmt;
+
+use super::types::WeightId;
+
+/// The type of a tensor in the model file.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum DType {
+    /// IEEE single.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half.
+    F16,
+}
+
+impl DType {
+    /// All of them.
+    pub const ALL: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
+
+    /// The name in text form.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DType::F32 => "f32",
+            DType::Bf16 => "bf16",
+            DType::F16 => "f16",
+        }
+    }
+
+    /// The type named `name` in text form.
+    pub fn from_name(name: &str) -> Option<DType> {
+        DType::ALL.into_iter().find(|d| d.name() == name)
+    }
+
+    /// Bytes of one element.
+    pub const fn bytes(self) -> usize {
+        match self {
+            DType::F32 => 4,
+            DType::Bf16 | DType::F16 => 2,
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// How a weight is to lie in the payload.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Layout {
+    /// In the type it is stored in; resolved to one of the next three before the plan.
+    Stored,
+    /// IEEE single.
+    F32,
+    /// bfloat16.
+    Bf16,
+    /// IEEE half.
+    F16,
+    /// 8-bit codes with a scale for 32.
+    Q8,
+    /// 4-bit codes with a scale for 32.
+    Q4,
+}
+
+impl Layout {
+    /// All of them.
+    pub const ALL: [Layout; 6] = [Layout::Stored, Layout::F32, Layout::Bf16, Layout::F16, Layout::Q8, Layout::Q4];
+
+    /// The name in text form.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Layout::Stored => "stored",
+            Layout::F32 => "f32",
+            Layout::Bf16 => "bf16",
+            Layout::F16 => "f16",
+            Layout::Q8 => "q8",
+            Layout::Q4 => "q4",
+        }
+    }
+
+    /// The layout named `name` in text form.
+    pub fn from_name(name: &str) -> Option<Layout> {
+        Layout::ALL.into_iter().find(|l| l.name() == name)
+    }
+
+    /// Whether it meets quantized activation rows.
+    pub const fn is_quantized(self) -> bool {
+        matches!(self, Layout::Q8 | Layout::Q4)
+    }
+
+    /// What it is for a weight stored as `stored`: never [`Layout::Stored`].
+    pub const fn resolve(self, stored: DType) -> Layout {
+        match (self, stored) {
+            (Layout::Stored, DType::F32) => Layout::F32,
+            (Layout::Stored, DType::Bf16) => Layout::Bf16,
+            (Layout::Stored, DType::F16) => Layout::F16,
+            (layout, _) => layout,
+        }
+    }
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What a weight is for: the unit in which users choose quantization.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Role {
+    /// Rows looked up by token.
+    Embedding,
+    /// Vectors of RMS norms.
+    Norm,
+    /// Projections to q, k, v and from the heads.
+    Attention,
+    /// Scores of the experts.
+    Router,
+    /// Matrices of the experts.
+    Experts,
+    /// Matrices of a dense FFN.
+    Ffn,
+    /// Projection to logits.
+    Output,
+}
+
+impl Role {
+    /// All of them.
+    pub const ALL: [Role; 7] =
+        [Role::Embedding, Role::Norm, Role::Attention, Role::Router, Role::Experts, Role::Ffn, Role::Output];
+
+    /// The name in text form.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Role::Embedding => "embedding",
+            Role::Norm => "norm",
+            Role::Attention => "attention",
+            Role::Router => "router",
+            Role::Experts => "experts",
+            Role::Ffn => "ffn",
+            Role::Output => "output",
+        }
+    }
+
+    /// The role named `name` in text form.
+    pub fn from_name(name: &str) -> Option<Role> {
+        Role::ALL.into_iter().find(|r| r.name() == name)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Where a weight's rows come from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// From the model, under the weight's name.
+    Stored,
+    /// The rows of these weights, one weight after another; a weight `[E, rows, columns]` counts as `E × rows` rows.
+    Rows(Vec<WeightId>),
+    /// Of each expert (or of the one matrix): 16 rows of the gate, the same 16 rows of up, the next 16 of the gate, and so on. When
+    /// the rows are no multiple of 16, the last turn of each is shorter.
+    GateUp(WeightId, WeightId),
+}
+
+impl Source {
+    /// The weights it is composed of.
+    pub fn parts(&self) -> Vec<WeightId> {
+        match self {
+            Source::Stored => Vec::new(),
+            Source::Rows(parts) => parts.clone(),
+            Source::GateUp(gate, up) => vec![*gate, *up],
+        }
+    }
+
+    /// Calls `visit` on each weight it is composed of, to change which it is.
+    pub(super) fn visit_parts(&mut self, visit: &mut dyn FnMut(&mut WeightId)) {
+        match self {
+            Source::Stored => {}
+            Source::Rows(parts) => parts.iter_mut().for_each(visit),
+            Source::GateUp(gate, up) => {
+                visit(gate);
+                visit(up);
+            }
+        }
+    }
+}
+
+/// An entry of the weight table.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Weight {
+    /// Unique in its graph; the key to the model's tensors when the source is [`Source::Stored`].
+    pub name: String,
+    /// What it is for.
+    pub role: Role,
+    /// The type of its elements in the model. Of a composed weight: the common type of its parts, or f32 when they differ.
+    pub stored: DType,
+    /// How it will lie in the payload.
+    pub layout: Layout,
+    /// `[length]` (norms), `[rows, columns]`, or `[experts, rows, columns]`.
+    pub shape: Vec<usize>,
+    /// Where its rows come from.
+    pub source: Source,
+}
+
+impl Weight {
+    /// The layout with [`Layout::Stored`] resolved.
+    pub fn format(&self) -> Layout {
+        self.layout.resolve(self.stored)
+    }
+
+    /// Elements of a row: what it is multiplied with.
+    pub fn columns(&self) -> usize {
+        self.shape.last().copied().unwrap_or(0)
+    }
+
+    /// Rows of one matrix; 1 for a vector.
+    pub fn rows(&self) -> usize {
+        if self.shape.len() < 2 { 1 } else { self.shape[self.shape.len() - 2] }
+    }
+
+    /// Matrices: 1 unless it has an axis of experts.
+    pub fn experts(&self) -> usize {
+        if self.shape.len() < 3 { 1 } else { self.shape[0] }
+    }
+
+    /// Elements of all.
+    pub fn elements(&self) -> usize {
+        self.shape.iter().product()
+    }
+}

@@ -1,0 +1,614 @@
+//! The evaluator: runs tile IR on numbers, and thereby defines the bits that every lowering must give.
+//!
+//! Memory is a set of regions with made-up addresses far apart; an access outside every region is an error that names the
+//! instruction, which machine code could not tell. Deliberately absent: speed beyond what tests need, and verification — a
+//! function whose types do not fit ([`super::verify`]) makes it panic.
+//!
+//! ```
+//! use moec_ir::tile::{Memory as Format, build::Builder, eval::{Memory, run}};
+//!
+//! let (mut b, [x, y]) = Builder::new("double", ["x", "y"]);
+//! let v = b.load(Format::F32, x, 0);
+//! let v = b.add(v, v);
+//! b.store(Format::F32, v, y, 0);
+//! let double = b.finish();
+//!
+//! let mut memory = Memory::new();
+//! let x = memory.add_f32(&[1.5; 16]);
+//! let y = memory.add_zeros(64);
+//! run(&double, &[x, y], &mut memory)?;
+//! assert_eq!(memory.f32s(y), [3.0; 16]);
+//! # Ok::<(), moec_ir::tile::eval::Error>(())
+//! ```
+
+use half::{bf16, f16};
+
+use super::{Address, Binary, Compare, Function, Inst, Loop, Memory as Format, Op, Reduce, Shift, Type, Value, text};
+use crate::math;
+
+/// Why a function could not be run to its end.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{function}: `{line}`: {fault}")]
+pub struct Error {
+    /// The function's name.
+    pub function: String,
+    /// The guilty instruction in text form.
+    pub line: String,
+    /// What went wrong.
+    pub fault: Fault,
+}
+
+/// What can go wrong in an instruction.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Fault {
+    /// Memory outside all regions is touched.
+    #[error("{bytes} bytes at {address:#x} are outside memory{}", near(.region))]
+    OutOfBounds {
+        /// The first byte touched.
+        address: i64,
+        /// How many.
+        bytes: usize,
+        /// The region whose slot the address is in: its address and size.
+        region: Option<(i64, usize)>,
+    },
+    /// A byte that is looked up in a table of 16 is too large.
+    #[error("byte {0} is looked up in a table of 16")]
+    LookupIndex(u8),
+    /// The number of arguments is wrong.
+    #[error("called with {0} arguments")]
+    Arguments(usize),
+}
+
+fn near(region: &Option<(i64, usize)>) -> String {
+    match region {
+        Some((start, bytes)) => format!(" (the region at {start:#x} has {bytes} bytes)"),
+        None => String::new(),
+    }
+}
+
+/// Memory of the evaluator: regions, each the only one in its 4 GiB of addresses.
+#[derive(Clone, Default, Debug)]
+pub struct Memory {
+    regions: Vec<Vec<u8>>,
+}
+
+/// Bits of an address that count bytes in a region; the rest, minus one, is the region's number.
+const SLOT_BITS: u32 = 32;
+
+impl Memory {
+    /// No regions.
+    pub fn new() -> Memory {
+        Memory::default()
+    }
+
+    /// Adds a region with this content; returns its address.
+    pub fn add(&mut self, bytes: impl Into<Vec<u8>>) -> i64 {
+        let bytes = bytes.into();
+        // An i32 offset from any address in a region then stays clear of the neighbours.
+        assert!(bytes.len() < 1 << 30, "a region of the evaluator's memory is below 1 GiB");
+        self.regions.push(bytes);
+        (self.regions.len() as i64) << SLOT_BITS
+    }
+
+    /// Adds a region of zeros; returns its address.
+    pub fn add_zeros(&mut self, bytes: usize) -> i64 {
+        self.add(vec![0; bytes])
+    }
+
+    /// Adds a region with these f32 numbers; returns its address.
+    pub fn add_f32(&mut self, x: &[f32]) -> i64 {
+        self.add(x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>())
+    }
+
+    /// The region that starts at `address`, as returned by [`Memory::add`].
+    ///
+    /// # Panics
+    /// When there is none.
+    pub fn bytes(&self, address: i64) -> &[u8] {
+        &self.regions[Memory::number(address)]
+    }
+
+    /// As [`Memory::bytes`], to be written.
+    pub fn bytes_mut(&mut self, address: i64) -> &mut [u8] {
+        &mut self.regions[Memory::number(address)]
+    }
+
+    /// The region that starts at `address` as f32 numbers.
+    pub fn f32s(&self, address: i64) -> Vec<f32> {
+        self.bytes(address).chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+
+    fn number(address: i64) -> usize {
+        assert!(address > 0 && address.trailing_zeros() >= SLOT_BITS, "{address:#x} is not the start of a region");
+        (address >> SLOT_BITS) as usize - 1
+    }
+
+    fn locate(&self, address: i64, bytes: usize) -> Result<(usize, usize), Fault> {
+        let number = ((address as u64) >> SLOT_BITS).wrapping_sub(1) as usize;
+        let start = address as u32 as usize;
+        match self.regions.get(number) {
+            Some(r) if start + bytes <= r.len() => Ok((number, start)),
+            other => {
+                let region = other.map(|r| ((number as i64 + 1) << SLOT_BITS, r.len()));
+                Err(Fault::OutOfBounds { address, bytes, region })
+            }
+        }
+    }
+
+    fn read(&self, address: i64, bytes: usize) -> Result<&[u8], Fault> {
+        let (number, start) = self.locate(address, bytes)?;
+        Ok(&self.regions[number][start..start + bytes])
+    }
+
+    fn write(&mut self, address: i64, content: &[u8]) -> Result<(), Fault> {
+        let (number, start) = self.locate(address, content.len())?;
+        self.regions[number][start..start + content.len()].copy_from_slice(content);
+        Ok(())
+    }
+}
+
+/// Runs `function` with these arguments on `memory`.
+pub fn run(function: &Function, args: &[i64], memory: &mut Memory) -> Result<(), Error> {
+    if args.len() != function.params.len() {
+        let line = text::header(function);
+        return Err(Error { function: function.name.clone(), line, fault: Fault::Arguments(args.len()) });
+    }
+    let mut machine = Machine { function, values: vec![Content::None; function.types.len()], memory };
+    for ((v, _), &arg) in function.params.iter().zip(args) {
+        machine.values[v.0 as usize] = Content::Int(arg);
+    }
+    machine.block(&function.body)
+}
+
+/// What a value holds.
+#[derive(Clone, Copy)]
+enum Content {
+    None,
+    Int(i64),
+    F32(f32),
+    Bool(bool),
+    VecF32([f32; 16]),
+    VecI32([i32; 16]),
+    VecI8([u8; 64]),
+    Mask([bool; 16]),
+}
+
+struct Machine<'a> {
+    function: &'a Function,
+    values: Vec<Content>,
+    memory: &'a mut Memory,
+}
+
+impl Machine<'_> {
+    fn block(&mut self, block: &[Inst]) -> Result<(), Error> {
+        for inst in block {
+            if let Op::For(l) = &inst.op {
+                self.run_loop(l, &inst.results)?;
+                continue;
+            }
+            match self.step(&inst.op) {
+                Ok(content) => {
+                    if let [result] = inst.results[..] {
+                        self.values[result.0 as usize] = content;
+                    }
+                }
+                Err(fault) => {
+                    let line = text::line(self.function, inst);
+                    return Err(Error { function: self.function.name.clone(), line, fault });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn run_loop(&mut self, l: &Loop, results: &[Value]) -> Result<(), Error> {
+        let (mut index, end) = (self.int(l.start), self.int(l.end));
+        self.assign(&l.carried, &l.initial);
+        while index < end {
+            self.values[l.index.0 as usize] = Content::Int(index);
+            self.block(&l.body)?;
+            self.assign(&l.carried, &l.next);
+            index = index.wrapping_add(l.step);
+        }
+        self.assign(results, &l.carried);
+        Ok(())
+    }
+
+    /// All of `to` at once become `from`.
+    fn assign(&mut self, to: &[Value], from: &[Value]) {
+        let contents: Vec<Content> = from.iter().map(|v| self.values[v.0 as usize]).collect();
+        for (v, content) in to.iter().zip(contents) {
+            self.values[v.0 as usize] = content;
+        }
+    }
+
+    fn bug(&self, v: Value) -> ! {
+        panic!("{}: {v} is used as what it is not; verify tile IR before it is run", self.function.name)
+    }
+
+    fn int(&self, v: Value) -> i64 {
+        let Content::Int(n) = self.values[v.0 as usize] else { self.bug(v) };
+        n
+    }
+
+    fn f32(&self, v: Value) -> f32 {
+        let Content::F32(x) = self.values[v.0 as usize] else { self.bug(v) };
+        x
+    }
+
+    fn vec_f32(&self, v: Value) -> &[f32; 16] {
+        let Content::VecF32(x) = &self.values[v.0 as usize] else { self.bug(v) };
+        x
+    }
+
+    fn vec_i32(&self, v: Value) -> &[i32; 16] {
+        let Content::VecI32(n) = &self.values[v.0 as usize] else { self.bug(v) };
+        n
+    }
+
+    fn vec_i8(&self, v: Value) -> &[u8; 64] {
+        let Content::VecI8(n) = &self.values[v.0 as usize] else { self.bug(v) };
+        n
+    }
+
+    fn address(&self, at: Address) -> i64 {
+        self.int(at.base).wrapping_add(i64::from(at.offset))
+    }
+
+    /// Runs anything but a loop; the result, if it has one.
+    fn step(&mut self, op: &Op) -> Result<Content, Fault> {
+        use Content::{Bool, F32, Int, Mask, VecF32, VecI8, VecI32};
+        let get = |v: Value| self.values[v.0 as usize];
+        Ok(match *op {
+            Op::Int(n) => Int(n),
+            Op::F32(bits) => F32(f32::from_bits(bits)),
+            Op::Lanes(n) => VecI32(n),
+            Op::Binary(op, a, b) => match (&self.values[a.0 as usize], &self.values[b.0 as usize]) {
+                (&Int(x), &Int(y)) => Int(binary_int(op, x, y)),
+                (&F32(x), &F32(y)) => F32(binary_f32(op, x, y)),
+                (VecF32(x), VecF32(y)) => VecF32(zip(x, y, |x, y| binary_f32(op, x, y))),
+                (VecI32(x), VecI32(y)) => VecI32(zip(x, y, |x, y| binary_i32(op, x, y))),
+                (VecI8(x), VecI8(y)) => VecI8(zip(x, y, |x, y| binary_u8(op, x, y))),
+                _ => self.bug(a),
+            },
+            Op::Shift(op, a, by) => match &self.values[a.0 as usize] {
+                &Int(n) => Int(match op {
+                    Shift::Left => n << by,
+                    Shift::RightUnsigned => ((n as u64) >> by) as i64,
+                    Shift::RightSigned => n >> by,
+                }),
+                VecI32(n) => VecI32(n.map(|n| match op {
+                    Shift::Left => n << by,
+                    Shift::RightUnsigned => ((n as u32) >> by) as i32,
+                    Shift::RightSigned => n >> by,
+                })),
+                _ => self.bug(a),
+            },
+            Op::Sqrt(a) => self.float(a, f32::sqrt),
+            Op::Abs(a) => self.float(a, f32::abs),
+            Op::Round(a) => self.float(a, f32::round_ties_even),
+            Op::Fma(a, b, c) => match get(c) {
+                F32(z) => F32(self.f32(a).mul_add(self.f32(b), z)),
+                VecF32(mut z) => {
+                    for (z, (x, y)) in z.iter_mut().zip(self.vec_f32(a).iter().zip(self.vec_f32(b))) {
+                        *z = x.mul_add(*y, *z);
+                    }
+                    VecF32(z)
+                }
+                _ => self.bug(c),
+            },
+            Op::Compare(op, a, b) => match (&self.values[a.0 as usize], &self.values[b.0 as usize]) {
+                (&Int(x), &Int(y)) => Bool(compare(op, x, y)),
+                (&F32(x), &F32(y)) => Bool(compare(op, x, y)),
+                (VecF32(x), VecF32(y)) => Mask(zip(x, y, |x, y| compare(op, x, y))),
+                (VecI32(x), VecI32(y)) => Mask(zip(x, y, |x, y| compare(op, x, y))),
+                _ => self.bug(a),
+            },
+            Op::Select(c, a, b) => match (get(c), get(a), get(b)) {
+                (Bool(c), x, y) => {
+                    if c {
+                        x
+                    } else {
+                        y
+                    }
+                }
+                (Mask(c), VecF32(x), VecF32(y)) => VecF32(std::array::from_fn(|l| if c[l] { x[l] } else { y[l] })),
+                (Mask(c), VecI32(x), VecI32(y)) => VecI32(std::array::from_fn(|l| if c[l] { x[l] } else { y[l] })),
+                _ => self.bug(c),
+            },
+            Op::Splat(a) => match get(a) {
+                F32(x) => VecF32([x; 16]),
+                Int(n) => VecI32([n as i32; 16]),
+                _ => self.bug(a),
+            },
+            Op::IntToFloat(a) => VecF32(self.vec_i32(a).map(|n| n as f32)),
+            Op::FloatToInt(a) => VecI32(self.vec_f32(a).map(math::float_to_int)),
+            Op::Bitcast(to, a) => self.bitcast(to, a),
+            Op::Reduce(op, a) => match (op, get(a)) {
+                (Reduce::Add, VecF32(x)) => F32(math::reduce_add(x)),
+                (Reduce::Max, VecF32(x)) => F32(math::reduce_max(x)),
+                (Reduce::Add, VecI32(n)) => Int(i64::from(math::reduce(n, i32::wrapping_add))),
+                _ => self.bug(a),
+            },
+            Op::DotU8S8(acc, w, a) => {
+                let (w, a) = (self.vec_i8(w), self.vec_i8(a));
+                let mut sums = *self.vec_i32(acc);
+                for (sum, (w, a)) in sums.iter_mut().zip(w.chunks_exact(4).zip(a.chunks_exact(4))) {
+                    let dot: i32 = w.iter().zip(a).map(|(&w, &a)| i32::from(w) * i32::from(a as i8)).sum();
+                    *sum = sum.wrapping_add(dot);
+                }
+                VecI32(sums)
+            }
+            Op::NibbleLow(a) => VecI8(self.vec_i8(a).map(|b| b & 15)),
+            Op::NibbleHigh(a) => VecI8(self.vec_i8(a).map(|b| b >> 4)),
+            Op::Lookup(table, a) => {
+                let bytes = self.vec_i8(a);
+                if let Some(&b) = bytes.iter().find(|b| **b >= 16) {
+                    return Err(Fault::LookupIndex(b));
+                }
+                VecI8(bytes.map(|b| table[usize::from(b)]))
+            }
+            Op::Load(format, at) => {
+                let bytes = self.memory.read(self.address(at), 16 * format.bytes())?;
+                let lane = |l: usize| &bytes[l * format.bytes()..];
+                match format.vector() {
+                    Type::VecF32 => VecF32(std::array::from_fn(|l| read_f32(format, lane(l)))),
+                    _ => VecI32(std::array::from_fn(|l| read_i32(format, lane(l)))),
+                }
+            }
+            Op::LoadBytes(at) => {
+                let bytes = self.memory.read(self.address(at), 64)?;
+                VecI8(std::array::from_fn(|i| bytes[i]))
+            }
+            Op::LoadSplat(format, at) => {
+                let bytes = self.memory.read(self.address(at), format.bytes())?;
+                match format.vector() {
+                    Type::VecF32 => VecF32([read_f32(format, bytes); 16]),
+                    _ => VecI32([read_i32(format, bytes); 16]),
+                }
+            }
+            Op::LoadSplatBytes(at) => {
+                let bytes = self.memory.read(self.address(at), 4)?;
+                VecI8(std::array::from_fn(|i| bytes[i % 4]))
+            }
+            Op::LoadScalar(format, at) => {
+                let bytes = self.memory.read(self.address(at), format.bytes())?;
+                match format.vector() {
+                    Type::VecF32 => F32(read_f32(format, bytes)),
+                    _ => Int(i64::from(read_i32(format, bytes))),
+                }
+            }
+            Op::LoadInt(at) => {
+                let bytes = self.memory.read(self.address(at), 8)?;
+                Int(i64::from_le_bytes(std::array::from_fn(|i| bytes[i])))
+            }
+            Op::LoadU32(at) => {
+                let bytes = self.memory.read(self.address(at), 4)?;
+                Int(i64::from(read_i32(Format::I32, bytes) as u32))
+            }
+            Op::Store(format, v, at) => {
+                let mut bytes = [0; 64];
+                for l in 0..16 {
+                    let to = &mut bytes[l * format.bytes()..];
+                    match self.values[v.0 as usize] {
+                        VecF32(x) => write_f32(format, x[l], to),
+                        VecI32(n) => write_i32(format, n[l], to),
+                        _ => self.bug(v),
+                    }
+                }
+                let at = self.address(at);
+                self.memory.write(at, &bytes[..16 * format.bytes()])?;
+                Content::None
+            }
+            Op::StoreStrided(format, v, at, stride) => {
+                let (lanes, at) = (*self.vec_f32(v), self.address(at));
+                for (l, &x) in lanes.iter().enumerate() {
+                    let mut bytes = [0; 4];
+                    write_f32(format, x, &mut bytes);
+                    let at = at.wrapping_add(l as i64 * i64::from(stride));
+                    self.memory.write(at, &bytes[..format.bytes()])?;
+                }
+                Content::None
+            }
+            Op::StoreScalar(format, v, at) => {
+                let mut bytes = [0; 4];
+                match self.values[v.0 as usize] {
+                    F32(x) => write_f32(format, x, &mut bytes),
+                    Int(n) => write_i32(format, n as i32, &mut bytes),
+                    _ => self.bug(v),
+                }
+                let at = self.address(at);
+                self.memory.write(at, &bytes[..format.bytes()])?;
+                Content::None
+            }
+            Op::Prefetch(_) => Content::None,
+            Op::For(_) => unreachable!("{}: loops are run by run_loop", self.function.name),
+        })
+    }
+
+    fn float(&self, a: Value, f: impl Fn(f32) -> f32) -> Content {
+        match self.values[a.0 as usize] {
+            Content::F32(x) => Content::F32(f(x)),
+            Content::VecF32(x) => Content::VecF32(x.map(f)),
+            _ => self.bug(a),
+        }
+    }
+
+    fn bitcast(&self, to: Type, a: Value) -> Content {
+        let bytes: [u8; 64] = match self.values[a.0 as usize] {
+            Content::F32(x) if to == Type::Int => return Content::Int(i64::from(x.to_bits())),
+            Content::Int(n) if to == Type::F32 => return Content::F32(f32::from_bits(n as u32)),
+            Content::VecF32(x) => std::array::from_fn(|i| x[i / 4].to_le_bytes()[i % 4]),
+            Content::VecI32(n) => std::array::from_fn(|i| n[i / 4].to_le_bytes()[i % 4]),
+            Content::VecI8(b) => b,
+            _ => self.bug(a),
+        };
+        match to {
+            Type::VecF32 => Content::VecF32(std::array::from_fn(|l| read_f32(Format::F32, &bytes[4 * l..]))),
+            Type::VecI32 => Content::VecI32(std::array::from_fn(|l| read_i32(Format::I32, &bytes[4 * l..]))),
+            Type::VecI8 => Content::VecI8(bytes),
+            Type::Int | Type::F32 | Type::Bool | Type::Mask => self.bug(a),
+        }
+    }
+}
+
+fn zip<T: Copy, U, const N: usize>(a: &[T; N], b: &[T; N], f: impl Fn(T, T) -> U) -> [U; N] {
+    std::array::from_fn(|i| f(a[i], b[i]))
+}
+
+fn read_f32(format: Format, bytes: &[u8]) -> f32 {
+    match format {
+        Format::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+        Format::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+        Format::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+        Format::I32 | Format::I8 => unreachable!("{} is read as an integer", format.name()),
+    }
+}
+
+fn read_i32(format: Format, bytes: &[u8]) -> i32 {
+    match format {
+        Format::I32 => i32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+        Format::I8 => i32::from(bytes[0] as i8),
+        Format::F32 | Format::Bf16 | Format::F16 => unreachable!("{} is read as a float", format.name()),
+    }
+}
+
+fn write_f32(format: Format, x: f32, to: &mut [u8]) {
+    match format {
+        Format::F32 => to[..4].copy_from_slice(&x.to_le_bytes()),
+        Format::F16 => to[..2].copy_from_slice(&f16::from_f32(x).to_le_bytes()),
+        Format::Bf16 | Format::I32 | Format::I8 => unreachable!("no float is stored as {}", format.name()),
+    }
+}
+
+fn write_i32(format: Format, n: i32, to: &mut [u8]) {
+    match format {
+        Format::I32 => to[..4].copy_from_slice(&n.to_le_bytes()),
+        Format::I8 => to[0] = n as u8,
+        Format::F32 | Format::Bf16 | Format::F16 => unreachable!("no integer is stored as {}", format.name()),
+    }
+}
+
+fn binary_f32(op: Binary, a: f32, b: f32) -> f32 {
+    match op {
+        Binary::Add => a + b,
+        Binary::Sub => a - b,
+        Binary::Mul => a * b,
+        Binary::Div => a / b,
+        Binary::Min => math::min(a, b),
+        Binary::Max => math::max(a, b),
+        Binary::And | Binary::Or | Binary::Xor => unreachable!("no {} of floats", op.name()),
+    }
+}
+
+fn binary_int(op: Binary, a: i64, b: i64) -> i64 {
+    match op {
+        Binary::Add => a.wrapping_add(b),
+        Binary::Sub => a.wrapping_sub(b),
+        Binary::Mul => a.wrapping_mul(b),
+        Binary::Min => a.min(b),
+        Binary::Max => a.max(b),
+        Binary::And => a & b,
+        Binary::Or => a | b,
+        Binary::Xor => a ^ b,
+        Binary::Div => unreachable!("no division of integers"),
+    }
+}
+
+fn binary_i32(op: Binary, a: i32, b: i32) -> i32 {
+    match op {
+        Binary::Add => a.wrapping_add(b),
+        Binary::Sub => a.wrapping_sub(b),
+        Binary::Mul => a.wrapping_mul(b),
+        Binary::And => a & b,
+        Binary::Or => a | b,
+        Binary::Xor => a ^ b,
+        Binary::Div | Binary::Min | Binary::Max => unreachable!("no {} of i32 lanes", op.name()),
+    }
+}
+
+fn binary_u8(op: Binary, a: u8, b: u8) -> u8 {
+    match op {
+        Binary::And => a & b,
+        Binary::Or => a | b,
+        Binary::Xor => a ^ b,
+        Binary::Add | Binary::Sub | Binary::Mul | Binary::Div | Binary::Min | Binary::Max => {
+            unreachable!("no {} of bytes", op.name())
+        }
+    }
+}
+
+fn compare<T: PartialOrd>(op: Compare, a: T, b: T) -> bool {
+    match op {
+        Compare::Equal => a == b,
+        Compare::Less => a < b,
+        Compare::LessEqual => a <= b,
+        Compare::Greater => a > b,
+        Compare::GreaterEqual => a >= b,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tile::build::Builder;
+
+    #[test]
+    fn built_exp_and_silu_have_the_bits_of_the_functions() {
+        let (mut b, [x, y]) = Builder::new("exp", ["x", "y"]);
+        b.repeat(4096 * 4, 64, |b, i| {
+            let at = b.add(x, i);
+            let v = b.load(Format::F32, at, 0);
+            let s = b.load_scalar(Format::F32, at, 0);
+            let (e, f) = (math::build_exp(b, v), math::build_silu(b, v));
+            let g = math::build_exp(b, s);
+            let to = b.mul_int(i, 3);
+            let to = b.add(y, to);
+            b.store(Format::F32, e, to, 0);
+            b.store(Format::F32, f, to, 64);
+            b.store_scalar(Format::F32, g, to, 128);
+        });
+        let function = b.finish();
+        let xs: Vec<f32> = (0..4096).map(|i| (i as f32 - 2048.0) * 0.0873).collect();
+        let mut memory = Memory::new();
+        let x = memory.add_f32(&xs);
+        let y = memory.add_zeros(3 * 4096 * 4);
+        run(&function, &[x, y], &mut memory).unwrap();
+        let got = memory.f32s(y);
+        for (i, &x) in xs.iter().enumerate() {
+            let at = i / 16 * 48 + i % 16;
+            assert_eq!(got[at].to_bits(), math::exp(x).to_bits());
+            assert_eq!(got[at + 16].to_bits(), math::silu(x).to_bits());
+            if i % 16 == 0 {
+                assert_eq!(got[at + 32].to_bits(), math::exp(x).to_bits());
+            }
+        }
+    }
+
+    #[test]
+    fn an_access_outside_memory_names_the_instruction() {
+        let (mut b, [x]) = Builder::new("outside", ["x"]);
+        let v = b.load(Format::F32, x, 4);
+        b.store(Format::F32, v, x, 0);
+        let mut memory = Memory::new();
+        let x = memory.add_zeros(64);
+        let error = run(&b.finish(), &[x], &mut memory).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "outside: `v1: f32x16 = load.f32 v0 + 4`: 64 bytes at 0x100000004 are outside memory (the region at 0x100000000 \
+             has 64 bytes)"
+        );
+    }
+
+    #[test]
+    fn carried_values_change_all_at_once() {
+        let (mut b, [to]) = Builder::new("fibonacci", ["to"]);
+        let (zero, one, ten) = (b.int(0), b.int(1), b.int(10));
+        let last = b.for_loop(zero, ten, 1, &[zero, one], |b, _, c| vec![c[1], b.add(c[0], c[1])]);
+        b.store_scalar(Format::I32, last[0], to, 0);
+        let mut memory = Memory::new();
+        let to = memory.add_zeros(4);
+        run(&b.finish(), &[to], &mut memory).unwrap();
+        assert_eq!(memory.bytes(to), 55i32.to_le_bytes());
+    }
+}

@@ -1,0 +1,70 @@
+//! Compiled models against what transformers computed: logits, greedy continuation, chosen experts.
+//!
+//! The models are tiny and random; `golden.safetensors` beside each holds f32 outputs of transformers for its weights.
+
+use moec_tests::{Golden, build, models};
+
+/// Largest difference of a logit, relative to the largest logit.
+const TOLERANCE: f64 = 2e-5;
+
+#[test]
+fn logits_equal_those_of_transformers() {
+    for model in models() {
+        let golden = Golden::read(&model);
+        let compiled = build(&model, "none", "f32");
+        let found = compiled.logits(&golden.full_ids, &[]);
+        let largest = golden.full_logits.iter().fold(0f64, |m, &x| m.max(f64::from(x).abs()));
+        let worst = golden.full_logits.iter().zip(&found.logits).fold(0f64, |m, (&a, &b)| m.max(f64::from(a - b).abs()));
+        assert_eq!(golden.full_logits.len(), found.logits.len(), "{}", model.display());
+        let relative = worst / largest;
+        assert!(relative <= TOLERANCE, "{}: logits differ by {relative:.2e} of the largest", model.display());
+        println!("{}: {relative:.2e}", model.display());
+        assert_eq!(found.experts, golden.experts, "{}: chosen experts", model.display());
+    }
+}
+
+#[test]
+fn greedy_continuations_equal_those_of_transformers() {
+    for model in models() {
+        let golden = Golden::read(&model);
+        let compiled = build(&model, "none", "f32");
+        let ids = compiled.greedy(&golden.input_ids, golden.greedy_ids.len());
+        assert_eq!(ids, golden.greedy_ids, "{}", model.display());
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_threads_or_chunks() {
+    for model in models() {
+        let golden = Golden::read(&model);
+        for (quant, kv) in [("none", "f32"), ("none", "f16"), ("q8", "f16"), ("q4", "f16")] {
+            let compiled = build(&model, quant, kv);
+            let whole = compiled.logits(&golden.full_ids, &["--threads", "1"]);
+            for threads in ["1", "2", "3"] {
+                for chunk in ["1", "3", "7", "512"] {
+                    let other = compiled.logits(&golden.full_ids, &["--threads", threads, "--chunk", chunk]);
+                    let same = whole.bits() == other.bits() && whole.experts == other.experts;
+                    assert!(same, "{} {quant} {kv}: {threads} threads, chunks of {chunk}", model.display());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_passes() {
+    for model in models() {
+        let golden = Golden::read(&model);
+        for quant in ["none", "q4"] {
+            let whole = build(&model, quant, "f16").logits(&golden.full_ids, &[]);
+            for pass in moec::passes::PASSES.iter().filter(|p| !p.required) {
+                let compiled = moec_tests::build_without(&model, quant, "f16", &[pass.name]);
+                for chunk in ["1", "512"] {
+                    let other = compiled.logits(&golden.full_ids, &["--chunk", chunk]);
+                    let what = format!("{} {quant}: without {}, chunk {chunk}", model.display(), pass.name);
+                    assert!(whole.bits() == other.bits(), "{what}");
+                }
+            }
+        }
+    }
+}
