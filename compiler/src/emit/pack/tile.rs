@@ -89,15 +89,16 @@ impl Vectorized for Floats<'_> {
                     stored.copy_from_slice(elements);
                 }
             }
-            for (elements, stored) in elements.chunks(LANES).zip(stored.chunks(LANES)) {
-                for (lane, (&element, &stored)) in elements.iter().zip(stored).enumerate() {
-                    // Rounding never brings an infinity back, so what was stored tells of both.
-                    let bits = stored.to_bits() & 0x7fff_ffff;
-                    largest[lane] = if bits > largest[lane] { bits } else { largest[lane] };
-                    let rest = f64::from(element) - f64::from(stored);
-                    error[lane] += rest * rest;
-                    energy[lane] += f64::from(element) * f64::from(element);
-                }
+            let (elements, last_elements) = elements.as_chunks::<LANES>();
+            let (stored, last_stored) = stored.as_chunks::<LANES>();
+            for (elements, stored) in elements.iter().zip(stored) {
+                watch(elements, stored, &mut largest, &mut error, &mut energy);
+            }
+            if !last_elements.is_empty() {
+                let mut last = [[0.0; LANES]; 2];
+                last[0][..last_elements.len()].copy_from_slice(last_elements);
+                last[1][..last_stored.len()].copy_from_slice(last_stored);
+                watch(&last[0], &last[1], &mut largest, &mut error, &mut energy);
             }
         }
         if largest.iter().any(|&bits| bits >= f32::INFINITY.to_bits()) {
@@ -105,6 +106,24 @@ impl Vectorized for Floats<'_> {
             return Err(if finite { Unfit::TooLarge(self.format) } else { Unfit::NotFinite });
         }
         Ok(Loss { error: error.iter().sum(), energy: energy.iter().sum() })
+    }
+}
+
+/// Keeps track of the largest magnitude of what was stored, as bits (rounding never brings an infinity back, so it tells of both), and of the loss.
+#[inline(always)]
+fn watch(
+    elements: &Lanes<f32>,
+    stored: &Lanes<f32>,
+    largest: &mut Lanes<u32>,
+    error: &mut Lanes<f64>,
+    energy: &mut Lanes<f64>,
+) {
+    for lane in 0..LANES {
+        let bits = stored[lane].to_bits() & 0x7fff_ffff;
+        largest[lane] = if bits > largest[lane] { bits } else { largest[lane] };
+        let (element, rest) = (f64::from(elements[lane]), f64::from(elements[lane]) - f64::from(stored[lane]));
+        error[lane] += rest * rest;
+        energy[lane] += element * element;
     }
 }
 
