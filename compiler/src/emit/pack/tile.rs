@@ -24,8 +24,9 @@ impl Loss {
     }
 }
 
-/// Writes a tile of `columns`, `[K][lane]`, into `out`. For the quantized formats K is a whole number of blocks.
-pub(crate) fn encode_tile(format: Format, columns: &[Lanes<f32>], out: &mut [u8]) -> Result<Loss, Unfit> {
+/// Writes a tile of `columns`, `[K][lane]`, into `out`. For the quantized formats K is a whole number of blocks, and `real` says which of their
+/// columns are not padding ([`real_columns`](crate::plan::quant::real_columns)).
+pub(crate) fn encode_tile(format: Format, columns: &[Lanes<f32>], real: &[u32], out: &mut [u8]) -> Result<Loss, Unfit> {
     debug_assert_eq!(out.len(), format.tile_bytes(columns.len()));
     match format {
         Format::F32 | Format::Bf16 | Format::F16 => {
@@ -34,7 +35,7 @@ pub(crate) fn encode_tile(format: Format, columns: &[Lanes<f32>], out: &mut [u8]
             out[used..].fill(0);
             encode_floats(format, elements, &mut out[..used])
         }
-        Format::Q8 | Format::Q4 => vectorize(Quantize { four: format == Format::Q4, columns, out }),
+        Format::Q8 | Format::Q4 => vectorize(Quantize { four: format == Format::Q4, columns, real, out }),
     }
 }
 
@@ -110,6 +111,7 @@ impl Vectorized for Floats<'_> {
 struct Quantize<'a> {
     four: bool,
     columns: &'a [Lanes<f32>],
+    real: &'a [u32],
     out: &'a mut [u8],
 }
 
@@ -123,15 +125,14 @@ impl Vectorized for Quantize<'_> {
         debug_assert!(rest.is_empty());
         let mut loss = Loss::default();
         let mut out = self.out;
-        for group in blocks.chunks(4) {
+        for (group, real) in blocks.chunks(4).zip(self.real.chunks(4)) {
             let (scales, codes);
             (scales, out) = out.split_at_mut(scale_bytes(group.len()));
             (codes, out) = out.split_at_mut(group.len() * format.block_bytes());
             scales[group.len() * LANES * 2..].fill(0);
-            let scales = scales.chunks_exact_mut(LANES * 2);
-            for ((columns, scales), codes) in group.iter().zip(scales).zip(codes.chunks_exact_mut(format.block_bytes()))
-            {
-                let block = if self.four { quantize_q4(columns) } else { quantize_q8(columns) };
+            let places = scales.chunks_exact_mut(LANES * 2).zip(codes.chunks_exact_mut(format.block_bytes()));
+            for ((columns, &real), (scales, codes)) in group.iter().zip(real).zip(places) {
+                let block = if self.four { quantize_q4(columns, real) } else { quantize_q8(columns) };
                 if !block.finite {
                     return Err(Unfit::NotFinite);
                 }
