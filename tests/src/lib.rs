@@ -2,6 +2,7 @@
 
 pub mod filetest;
 
+use moec::emit::executable::output_when_closed;
 use moec::import;
 use moec::pipeline::{self, Options, Progress};
 use moec_abi::KvType;
@@ -137,7 +138,7 @@ fn list(ids: &[u32]) -> String {
 impl Compiled {
     /// Runs the executable; panics with what it says when it fails.
     pub fn run(&self, arguments: &[&str]) -> String {
-        let done = Command::new(&self.path).args(arguments).output().expect("the executable starts");
+        let done = output_when_closed(Command::new(&self.path).args(arguments)).expect("the executable starts");
         let stderr = String::from_utf8_lossy(&done.stderr);
         assert!(done.status.success(), "{arguments:?}: {}: {stderr}", done.status);
         String::from_utf8(done.stdout).expect("text")
@@ -159,9 +160,8 @@ impl Compiled {
     /// The greedy continuation of `ids`, `count` tokens.
     pub fn greedy(&self, ids: &[u32], count: usize) -> Vec<u32> {
         let (ids, count) = (list(ids), count.to_string());
-        let text = self.run(&[
-            "generate", "--tokens", &ids, "--max-tokens", &count, "--temperature", "0", "--print-tokens",
-        ]);
+        let text =
+            self.run(&["generate", "--tokens", &ids, "--max-tokens", &count, "--temperature", "0", "--print-tokens"]);
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("a list of ids, found {text:?}: {e}"))
     }
 }
