@@ -32,6 +32,7 @@ impl WeightInfo for TensorTable {
 /// When a weight is missing or does not have the shape that the configuration calls for: import has checked both.
 pub fn build_graph(config: &ModelConfig, weights: &dyn WeightInfo, mode: Mode) -> Graph {
     let mut build = Build { config, weights, graph: Graph::new(mode) };
+    build.graph.set_context(config.context);
     build.model();
     build.graph
 }
