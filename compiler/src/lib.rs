@@ -1,9 +1,14 @@
-//! The compiler.
+//! moec: an ahead-of-time compiler for mixture-of-experts language models.
+//!
+//! Read [`pipeline`] first: it is the table of contents.
+#![warn(missing_docs)]
 
-// pub mod emit;
+pub mod emit;
 pub mod import;
 pub mod kernels;
 pub mod lower;
 pub mod passes;
+pub mod pipeline;
 pub mod plan;
+pub mod synth;
 pub mod target;

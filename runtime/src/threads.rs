@@ -12,7 +12,7 @@ use std::any::Any;
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, ThreadId};
 use std::time::Duration;
 
 /// How long a worker spins at a barrier inside a step.
@@ -54,6 +54,8 @@ pub struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     workers: usize,
+    /// The thread that was confined to its core, and where it could run before.
+    confined: Option<(ThreadId, Vec<usize>)>,
     /// Held while a job runs.
     running: Mutex<()>,
 }
@@ -63,7 +65,8 @@ pub struct Pool {
 pub struct PoolOptions {
     /// Workers, the caller included; `None` takes [`cpus::default_threads`].
     pub threads: Option<usize>,
-    /// Also confine the thread that makes the pool to its own core. For programs that own their main thread.
+    /// Also confine the thread that makes the pool to its own core, until that thread drops the pool. For programs that
+    /// own their main thread.
     pub pin_caller: bool,
 }
 
@@ -107,10 +110,11 @@ impl Pool {
                 }
             }
         }
-        if pinned && options.pin_caller {
+        let confined = (pinned && options.pin_caller).then(|| {
             cpus::pin(&cores[0]);
-        }
-        Ok(Pool { shared, threads: handles, workers, running: Mutex::new(()) })
+            (thread::current().id(), cores.concat())
+        });
+        Ok(Pool { shared, threads: handles, workers, confined, running: Mutex::new(()) })
     }
 
     /// Workers, the caller included.
@@ -154,6 +158,11 @@ impl Drop for Pool {
         self.shared.start.wait();
         for thread in self.threads.drain(..) {
             thread.join().ok();
+        }
+        if let Some((thread, cpus)) = &self.confined
+            && *thread == thread::current().id()
+        {
+            cpus::pin(cpus);
         }
     }
 }
@@ -239,6 +248,22 @@ mod tests {
             });
             assert_eq!(count.into_inner(), 3);
         }
+    }
+
+    #[test]
+    fn the_caller_is_let_go_again() {
+        thread::spawn(|| {
+            let before = cpus::allowed_cpus();
+            let cores = cpus::cores();
+            let pool = Pool::with_options(PoolOptions { threads: Some(cores.len()), pin_caller: true }).unwrap();
+            if cores.len() > 1 {
+                assert_eq!(cpus::allowed_cpus(), cores[0]);
+            }
+            drop(pool);
+            assert_eq!(cpus::allowed_cpus(), before);
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub fn find(wanted: &Placement) -> Option<Earlier> {
     let file = File::open(&path).ok()?;
     let length = file.metadata().ok()?.len();
     let mut bytes = [0; size_of::<Trailer>()];
-    file.read_exact_at(&mut bytes, length.checked_sub(bytes.len() as u64)?).ok()?;
+    file.read_exact_at(&mut bytes, length.checked_sub(size_of::<Trailer>() as u64)?).ok()?;
     let trailer = Trailer::from_bytes(&bytes)?;
     let fits = trailer.magic == TRAILER_MAGIC
         && trailer.key == wanted.key

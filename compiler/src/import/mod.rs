@@ -4,15 +4,17 @@
 //! opens has every weight, in the shape that its configuration calls for. Deliberately absent: GGUF, and reading weights before
 //! somebody asks for rows of them.
 
+pub mod build;
 pub mod config;
 mod error;
 mod header;
 mod json;
-mod names;
+pub(crate) mod names;
 mod shards;
 mod tensors;
 mod tokenizer;
 
+pub use build::{WeightInfo, build_graph};
 pub use config::{Architecture, Experts, ModelConfig, Rope, RopeScaling};
 pub use error::ImportError;
 pub use shards::ShardIdentity;

@@ -21,6 +21,7 @@
 //! Deliberately absent: memory, workers, kernels' inner workings, and the weights' numbers.
 
 mod attribute;
+pub mod eval;
 mod infer;
 mod kernel;
 mod op;

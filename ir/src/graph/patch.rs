@@ -18,6 +18,7 @@ pub struct Patch {
     before: NodeId,
     inserted: Vec<NodeId>,
     replaced: Vec<Replacement>,
+    changed: Vec<(NodeId, Op)>,
     retired: Vec<NodeId>,
     retired_weights: Vec<WeightId>,
 }
@@ -49,6 +50,7 @@ impl Patch {
             before,
             inserted: Vec::new(),
             replaced: Vec::new(),
+            changed: Vec::new(),
             retired: Vec::new(),
             retired_weights: Vec::new(),
         }
@@ -91,6 +93,11 @@ impl Patch {
     /// Lets one node read `new` where it read `old`.
     pub fn replace_in(&mut self, reader: NodeId, old: ValueId, new: ValueId) {
         self.replaced.push(Replacement { reader: Some(reader), old, new });
+    }
+
+    /// Puts another operation in a node, whose results keep their ids and types.
+    pub fn change(&mut self, node: NodeId, op: Op) {
+        self.changed.push((node, op));
     }
 
     /// Removes a node when, after the rewrite, nobody reads its results; otherwise it stays.
@@ -146,14 +153,23 @@ impl Patch {
                     return Err(self.error(format!("there is no node {node} to read {new}")));
                 }
                 self.copy.redirect(node, old, new);
-                let found = self.copy.infer(self.copy.op(node)).map_err(|e| self.error(e))?;
-                let before: Vec<_> =
-                    self.copy.results(node).iter().map(|&result| self.copy.ty(result).clone()).collect();
-                if found != before {
-                    return Err(self.error(format!("{new} in the place of {old} changes the results of {node}")));
-                }
+                self.check_results(node)?;
             }
         }
+        for (node, op) in std::mem::take(&mut self.changed) {
+            if self.copy.get(node).is_none() {
+                return Err(self.error(format!("there is no node {node} to change")));
+            }
+            self.copy.set_op(node, op).map_err(|e| self.error(e))?;
+            self.check_results(node)?;
+        }
         Ok(())
+    }
+
+    /// The results of a node that was rewritten must be what they were.
+    fn check_results(&self, node: NodeId) -> Result<(), PatchError> {
+        let found = self.copy.infer(self.copy.op(node)).map_err(|e| self.error(e))?;
+        let before: Vec<_> = self.copy.results(node).iter().map(|&result| self.copy.ty(result).clone()).collect();
+        if found == before { Ok(()) } else { Err(self.error(format!("it changes the types of the results of {node}"))) }
     }
 }

@@ -362,6 +362,20 @@ impl Graph {
         });
     }
 
+    /// Puts another operation in a node, with the same results. The schedule may be wrong afterwards.
+    pub(super) fn set_op(&mut self, node: NodeId, op: Op) -> Result<(), BuildError> {
+        self.check_operands(&op)?;
+        let edges: Vec<_> = self.nodes.edges_directed(index(node), Direction::Incoming).map(|e| e.id()).collect();
+        for edge in edges {
+            self.nodes.remove_edge(edge);
+        }
+        for value in op.values() {
+            self.nodes.add_edge(index(self.values[&value].producer), index(node), value);
+        }
+        self.nodes[index(node)].op = op;
+        Ok(())
+    }
+
     /// Moves the last `count` nodes of the schedule in front of `before`.
     pub(super) fn move_last(&mut self, count: usize, before: NodeId) {
         let moved = self.schedule.split_off(self.schedule.len() - count);

@@ -129,7 +129,8 @@ impl Vectorized for Quantize<'_> {
             (codes, out) = out.split_at_mut(group.len() * format.block_bytes());
             scales[group.len() * LANES * 2..].fill(0);
             let scales = scales.chunks_exact_mut(LANES * 2);
-            for ((columns, scales), codes) in group.iter().zip(scales).zip(codes.chunks_exact_mut(format.block_bytes())) {
+            for ((columns, scales), codes) in group.iter().zip(scales).zip(codes.chunks_exact_mut(format.block_bytes()))
+            {
                 let block = if self.four { quantize_q4(columns) } else { quantize_q8(columns) };
                 if !block.finite {
                     return Err(Unfit::NotFinite);
@@ -137,7 +138,11 @@ impl Vectorized for Quantize<'_> {
                 for (scale, out) in block.scales.iter().zip(scales.chunks_exact_mut(2)) {
                     out.copy_from_slice(&scale.to_le_bytes());
                 }
-                if self.four { pack_q4(&block, codes) } else { pack_q8(&block, codes) }
+                if self.four {
+                    pack_q4(&block, codes)
+                } else {
+                    pack_q8(&block, codes)
+                }
                 loss.add(Loss { error: block.error.iter().sum(), energy: block.energy.iter().sum() });
             }
         }

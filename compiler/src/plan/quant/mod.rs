@@ -27,7 +27,7 @@
 mod block;
 mod vectors;
 
-pub(crate) use block::{Block, quantize_q4, quantize_q8};
+pub(crate) use block::{Block, narrow, quantize_q4, quantize_q8};
 pub(crate) use vectors::{Vectorized, vectorize};
 
 use super::layout::{BLOCK, Format};

@@ -1,0 +1,64 @@
+//! Multiplies with gate and up at once, with SiLU and the product in the epilogue.
+//!
+//! ```text
+//! %2 = matmul %1, @layers.0.gate : f32[T, 96]    // @layers.0.gate_up … = gate_up(@layers.0.gate, @layers.0.up)
+//! %3 = matmul %1, @layers.0.up : f32[T, 96]      // %2 = gate_up %1, @layers.0.gate_up : f32[T, 96]
+//! %4 = silu %2 : f32[T, 96]
+//! %5 = mul %4, %3 : f32[T, 96]
+//! ```
+//!
+//! Likewise `expert_matmul`s with the same experts become an `expert_gate_up {dispatch=general}`.
+//!
+//! What it does not do: fuse weights that will lie in different formats, or products that something else reads too.
+
+use moec_ir::graph::{Dispatch, Graph, NodeId, Op, Patch, PatchError, Source, ValueId};
+
+use super::Rewriter;
+use super::matching::{compose, only_reader, sibling};
+
+pub(super) fn run(rewriter: &mut Rewriter<'_>) -> Result<(), PatchError> {
+    rewriter.each_node(|graph, node| {
+        let &Op::Mul { a, b } = graph.op(node) else { return Ok(None) };
+        match fuse(graph, node, a, b)? {
+            Some(patch) => Ok(Some(patch)),
+            None => fuse(graph, node, b, a),
+        }
+    })
+}
+
+fn fuse(graph: &Graph, node: NodeId, activated: ValueId, up: ValueId) -> Result<Option<Patch>, PatchError> {
+    let &Op::Silu { x: gate } = graph.definition(activated) else { return Ok(None) };
+    if [activated, gate, up].iter().any(|&value| only_reader(graph, value).is_none()) {
+        return Ok(None);
+    }
+    let (x, experts, parts) = match (graph.definition(gate), graph.definition(up)) {
+        (&Op::Matmul { x, w: gate }, &Op::Matmul { x: other, w: up }) if x == other => (x, None, [gate, up]),
+        (
+            &Op::ExpertMatmul { x, experts, w: gate },
+            &Op::ExpertMatmul { x: other, experts: others, w: up },
+        ) if x == other && experts == others => (x, Some(experts), [gate, up]),
+        _ => return Ok(None),
+    };
+    let [first, second] = parts.map(|part| graph.weight(part));
+    if first.shape != second.shape {
+        return Ok(None);
+    }
+    let mut shape = first.shape.clone();
+    let rows = shape.len() - 2;
+    shape[rows] *= 2;
+    let name = sibling(&first.name, "gate_up");
+    let source = Source::GateUp(parts[0], parts[1]);
+    let Some(weight) = compose(graph, name, shape, &parts, source) else { return Ok(None) };
+    let mut patch = Patch::new(graph, node, format!("@{} and @{}", first.name, second.name));
+    let w = patch.weight(weight)?;
+    let fused = patch.insert_one(match experts {
+        None => Op::GateUp { x, w },
+        Some(experts) => Op::ExpertGateUp { x, experts, w, dispatch: Dispatch::General, order: None },
+    })?;
+    patch.replace(graph.results(node)[0], fused);
+    patch.retire(node);
+    for value in [activated, gate, up] {
+        patch.retire(graph.producer(value));
+    }
+    Ok(Some(patch))
+}

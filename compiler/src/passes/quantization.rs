@@ -1,0 +1,177 @@
+//! Which layout each role's weights get: the `--quant` option, and its application to a graph's weight table.
+//!
+//! Not a rewrite: choosing a layout changes the numbers, which no pass may do, so it happens before the first of them.
+//! Deliberately absent: how codes are chosen and packed ([`crate::plan`]).
+
+use std::fmt;
+use std::str::FromStr;
+
+use moec_ir::graph::{Graph, Layout, Role};
+
+/// The layout of each role's weights.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct QuantConfig {
+    layouts: [Layout; Role::ALL.len()],
+}
+
+/// What is wrong with a `--quant` option.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum QuantError {
+    /// Not a layout.
+    #[error("--quant: `{0}` is none of none, f32, bf16, f16, q8, q4")]
+    Layout(String),
+    /// Not a role.
+    #[error("--quant: `{0}` is none of the roles {roles}", roles = Role::ALL.map(Role::name).join(", "))]
+    Role(String),
+    /// A role twice, or two layouts for all.
+    #[error("--quant: {0} is given twice")]
+    Twice(String),
+    /// A layout that this role cannot have.
+    #[error("--quant: weights for {role} cannot be {layout}; {allowed}")]
+    NotForRole {
+        /// The role.
+        role: Role,
+        /// The layout that was asked for.
+        layout: Layout,
+        /// What to use instead.
+        allowed: &'static str,
+    },
+}
+
+impl QuantConfig {
+    /// Every role in `layout`, as far as roles can have it: embedding and router stay as they are stored rather than quantized, norms
+    /// are always f32.
+    pub fn all(layout: Layout) -> QuantConfig {
+        QuantConfig {
+            layouts: Role::ALL.map(|role| match role {
+                Role::Norm => Layout::F32,
+                Role::Router => Layout::Stored,
+                Role::Embedding if layout.is_quantized() => Layout::Stored,
+                Role::Embedding | Role::Attention | Role::Experts | Role::Ffn | Role::Output => layout,
+            }),
+        }
+    }
+
+    /// The layout for a role.
+    pub fn layout(&self, role: Role) -> Layout {
+        self.layouts[role as usize]
+    }
+
+    /// Sets the layout for a role.
+    pub fn set(&mut self, role: Role, layout: Layout) -> Result<(), QuantError> {
+        let allowed = match role {
+            Role::Norm if !matches!(layout, Layout::Stored | Layout::F32) => "norms are always f32",
+            Role::Embedding | Role::Router if layout.is_quantized() => "use none, f32, bf16 or f16",
+            _ => {
+                self.layouts[role as usize] = if role == Role::Norm { Layout::F32 } else { layout };
+                return Ok(());
+            }
+        };
+        Err(QuantError::NotForRole { role, layout, allowed })
+    }
+
+    /// Gives every weight of `graph` its role's layout.
+    pub fn assign(&self, graph: &mut Graph) {
+        let all: Vec<_> = graph.weights().map(|(id, weight)| (id, weight.role)).collect();
+        for (id, role) in all {
+            graph.weight_mut(id).layout = self.layout(role);
+        }
+    }
+}
+
+impl Default for QuantConfig {
+    fn default() -> QuantConfig {
+        QuantConfig::all(Layout::Q8)
+    }
+}
+
+fn layout(text: &str) -> Result<Layout, QuantError> {
+    let found = match text {
+        "none" => Some(Layout::Stored),
+        "stored" => None,
+        _ => Layout::from_name(text),
+    };
+    found.ok_or_else(|| QuantError::Layout(text.into()))
+}
+
+impl FromStr for QuantConfig {
+    type Err = QuantError;
+
+    /// `q4`, `experts=q4,attention=q8`, or `q4,output=q8`: one layout for all roles that are not named, q8 without one.
+    fn from_str(text: &str) -> Result<QuantConfig, QuantError> {
+        let mut base = None;
+        let mut roles = Vec::new();
+        for item in text.split(',').map(str::trim) {
+            match item.split_once('=') {
+                None if base.is_some() => return Err(QuantError::Twice("the layout for all".into())),
+                None => base = Some(layout(item)?),
+                Some((name, value)) => {
+                    let (name, value) = (name.trim(), layout(value.trim())?);
+                    let role = Role::from_name(name).ok_or_else(|| QuantError::Role(name.into()))?;
+                    if roles.iter().any(|(other, _)| *other == role) {
+                        return Err(QuantError::Twice(role.to_string()));
+                    }
+                    roles.push((role, value));
+                }
+            }
+        }
+        let mut config = QuantConfig::all(base.unwrap_or(Layout::Q8));
+        for (role, layout) in roles {
+            config.set(role, layout)?;
+        }
+        Ok(config)
+    }
+}
+
+impl fmt::Display for QuantConfig {
+    /// `embedding=none,norm=f32,…`: parses back to the same.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, role) in Role::ALL.into_iter().enumerate() {
+            let layout = match self.layout(role) {
+                Layout::Stored => "none",
+                layout @ (Layout::F32 | Layout::Bf16 | Layout::F16 | Layout::Q8 | Layout::Q4) => layout.name(),
+            };
+            write!(f, "{}{role}={layout}", if i == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<QuantConfig, String> {
+        text.parse().map_err(|e: QuantError| e.to_string())
+    }
+
+    #[test]
+    fn one_word_is_for_all_that_can_have_it() {
+        let q4 = parse("q4").unwrap();
+        assert_eq!(q4.to_string(), "embedding=none,norm=f32,attention=q4,router=none,experts=q4,ffn=q4,output=q4");
+        let bf16 = parse("bf16").unwrap();
+        assert_eq!(bf16.to_string(), "embedding=bf16,norm=f32,attention=bf16,router=none,experts=bf16,ffn=bf16,output=bf16");
+        assert_eq!(parse("none").unwrap().layout(Role::Experts), Layout::Stored);
+    }
+
+    #[test]
+    fn roles_override_it_and_it_prints_back() {
+        let mixed = parse("experts=q4, attention=f16").unwrap();
+        assert_eq!(mixed.layout(Role::Experts), Layout::Q4);
+        assert_eq!(mixed.layout(Role::Attention), Layout::F16);
+        assert_eq!(mixed.layout(Role::Output), Layout::Q8);
+        assert_eq!(parse(&mixed.to_string()).unwrap(), mixed);
+        assert_eq!(parse("output=q8,q4").unwrap().layout(Role::Ffn), Layout::Q4);
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        assert_eq!(parse("q5").unwrap_err(), "--quant: `q5` is none of none, f32, bf16, f16, q8, q4");
+        assert_eq!(parse("").unwrap_err(), "--quant: `` is none of none, f32, bf16, f16, q8, q4");
+        assert!(parse("expert=q4").unwrap_err().contains("`expert` is none of the roles embedding, norm"));
+        assert_eq!(parse("experts=q4,experts=q8").unwrap_err(), "--quant: experts is given twice");
+        assert_eq!(parse("q4,q8").unwrap_err(), "--quant: the layout for all is given twice");
+        assert!(parse("router=q8").unwrap_err().contains("weights for router cannot be q8; use none"));
+        assert!(parse("norm=f16").unwrap_err().contains("norms are always f32"));
+    }
+}

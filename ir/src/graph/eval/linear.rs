@@ -1,0 +1,207 @@
+//! Products, sums and norms of rows.
+
+use super::super::weight::{Layout, Weight};
+use super::Numbers;
+use super::tensor::{BLOCK, QuantizedRows, Rows};
+use crate::math::silu;
+
+/// Lanes of a partial sum.
+const LANES: usize = 16;
+/// Rows of a float matrix whose products are computed side by side.
+const SIDE_BY_SIDE: usize = 8;
+/// Activation blocks of 128 have so many weight blocks.
+const BLOCKS_PER_GROUP: usize = 4;
+
+/// The numbers of a stored weight with its shape.
+#[derive(Clone, Debug)]
+pub(super) struct Matrix {
+    /// Rows of one expert.
+    rows: usize,
+    experts: usize,
+    columns: usize,
+    numbers: Numbers,
+}
+
+impl Matrix {
+    /// Checks that the numbers have the weight's size and are what the layout says.
+    pub(super) fn new(weight: &Weight, layout: Layout, numbers: Numbers) -> Result<Matrix, String> {
+        let (rows, experts, columns) = (weight.rows(), weight.experts(), weight.columns());
+        let all = rows * experts;
+        let (found, expected) = match &numbers {
+            Numbers::Float(floats) if !layout.is_quantized() => (vec![floats.len()], vec![all * columns]),
+            Numbers::Codes { codes, scales } if layout.is_quantized() => {
+                (vec![codes.len(), scales.len()], vec![all * columns, all * columns.div_ceil(BLOCK)])
+            }
+            Numbers::Float(_) | Numbers::Codes { .. } => {
+                return Err(format!("the source gave no numbers for {layout}"));
+            }
+        };
+        if found != expected {
+            return Err(format!("expected {expected:?} numbers, found {found:?}"));
+        }
+        Ok(Matrix { rows, experts, columns, numbers })
+    }
+
+    /// The numbers of a float weight.
+    pub(super) fn f32s(&self) -> &[f32] {
+        match &self.numbers {
+            Numbers::Float(numbers) => numbers,
+            Numbers::Codes { .. } => panic!("a quantized weight has no floats"),
+        }
+    }
+
+    /// Some rows of a float weight.
+    pub(super) fn rows(&self, rows: impl Iterator<Item = usize>) -> Vec<f32> {
+        rows.flat_map(|row| &self.f32s()[row * self.columns..(row + 1) * self.columns]).copied().collect()
+    }
+
+    /// Products of one row of `x` with `count` rows of the matrix from `first`.
+    fn products(&self, x: &Rows, row: usize, first: usize, count: usize, out: &mut Vec<f32>) {
+        match (&self.numbers, x) {
+            (Numbers::Float(w), Rows::F32(x, columns)) => {
+                let x = &x[row * columns..(row + 1) * columns];
+                float_products(&w[first * columns..(first + count) * columns], x, out);
+            }
+            (Numbers::Codes { codes, scales }, Rows::Q8(x)) => {
+                let blocks = self.columns.div_ceil(BLOCK);
+                for r in first..first + count {
+                    let codes = &codes[r * self.columns..(r + 1) * self.columns];
+                    out.push(quantized_product(codes, &scales[r * blocks..(r + 1) * blocks], x.row(row)));
+                }
+            }
+            (Numbers::Codes { .. }, Rows::F32(..)) | (Numbers::Float(_), Rows::Q8(_)) => {
+                panic!("rows and weights must both be quantized or both not")
+            }
+        }
+    }
+
+    /// Rows as this matrix takes them.
+    fn meet<'a>(&self, x: &'a Rows<'a>, quantized: &'a mut Option<QuantizedRows>) -> Rows<'a> {
+        match (&self.numbers, x) {
+            (Numbers::Codes { .. }, Rows::F32(numbers, columns)) => {
+                Rows::Q8(quantized.get_or_insert_with(|| QuantizedRows::new(numbers, *columns)))
+            }
+            (_, Rows::F32(numbers, columns)) => Rows::F32(numbers, *columns),
+            (_, Rows::Q8(rows)) => Rows::Q8(rows),
+        }
+    }
+}
+
+/// `y[t, r] = Σ_k w[r, k] × x[t, k]` for the rows of all parts (experts one after another).
+pub(super) fn multiply(x: &Rows, parts: &[&Matrix]) -> Vec<f32> {
+    let mut quantized: Vec<Option<QuantizedRows>> = vec![None; parts.len()];
+    let met: Vec<Rows> = parts.iter().zip(&mut quantized).map(|(part, slot)| part.meet(x, slot)).collect();
+    let mut y = Vec::new();
+    for row in 0..x.count() {
+        for (part, x) in parts.iter().zip(&met) {
+            part.products(x, row, 0, part.experts * part.rows, &mut y);
+        }
+    }
+    y
+}
+
+/// The products of each token's row, or of each of its slots' rows, with the matrix of the slot's expert.
+pub(super) fn expert_rows(x: &Rows, experts: &[i32], w: &Matrix) -> Vec<f32> {
+    let mut quantized = None;
+    let x = w.meet(x, &mut quantized);
+    let mut y = Vec::new();
+    for (slot, &expert) in experts.iter().enumerate() {
+        // As many rows as slots, or one for all the slots of a token.
+        let row = slot * x.count() / experts.len();
+        w.products(&x, row, expert as usize * w.rows, w.rows, &mut y);
+    }
+    y
+}
+
+fn float_products(w: &[f32], x: &[f32], out: &mut Vec<f32>) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("fma") {
+        // SAFETY: the CPU has FMA, the only feature that the function needs beyond those of the target.
+        return unsafe { float_products_fma(w, x, out) };
+    }
+    float_products_body(w, x, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "fma")]
+fn float_products_fma(w: &[f32], x: &[f32], out: &mut Vec<f32>) {
+    float_products_body(w, x, out);
+}
+
+/// For each row of `w`: one accumulator from +0.0, k in order, fused.
+#[inline(always)]
+fn float_products_body(w: &[f32], x: &[f32], out: &mut Vec<f32>) {
+    let mut blocks = w.chunks_exact(x.len() * SIDE_BY_SIDE);
+    for block in &mut blocks {
+        let mut sums = [0.0f32; SIDE_BY_SIDE];
+        for (k, &x_k) in x.iter().enumerate() {
+            for (r, sum) in sums.iter_mut().enumerate() {
+                *sum = block[r * x.len() + k].mul_add(x_k, *sum);
+            }
+        }
+        out.extend(sums);
+    }
+    for row in blocks.remainder().chunks(x.len()) {
+        out.push(row.iter().zip(x).fold(0.0, |sum, (w, x)| w.mul_add(*x, sum)));
+    }
+}
+
+/// One row of codes and scales with one quantized row. The dot products of 32 are exact integers.
+fn quantized_product(codes: &[u8], scales: &[f32], (q, x_scales, sums): (&[i8], &[f32], &[i32])) -> f32 {
+    let mut dots = codes.chunks(BLOCK).zip(q.chunks(BLOCK)).zip(sums).map(|((c, q), sum)| {
+        // Beyond the last column q is 0.
+        sum + c.iter().zip(q).map(|(&c, &q)| i32::from(c) * i32::from(q)).sum::<i32>()
+    });
+    let mut total = 0.0f32;
+    for (scales, x_scale) in scales.chunks(BLOCKS_PER_GROUP).zip(x_scales) {
+        let mut group = 0.0f32;
+        for (scale, dot) in scales.iter().zip(&mut dots) {
+            group = (dot as f32).mul_add(*scale, group);
+        }
+        total = group.mul_add(*x_scale, total);
+    }
+    total
+}
+
+/// `a + b`.
+pub(super) fn add_rows(a: &[f32], b: &[f32]) -> Vec<f32> {
+    a.iter().zip(b).map(|(a, b)| a + b).collect()
+}
+
+/// `silu(gate) × up`.
+pub(super) fn gated(gate: &[f32], up: &[f32]) -> Vec<f32> {
+    gate.iter().zip(up).map(|(&gate, up)| silu(gate) * up).collect()
+}
+
+/// Columns of rows.
+pub(super) fn slice(x: &[f32], columns: usize, start: usize, len: usize) -> Vec<f32> {
+    x.chunks(columns).flat_map(|row| &row[start..start + len]).copied().collect()
+}
+
+/// 16 partial sums to one: lanes 8 apart, then 4, 2 and 1.
+pub(super) fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for l in 0..half {
+            lanes[l] += lanes[l + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
+/// `(x × r) × w` with `r = 1 / sqrt(mean(x²) + eps)`, row by row.
+pub(super) fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
+    let mut y = Vec::with_capacity(x.len());
+    for row in x.chunks(w.len()) {
+        let mut lanes = [0.0f32; LANES];
+        for vector in row.chunks(LANES) {
+            for (lane, x) in lanes.iter_mut().zip(vector) {
+                *lane = x.mul_add(*x, *lane);
+            }
+        }
+        let r = 1.0 / (sum_lanes(lanes) / w.len() as f32 + eps).sqrt();
+        y.extend(row.iter().zip(w).map(|(x, w)| (x * r) * w));
+    }
+    y
+}

@@ -1,0 +1,48 @@
+//! The choice of experts and the sum over the chosen.
+
+use crate::math::exp;
+
+/// The `k` largest of each row of `columns`, falling, ties to the lower index; and the softmax over these.
+pub(super) fn top_k(logits: &[f32], columns: usize, k: usize) -> (Vec<i32>, Vec<f32>) {
+    let (mut experts, mut weights) = (Vec::new(), Vec::new());
+    for row in logits.chunks(columns) {
+        let mut chosen: Vec<usize> = Vec::with_capacity(k);
+        for _ in 0..k {
+            let mut best = None;
+            for expert in (0..columns).filter(|expert| !chosen.contains(expert)) {
+                if best.is_none_or(|best: usize| row[expert] > row[best]) {
+                    best = Some(expert);
+                }
+            }
+            chosen.extend(best);
+        }
+        let largest = chosen.first().map_or(0.0, |&expert| row[expert]);
+        let exponentials: Vec<f32> = chosen.iter().map(|&expert| exp(row[expert] - largest)).collect();
+        let sum = exponentials.iter().copied().reduce(|sum, e| sum + e).unwrap_or(1.0);
+        experts.extend(chosen.iter().map(|&expert| expert as i32));
+        weights.extend(exponentials.iter().map(|e| e / sum));
+    }
+    (experts, weights)
+}
+
+/// `t × k + s` for all tokens and slots, sorted by expert, otherwise in order.
+pub(super) fn sort_by_expert(experts: &[i32]) -> Vec<i32> {
+    let mut order: Vec<i32> = (0..experts.len() as i32).collect();
+    order.sort_by_key(|&slot| experts[slot as usize]);
+    order
+}
+
+/// `Σ_s weights[t, s] × y[t, s]` over the `k` slots of each token: the first product rounded, the others fused.
+pub(super) fn combine(y: &[f32], weights: &[f32], k: usize, columns: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(y.len() / k);
+    for (rows, weights) in y.chunks(k * columns).zip(weights.chunks(k)) {
+        let mut sum: Vec<f32> = rows[..columns].iter().map(|y| weights[0] * y).collect();
+        for (row, &weight) in rows.chunks(columns).zip(weights).skip(1) {
+            for (sum, y) in sum.iter_mut().zip(row) {
+                *sum = weight.mul_add(*y, *sum);
+            }
+        }
+        out.extend(sum);
+    }
+    out
+}

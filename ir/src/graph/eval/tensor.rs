@@ -1,0 +1,136 @@
+//! Values while a graph is evaluated.
+
+use super::super::types::Type;
+
+/// Elements of K that share an activation scale.
+const GROUP: usize = 128;
+/// Elements of K that share a weight scale.
+pub(super) const BLOCK: usize = 32;
+
+/// A value.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Tensor {
+    /// Row after row.
+    F32(Vec<f32>),
+    /// Row after row.
+    I32(Vec<i32>),
+    /// Quantized rows.
+    Q8(QuantizedRows),
+    /// The cache has it.
+    Kv,
+}
+
+impl Tensor {
+    /// The numbers of an f32 value.
+    ///
+    /// # Panics
+    /// If it is of another kind.
+    pub fn f32s(&self) -> &[f32] {
+        match self {
+            Tensor::F32(numbers) => numbers,
+            Tensor::I32(_) | Tensor::Q8(_) | Tensor::Kv => panic!("expected f32 values"),
+        }
+    }
+
+    /// The numbers of an i32 value.
+    ///
+    /// # Panics
+    /// If it is of another kind.
+    pub fn i32s(&self) -> &[i32] {
+        match self {
+            Tensor::I32(numbers) => numbers,
+            Tensor::F32(_) | Tensor::Q8(_) | Tensor::Kv => panic!("expected i32 values"),
+        }
+    }
+}
+
+/// Rows of signed bytes with a scale for each 128 elements.
+#[derive(Clone, PartialEq, Debug)]
+pub struct QuantizedRows {
+    /// Elements of a row.
+    pub columns: usize,
+    /// Bytes, each row padded with zeros to a multiple of 32.
+    pub codes: Vec<i8>,
+    /// For each row and each 128 of its columns.
+    pub scales: Vec<f32>,
+    /// −128 × the sum of each 32 bytes.
+    pub sums: Vec<i32>,
+}
+
+impl QuantizedRows {
+    /// Quantizes rows of `columns` elements.
+    pub fn new(x: &[f32], columns: usize) -> QuantizedRows {
+        let mut rows = QuantizedRows { columns, codes: Vec::new(), scales: Vec::new(), sums: Vec::new() };
+        for row in x.chunks(columns) {
+            rows.push(row);
+        }
+        rows
+    }
+
+    fn push(&mut self, row: &[f32]) {
+        let start = self.codes.len();
+        for group in row.chunks(GROUP) {
+            let amax = group.iter().fold(0.0f32, |max, x| if x.abs() > max { x.abs() } else { max });
+            self.scales.push(amax * (1.0f32 / 127.0));
+            let inverse = if amax == 0.0 { 0.0 } else { 127.0 / amax };
+            self.codes.extend(group.iter().map(|x| (x * inverse).round_ties_even() as i8));
+        }
+        self.codes.resize(start + row.len().next_multiple_of(BLOCK), 0);
+        for block in self.codes[start..].chunks(BLOCK) {
+            self.sums.push(-128 * block.iter().map(|&q| i32::from(q)).sum::<i32>());
+        }
+    }
+
+    /// Bytes of a row.
+    fn padded(&self) -> usize {
+        self.columns.next_multiple_of(BLOCK)
+    }
+
+    /// The codes, scales and sums of a row.
+    pub(super) fn row(&self, row: usize) -> (&[i8], &[f32], &[i32]) {
+        let part = |count: usize| row * count..(row + 1) * count;
+        let (padded, groups) = (self.padded(), self.columns.div_ceil(GROUP));
+        (&self.codes[part(padded)], &self.scales[part(groups)], &self.sums[part(padded / BLOCK)])
+    }
+
+    /// How many rows there are.
+    pub fn len(&self) -> usize {
+        self.codes.len() / self.padded()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.codes.is_empty()
+    }
+}
+
+/// What a matrix multiplies.
+pub(super) enum Rows<'a> {
+    /// As they are, with the elements of a row.
+    F32(&'a [f32], usize),
+    /// Quantized.
+    Q8(&'a QuantizedRows),
+}
+
+impl Rows<'_> {
+    pub(super) fn count(&self) -> usize {
+        match self {
+            Rows::F32(numbers, columns) => numbers.len() / columns,
+            Rows::Q8(rows) => rows.len(),
+        }
+    }
+}
+
+/// The elements of a row of a type.
+pub(super) fn columns_of(ty: &Type) -> usize {
+    ty.columns().expect("a verified graph has rows of known length")
+}
+
+/// A value as rows.
+pub(super) fn rows_of<'a>(ty: &Type, value: &'a Tensor) -> Rows<'a> {
+    match value {
+        Tensor::F32(numbers) => Rows::F32(numbers, columns_of(ty)),
+        Tensor::Q8(rows) => Rows::Q8(rows),
+        Tensor::I32(_) | Tensor::Kv => panic!("expected rows to multiply"),
+    }
+}
