@@ -1,3 +1,4 @@
 //! What the tests of moec share.
 
 pub mod filetest;
+pub mod native;

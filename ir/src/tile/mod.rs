@@ -90,9 +90,10 @@ pub struct Address {
 pub enum Memory {
     /// f32 ↔ f32.
     F32,
-    /// bf16 in memory, f32 in the lane. Loads are exact; there are no stores.
+    /// bf16 in memory, f32 in the lane. Loads append zero bits; there are no stores.
     Bf16,
-    /// IEEE half in memory, f32 in the lane. Loads are exact; stores round to nearest even, overflow to infinity.
+    /// IEEE half in memory, f32 in the lane. Loads are exact (NaN becomes quiet); stores round to nearest even, overflow to
+    /// infinity.
     F16,
     /// i32 ↔ i32.
     I32,
