@@ -1,6 +1,7 @@
 //! Helpers shared by the end-to-end tests: tiny models with golden outputs, and compiled models to run.
 
 pub mod filetest;
+pub mod native;
 
 use moec::emit::executable::output_when_closed;
 use moec::import;
