@@ -53,9 +53,9 @@ Examples:
   {bin} generate \"Q: 2+2? A:\" --stop \"Q:\"                   up to the next question
   {bin} generate --tokens 1,415,2936 --print-tokens         ids in, ids out
 
-The text continues the prompt, which is not printed again. It ends where the model ends it, at a stop string, after
---max-tokens, or when the context is full. The default, --temperature 0, always takes the most probable token, so the
-same prompt gives the same text; 0.8 is a usual choice for more variety. Filters apply in the order: repetition penalty,
+The text continues the prompt, which is not printed again. It ends where the model ends it, at a stop string, after \
+--max-tokens, or when the context is full. The default, --temperature 0, always takes the most probable token, so the \
+same prompt gives the same text; 0.8 is a usual choice for more variety. Filters apply in the order: repetition penalty, \
 top-k, top-p, min-p, temperature. Ctrl-C ends the text after the current token, with exit status 130.";
 
 const LOGITS_EXAMPLES: &str = "\
@@ -63,7 +63,7 @@ Examples:
   {bin} logits --tokens 1,415,2936 -o logits.safetensors
   {bin} logits --tokens 1,415,2936 -o logits.safetensors --routes
 
-Tensor \"logits\" is f32 [T, vocab]. With --routes also, for each layer N, \"selected_experts.N\" (i64 [T, k], by falling
+Tensor \"logits\" is f32 [T, vocab]. With --routes also, for each layer N, \"selected_experts.N\" (i64 [T, k], by falling \
 weight) and \"routing_weights.N\" (f32 [T, k]).";
 
 const SCORE_EXAMPLES: &str = "\
@@ -71,8 +71,8 @@ Examples:
   {bin} score --file book.txt --limit 4096
   {bin} score --tokens 1,415,2936 --per-token
 
-Prints one JSON object: tokens (that were predicted), mean_nll (natural logarithm), perplexity. A text longer than the
-window is cut into windows that overlap by one token; each token but the very first is predicted exactly once, from the
+Prints one JSON object: tokens (that were predicted), mean_nll (natural logarithm), perplexity. A text longer than the \
+window is cut into windows that overlap by one token; each token but the very first is predicted exactly once, from the \
 tokens before it in its window.";
 
 const BENCH_EXAMPLES: &str = "\
@@ -81,8 +81,8 @@ Examples:
   {bin} bench --json --prompt-tokens 128 --threads 4
   {bin} bench --depth 4096                                  with 4096 tokens already in the context
 
-Prefill is one prompt of random tokens; decode is tokens one by one; each after --depth tokens, each the median of
---repeat runs. In the same run the machine itself is measured: memory read by all threads from a buffer larger than the
+Prefill is one prompt of random tokens; decode is tokens one by one; each after --depth tokens, each the median of \
+--repeat runs. In the same run the machine itself is measured: memory read by all threads from a buffer larger than the \
 caches, and multiply-adds in registers. share_of_bandwidth and share_of_peak are fractions of those.";
 
 /// Token ids on the command line.
@@ -136,7 +136,7 @@ pub struct Generate {
     /// The text to continue; `-` reads it from standard input
     #[arg(required_unless_present = "tokens", conflicts_with = "tokens")]
     pub prompt: Option<String>,
-    /// Token ids to continue, instead of a text: 1,2,3 or [1,2,3], or `-` for standard input. Nothing is added to them
+    /// Token ids to continue, instead of a text: 1,2,3 or a JSON array, or `-` for standard input. Nothing is added to them
     #[arg(long, value_name = "IDS")]
     pub tokens: Option<Ids>,
     /// Most tokens to generate [default: until the model ends the text or the context is full]
@@ -179,7 +179,7 @@ pub struct Generate {
 /// `logits`
 #[derive(Args, Debug)]
 pub struct LogitsArgs {
-    /// Token ids: 1,2,3 or [1,2,3], or `-` for standard input
+    /// Token ids: 1,2,3 or a JSON array, or `-` for standard input
     #[arg(long, value_name = "IDS")]
     pub tokens: Ids,
     /// The file to write
@@ -198,7 +198,7 @@ pub struct Score {
     /// The text, UTF-8
     #[arg(long, value_name = "FILE", required_unless_present = "tokens", conflicts_with = "tokens")]
     pub file: Option<PathBuf>,
-    /// Token ids instead of a text: 1,2,3 or [1,2,3], or `-` for standard input. Nothing is added to them
+    /// Token ids instead of a text: 1,2,3 or a JSON array, or `-` for standard input. Nothing is added to them
     #[arg(long, value_name = "IDS")]
     pub tokens: Option<Ids>,
     /// Do not begin the text with what the tokenizer puts there (the bos token)
