@@ -77,6 +77,8 @@ pub struct Compiled {
     directory: TempDir,
     /// The executable.
     pub path: PathBuf,
+    /// Whether the model has experts.
+    experts: bool,
 }
 
 /// What the `logits` command gave.
@@ -129,7 +131,7 @@ pub fn build_with(model: &Path, options: &Options) -> Compiled {
     let path = directory.path().join("model");
     let built = pipeline::build(&opened, options, &path, &Quiet(AtomicBool::new(false)));
     built.unwrap_or_else(|e| panic!("{}: {e}", model.display()));
-    Compiled { directory, path }
+    Compiled { directory, path, experts: opened.config.experts.is_some() }
 }
 
 fn list(ids: &[u32]) -> String {
@@ -150,7 +152,10 @@ impl Compiled {
         let file = self.directory.path().join("logits.safetensors");
         let ids = list(ids);
         let output = file.to_str().expect("a plain path");
-        let mut arguments = vec!["logits", "--tokens", &ids, "-o", output, "--routes"];
+        let mut arguments = vec!["logits", "--tokens", &ids, "-o", output];
+        if self.experts {
+            arguments.push("--routes");
+        }
         arguments.extend(more);
         self.run(&arguments);
         let bytes = std::fs::read(&file).expect("the logits");

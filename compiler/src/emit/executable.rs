@@ -89,7 +89,7 @@ fn run_cc(inputs: &[&PathBuf], output: &Path) -> Result<(), EmitError> {
         .args(inputs)
         .arg("-o")
         .arg(output)
-        .args(["-pie", "-Wl,--gc-sections", "-Wl,-z,noexecstack", "-s", "-lpthread", "-ldl", "-lm"])
+        .args(["-pie", "-static-libgcc", "-Wl,--gc-sections", "-Wl,-z,noexecstack", "-s", "-lpthread", "-ldl", "-lm"])
         .stdin(Stdio::null())
         .output();
     match result {

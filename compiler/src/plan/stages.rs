@@ -73,7 +73,17 @@ pub fn plan_stages(
     for id in kept {
         planner.buffers().pin(id);
     }
-    let mut stages = Stages { graph, shape, payload, heads, planner, places: HashMap::new(), by_expert: HashSet::new(), routed: 0, kept };
+    let mut stages = Stages {
+        graph,
+        shape,
+        payload,
+        heads,
+        planner,
+        places: HashMap::new(),
+        by_expert: HashSet::new(),
+        routed: 0,
+        kept,
+    };
     for node in graph.nodes() {
         stages.node(node)?;
     }
