@@ -30,7 +30,9 @@ pub(super) fn run(rewriter: &mut Rewriter<'_>) -> Result<(), PatchError> {
         rewriter.apply(patch)?;
     }
     // The parts of a composed weight come before it.
-    for (weight, name) in rewriter.graph.weights().map(|(id, w)| (id, w.name.clone())).collect::<Vec<_>>().into_iter().rev() {
+    for (weight, name) in
+        rewriter.graph.weights().map(|(id, w)| (id, w.name.clone())).collect::<Vec<_>>().into_iter().rev()
+    {
         let Some(first) = rewriter.graph.nodes().next() else { break };
         if !rewriter.graph.is_weight_read(weight) {
             let mut patch = Patch::new(rewriter.graph, first, format!("@{name}"));
