@@ -12,13 +12,13 @@ use std::any::Any;
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, ThreadId};
 use std::time::Duration;
 
 /// How long a worker spins at a barrier inside a step.
-const SPIN_IN_STEP: Duration = Duration::from_micros(200);
+const SPIN_IN_STEP: Duration = Duration::from_micros(100);
 /// How long a worker spins for the next step: a token is sampled and printed meanwhile.
-const SPIN_BETWEEN_STEPS: Duration = Duration::from_micros(500);
+const SPIN_BETWEEN_STEPS: Duration = Duration::from_micros(300);
 
 /// One worker of a running job.
 #[derive(Clone, Copy)]
@@ -54,6 +54,8 @@ pub struct Pool {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     workers: usize,
+    /// The thread that was confined to its core, and where it could run before.
+    confined: Option<(ThreadId, Vec<usize>)>,
     /// Held while a job runs.
     running: Mutex<()>,
 }
@@ -63,7 +65,8 @@ pub struct Pool {
 pub struct PoolOptions {
     /// Workers, the caller included; `None` takes [`cpus::default_threads`].
     pub threads: Option<usize>,
-    /// Also confine the thread that makes the pool to its own core. For programs that own their main thread.
+    /// Also confine the thread that makes the pool to its own core, until that thread drops the pool. For programs that
+    /// own their main thread.
     pub pin_caller: bool,
 }
 
@@ -78,8 +81,9 @@ impl Pool {
     pub fn with_options(options: PoolOptions) -> Result<Pool> {
         let cores = cpus::cores();
         let workers = options.threads.unwrap_or_else(cpus::default_threads).max(1);
-        let cpus: usize = cores.iter().map(Vec::len).sum();
-        let spin = |time: Duration| if workers <= cpus { time } else { Duration::ZERO };
+        // With more workers than CPUs, or than the quota pays for, spinning takes time from those that work.
+        let cpus = (cores.iter().map(Vec::len).sum::<usize>() as f64).min(cpus::quota().unwrap_or(f64::INFINITY));
+        let spin = |time: Duration| if workers as f64 <= cpus { time } else { Duration::ZERO };
         let shared = Arc::new(Shared {
             start: Barrier::new(workers, spin(SPIN_BETWEEN_STEPS)),
             inner: Barrier::new(workers, spin(SPIN_IN_STEP)),
@@ -107,10 +111,11 @@ impl Pool {
                 }
             }
         }
-        if pinned && options.pin_caller {
+        let confined = (pinned && options.pin_caller).then(|| {
             cpus::pin(&cores[0]);
-        }
-        Ok(Pool { shared, threads: handles, workers, running: Mutex::new(()) })
+            (thread::current().id(), cores.concat())
+        });
+        Ok(Pool { shared, threads: handles, workers, confined, running: Mutex::new(()) })
     }
 
     /// Workers, the caller included.
@@ -154,6 +159,11 @@ impl Drop for Pool {
         self.shared.start.wait();
         for thread in self.threads.drain(..) {
             thread.join().ok();
+        }
+        if let Some((thread, cpus)) = &self.confined
+            && *thread == thread::current().id()
+        {
+            cpus::pin(cpus);
         }
     }
 }
@@ -239,6 +249,22 @@ mod tests {
             });
             assert_eq!(count.into_inner(), 3);
         }
+    }
+
+    #[test]
+    fn the_caller_is_let_go_again() {
+        thread::spawn(|| {
+            let before = cpus::allowed_cpus();
+            let cores = cpus::cores();
+            let pool = Pool::with_options(PoolOptions { threads: Some(cores.len()), pin_caller: true }).unwrap();
+            if cores.len() > 1 {
+                assert_eq!(cpus::allowed_cpus(), cores[0]);
+            }
+            drop(pool);
+            assert_eq!(cpus::allowed_cpus(), before);
+        })
+        .join()
+        .unwrap();
     }
 
     #[test]

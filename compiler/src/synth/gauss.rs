@@ -8,30 +8,49 @@ use half::bf16;
 /// Number of distinct values.
 const VALUES: usize = 1 << 13;
 
-/// The values that elements are drawn from.
+/// Quantiles of the standard normal distribution, in order.
+pub(super) struct Quantiles(Box<[f64; VALUES]>);
+
+impl Quantiles {
+    pub(super) fn new() -> Quantiles {
+        let mut values = Box::new([0.0; VALUES]);
+        for number in 0..VALUES / 2 {
+            let value = quantile((number as f64 + 0.5) / VALUES as f64);
+            values[number] = value;
+            values[VALUES - 1 - number] = -value;
+        }
+        Quantiles(values)
+    }
+}
+
+/// The values that the elements of a tensor are drawn from.
 pub(super) struct Normal(Box<[[u8; 2]; VALUES]>);
 
 impl Normal {
-    pub(super) fn new(mean: f64, deviation: f64) -> Normal {
+    pub(super) fn new(quantiles: &Quantiles, mean: f64, deviation: f64) -> Normal {
         let mut values = Box::new([[0; 2]; VALUES]);
-        for (number, value) in values.iter_mut().enumerate() {
-            let probability = (number as f64 + 0.5) / VALUES as f64;
-            *value = bf16::from_f64(mean + deviation * quantile(probability)).to_le_bytes();
+        for (value, quantile) in values.iter_mut().zip(quantiles.0.iter()) {
+            *value = bf16::from_f64(mean + deviation * quantile).to_le_bytes();
         }
         Normal(values)
     }
 
-    /// Fills `out` with the elements of the tensor `key` from element `first` on, which is a multiple of 4.
-    pub(super) fn fill(&self, key: u64, first: u64, out: &mut [u8]) {
-        let (groups, rest) = out.as_chunks_mut::<8>();
-        let start = first / 4;
-        let mut counter = start;
+    /// Fills `out` with the bytes of the tensor `key` from byte `start` on.
+    pub(super) fn fill(&self, key: u64, start: u64, out: &mut [u8]) {
+        let mut counter = start / 8;
+        let head = out.len().min((start.next_multiple_of(8) - start) as usize);
+        let (head, out) = out.split_at_mut(head);
+        if !head.is_empty() {
+            let first = (start % 8) as usize;
+            head.copy_from_slice(&self.group(mix(key, counter))[first..first + head.len()]);
+            counter += 1;
+        }
+        let (groups, tail) = out.as_chunks_mut::<8>();
         for group in groups {
             *group = self.group(mix(key, counter));
             counter += 1;
         }
-        let last = self.group(mix(key, counter));
-        rest.copy_from_slice(&last[..rest.len()]);
+        tail.copy_from_slice(&self.group(mix(key, counter))[..tail.len()]);
     }
 
     fn group(&self, bits: u64) -> [u8; 8] {
@@ -82,26 +101,28 @@ mod tests {
 
     #[test]
     fn elements_do_not_depend_on_where_filling_starts() {
-        let normal = Normal::new(0.0, 1.0);
+        let normal = Normal::new(&Quantiles::new(), 0.0, 1.0);
         let mut whole = [0; 210];
         normal.fill(7, 0, &mut whole);
-        let mut part = [0; 210 - 64];
-        normal.fill(7, 32, &mut part);
-        assert_eq!(whole[64..], part);
+        for (start, end) in [(64, 210), (0, 3), (1, 2), (5, 8), (7, 17), (13, 210), (8, 8), (9, 9), (209, 210)] {
+            let mut part = vec![0; end - start];
+            normal.fill(7, start as u64, &mut part);
+            assert_eq!(whole[start..end], part, "{start}..{end}");
+        }
     }
 
     #[test]
     fn the_moments_are_right() {
         let mut bytes = vec![0; 1 << 20];
-        Normal::new(1.0, 0.25).fill(3, 0, &mut bytes);
+        Normal::new(&Quantiles::new(), 1.0, 0.25).fill(3, 0, &mut bytes);
         let values: Vec<f64> = bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b).to_f64()).collect();
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         let square = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / values.len() as f64;
         assert!((mean - 1.0).abs() < 2e-3, "{mean}");
         assert!((square.sqrt() - 0.25).abs() < 2e-3, "{square}");
         let (mut other, mut again) = (vec![0; 64], vec![0; 64]);
-        Normal::new(1.0, 0.25).fill(4, 0, &mut other);
-        Normal::new(1.0, 0.25).fill(3, 0, &mut again);
+        Normal::new(&Quantiles::new(), 1.0, 0.25).fill(4, 0, &mut other);
+        Normal::new(&Quantiles::new(), 1.0, 0.25).fill(3, 0, &mut again);
         assert_eq!(again, bytes[..64]);
         assert_ne!(again, other);
     }

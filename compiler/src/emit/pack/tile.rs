@@ -24,8 +24,9 @@ impl Loss {
     }
 }
 
-/// Writes a tile of `columns`, `[K][lane]`, into `out`. For the quantized formats K is a whole number of blocks.
-pub(crate) fn encode_tile(format: Format, columns: &[Lanes<f32>], out: &mut [u8]) -> Result<Loss, Unfit> {
+/// Writes a tile of `columns`, `[K][lane]`, into `out`. For the quantized formats K is a whole number of blocks, and `real` says which of their
+/// columns are not padding ([`real_columns`](crate::plan::quant::real_columns)).
+pub(crate) fn encode_tile(format: Format, columns: &[Lanes<f32>], real: &[u32], out: &mut [u8]) -> Result<Loss, Unfit> {
     debug_assert_eq!(out.len(), format.tile_bytes(columns.len()));
     match format {
         Format::F32 | Format::Bf16 | Format::F16 => {
@@ -34,7 +35,7 @@ pub(crate) fn encode_tile(format: Format, columns: &[Lanes<f32>], out: &mut [u8]
             out[used..].fill(0);
             encode_floats(format, elements, &mut out[..used])
         }
-        Format::Q8 | Format::Q4 => vectorize(Quantize { four: format == Format::Q4, columns, out }),
+        Format::Q8 | Format::Q4 => vectorize(Quantize { four: format == Format::Q4, columns, real, out }),
     }
 }
 
@@ -88,15 +89,16 @@ impl Vectorized for Floats<'_> {
                     stored.copy_from_slice(elements);
                 }
             }
-            for (elements, stored) in elements.chunks(LANES).zip(stored.chunks(LANES)) {
-                for (lane, (&element, &stored)) in elements.iter().zip(stored).enumerate() {
-                    // Rounding never brings an infinity back, so what was stored tells of both.
-                    let bits = stored.to_bits() & 0x7fff_ffff;
-                    largest[lane] = if bits > largest[lane] { bits } else { largest[lane] };
-                    let rest = f64::from(element) - f64::from(stored);
-                    error[lane] += rest * rest;
-                    energy[lane] += f64::from(element) * f64::from(element);
-                }
+            let (elements, last_elements) = elements.as_chunks::<LANES>();
+            let (stored, last_stored) = stored.as_chunks::<LANES>();
+            for (elements, stored) in elements.iter().zip(stored) {
+                watch(elements, stored, &mut largest, &mut error, &mut energy);
+            }
+            if !last_elements.is_empty() {
+                let mut last = [[0.0; LANES]; 2];
+                last[0][..last_elements.len()].copy_from_slice(last_elements);
+                last[1][..last_stored.len()].copy_from_slice(last_stored);
+                watch(&last[0], &last[1], &mut largest, &mut error, &mut energy);
             }
         }
         if largest.iter().any(|&bits| bits >= f32::INFINITY.to_bits()) {
@@ -107,9 +109,28 @@ impl Vectorized for Floats<'_> {
     }
 }
 
+/// Keeps track of the largest magnitude of what was stored, as bits (rounding never brings an infinity back, so it tells of both), and of the loss.
+#[inline(always)]
+fn watch(
+    elements: &Lanes<f32>,
+    stored: &Lanes<f32>,
+    largest: &mut Lanes<u32>,
+    error: &mut Lanes<f64>,
+    energy: &mut Lanes<f64>,
+) {
+    for lane in 0..LANES {
+        let bits = stored[lane].to_bits() & 0x7fff_ffff;
+        largest[lane] = if bits > largest[lane] { bits } else { largest[lane] };
+        let (element, rest) = (f64::from(elements[lane]), f64::from(elements[lane]) - f64::from(stored[lane]));
+        error[lane] += rest * rest;
+        energy[lane] += element * element;
+    }
+}
+
 struct Quantize<'a> {
     four: bool,
     columns: &'a [Lanes<f32>],
+    real: &'a [u32],
     out: &'a mut [u8],
 }
 
@@ -123,15 +144,14 @@ impl Vectorized for Quantize<'_> {
         debug_assert!(rest.is_empty());
         let mut loss = Loss::default();
         let mut out = self.out;
-        for group in blocks.chunks(4) {
+        for (group, real) in blocks.chunks(4).zip(self.real.chunks(4)) {
             let (scales, codes);
             (scales, out) = out.split_at_mut(scale_bytes(group.len()));
             (codes, out) = out.split_at_mut(group.len() * format.block_bytes());
             scales[group.len() * LANES * 2..].fill(0);
-            let scales = scales.chunks_exact_mut(LANES * 2);
-            for ((columns, scales), codes) in group.iter().zip(scales).zip(codes.chunks_exact_mut(format.block_bytes()))
-            {
-                let block = if self.four { quantize_q4(columns) } else { quantize_q8(columns) };
+            let places = scales.chunks_exact_mut(LANES * 2).zip(codes.chunks_exact_mut(format.block_bytes()));
+            for ((columns, &real), (scales, codes)) in group.iter().zip(real).zip(places) {
+                let block = if self.four { quantize_q4(columns, real) } else { quantize_q8(columns) };
                 if !block.finite {
                     return Err(Unfit::NotFinite);
                 }

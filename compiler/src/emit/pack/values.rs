@@ -7,7 +7,7 @@ use super::rows::column_runs;
 use super::source::RowSource;
 use super::tile::encode_floats;
 use crate::plan::layout::Format;
-use crate::plan::quant::{QuantizedMatrix, quantize_matrix};
+use crate::plan::quant::{QuantizedMatrix, quantize_matrix, quantize_spread, real_columns};
 use moec_abi::padded_head_dim;
 use std::ops::Range;
 
@@ -69,7 +69,8 @@ pub fn quantized_rows(
             spread[run.to..][..run.length].copy_from_slice(&row[run.from..][..run.length]);
         }
     }
-    quantize_matrix(format, padded, &spread).map_err(|_| refuse(stored, format, &rows))
+    let real = real_columns(padded, runs.iter().map(|run| (run.to, run.length)));
+    quantize_spread(format, padded, &real, &spread).map_err(|_| refuse(stored, format, &rows))
 }
 
 fn read(source: &dyn RowSource, stored: &Stored) -> Result<Vec<f32>, PackError> {

@@ -10,7 +10,7 @@ use super::tile::{Loss, encode_floats, encode_tile};
 use super::{Packing, rotary};
 use crate::plan::layout::{BLOCK, Format};
 use crate::plan::payload::{Arrangement, PayloadItem};
-use crate::plan::quant::Lanes;
+use crate::plan::quant::{Lanes, real_columns};
 use moec_abi::{LANES, ROW_ALIGN, round_up};
 use std::fs::File;
 use std::ops::Range;
@@ -213,6 +213,7 @@ impl Shared<'_> {
         let Scratch { rows, columns, out } = scratch;
         let runs = column_runs(item.columns, item.column_heads);
         let length = if item.format.is_quantized() { round_up(item.k(), BLOCK) } else { item.k() };
+        let real = real_columns(length, runs.iter().map(|run| (run.to, run.length)));
         columns.clear();
         columns.resize(length, [0.0; LANES]);
         rows.resize(LANES * item.columns, 0.0);
@@ -227,7 +228,9 @@ impl Shared<'_> {
                 self.read(tensor, piece.expert, wanted.clone(), rows)?;
                 transpose(rows, item.columns, &runs, *lane, columns);
             }
-            loss.add(encode_tile(item.format, columns, out).map_err(|_| self.find(item, piece, &sources, rows))?);
+            loss.add(
+                encode_tile(item.format, columns, &real, out).map_err(|_| self.find(item, piece, &sources, rows))?,
+            );
         }
         Ok(loss)
     }

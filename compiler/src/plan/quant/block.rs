@@ -122,12 +122,13 @@ fn denormalize(sums: &Lanes<f32>, largest: &Lanes<f32>) -> Lanes<f64> {
     out
 }
 
-/// Quantizes 16 blocks, `[element][block]`, to `q4`.
+/// Quantizes 16 blocks, `[element][block]`, to `q4`. Bit `k` of `real` tells whether element `k` is a weight; the others are padding, which must
+/// be zero and does not count as an error (no level of the code book is zero).
 ///
 /// For each place of the largest magnitude on the code book: assign the weights, take the scale that then is best (least squares), and what
 /// squared error that leaves. The best scale is rounded to bf16, and the weights are assigned once more against it.
 #[inline(always)]
-pub(crate) fn quantize_q4(weights: &[Lanes<f32>; BLOCK]) -> Block {
+pub(crate) fn quantize_q4(weights: &[Lanes<f32>; BLOCK], real: u32) -> Block {
     let largest = largest(weights);
     let maximum = magnitudes(&largest);
     let to_normal = inverse(&maximum);
@@ -138,7 +139,10 @@ pub(crate) fn quantize_q4(weights: &[Lanes<f32>; BLOCK]) -> Block {
     for place in PLACES {
         let mut product = [0.0; LANES];
         let mut square = [0.0; LANES];
-        for column in &normal {
+        for (k, column) in normal.iter().enumerate() {
+            if real >> k & 1 == 0 {
+                continue;
+            }
             for lane in 0..LANES {
                 let number = column[lane] * place;
                 let mut level = LEVELS[0];
@@ -169,6 +173,7 @@ pub(crate) fn quantize_q4(weights: &[Lanes<f32>; BLOCK]) -> Block {
     let mut codes = [[0; LANES]; BLOCK];
     let mut error = [0.0; LANES];
     for (k, codes) in codes.iter_mut().enumerate() {
+        let counts = if real >> k & 1 == 0 { 0.0 } else { 1.0 };
         for lane in 0..LANES {
             let number = weights[k][lane] * to_level[lane];
             let mut level = LEVELS[0];
@@ -179,7 +184,7 @@ pub(crate) fn quantize_q4(weights: &[Lanes<f32>; BLOCK]) -> Block {
                 code += u32::from(above);
             }
             let rest = normal[k][lane] - level * (rounded[lane] * to_normal[lane]);
-            error[lane] += rest * rest;
+            error[lane] += rest * rest * counts;
             codes[lane] = code;
         }
     }

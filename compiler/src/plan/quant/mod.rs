@@ -81,12 +81,35 @@ impl QuantizedMatrix {
 pub fn quantize_matrix(format: Format, columns: usize, data: &[f32]) -> Result<QuantizedMatrix, Unfit> {
     assert!(format.is_quantized(), "{format} is not quantized");
     assert!(columns > 0 && data.len().is_multiple_of(columns), "{} elements in rows of {columns}", data.len());
-    vectorize(QuantizeMatrix { format, columns, data })
+    quantize_spread(format, columns, &real_columns(columns, [(0, columns)]), data)
+}
+
+/// The columns of each block that hold weights, not padding: bit `i` of the `b`-th number is column `32 b + i`. `runs` are the first columns and the
+/// lengths of what there is among `columns`.
+pub(crate) fn real_columns(columns: usize, runs: impl IntoIterator<Item = (usize, usize)>) -> Vec<u32> {
+    let mut real = vec![0; columns.div_ceil(BLOCK)];
+    for (first, length) in runs {
+        for column in first..first + length {
+            real[column / BLOCK] |= 1 << (column % BLOCK);
+        }
+    }
+    real
+}
+
+/// [`quantize_matrix`] of a matrix in which some columns are padding: zeros that [`real_columns`] does not count.
+pub(crate) fn quantize_spread(
+    format: Format,
+    columns: usize,
+    real: &[u32],
+    data: &[f32],
+) -> Result<QuantizedMatrix, Unfit> {
+    vectorize(QuantizeMatrix { format, columns, real, data })
 }
 
 struct QuantizeMatrix<'a> {
     format: Format,
     columns: usize,
+    real: &'a [u32],
     data: &'a [f32],
 }
 
@@ -111,7 +134,7 @@ impl Vectorized for QuantizeMatrix<'_> {
                     }
                 }
                 let found = match self.format {
-                    Format::Q4 => quantize_q4(&weights),
+                    Format::Q4 => quantize_q4(&weights, self.real[block]),
                     _ => quantize_q8(&weights),
                 };
                 if !found.finite {
@@ -137,4 +160,63 @@ impl Vectorized for QuantizeMatrix<'_> {
 /// The f32 with the bits of a bf16.
 pub(crate) const fn widen(bits: u16) -> f32 {
     f32::from_bits((bits as u32) << 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers between −1 and 1, some of them zero, in blocks of very different size.
+    fn numbers(count: usize) -> Vec<f32> {
+        let mut state = 1u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / (1 << 24) as f32
+        };
+        (0..count)
+            .map(|i| {
+                let magnitude = 10f32.powi((i / BLOCK % 60) as i32 - 30);
+                if i % 17 == 0 { 0.0 } else { (next() + next() + next() - 1.5) * magnitude }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_same_bits() {
+        let data = numbers(40 * 500);
+        for format in [Format::Q8, Format::Q4] {
+            let real = real_columns(500, [(0, 500)]);
+            let work = QuantizeMatrix { format, columns: 500, real: &real, data: &data };
+            let plain = QuantizeMatrix { ..work }.run().expect("finite numbers");
+            assert_eq!(plain.scales.iter().filter(|scale| **scale == 0.0).count(), 0);
+            for (name, found) in vectors::every(|| QuantizeMatrix { ..work }) {
+                assert!(found.expect("finite numbers") == plain, "{format} {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn levels_are_signed_bytes_in_order() {
+        assert!(CODEBOOK.is_sorted() && CODEBOOK[0] >= 1, "values are -127 to 127");
+    }
+
+    #[test]
+    fn padding_does_not_count() {
+        let data = numbers(BLOCK * 20);
+        let short = quantize_matrix(Format::Q4, 20, &data).expect("finite numbers");
+        let mut spread = vec![0.0; BLOCK * BLOCK];
+        for (row, spread) in data.chunks(20).zip(spread.chunks_mut(BLOCK)) {
+            spread[..10].copy_from_slice(&row[..10]);
+            spread[16..26].copy_from_slice(&row[10..]);
+        }
+        let real = real_columns(BLOCK, [(0, 10), (16, 10)]);
+        let long = quantize_spread(Format::Q4, BLOCK, &real, &spread).expect("finite numbers");
+        assert_eq!(short.scales, long.scales);
+        for row in 0..BLOCK {
+            for i in 0..20 {
+                let k = if i < 10 { i } else { i + 6 };
+                assert_eq!(short.weight(row, i), long.weight(row, k));
+            }
+        }
+    }
 }

@@ -46,3 +46,15 @@ fn avx512<W: Vectorized>(work: W) -> W::Output {
 fn avx2<W: Vectorized>(work: W) -> W::Output {
     work.run()
 }
+
+/// Runs the same work once with each instruction set of this machine.
+#[cfg(test)]
+pub(super) fn every<W: Vectorized>(work: impl Fn() -> W) -> Vec<(&'static str, W::Output)> {
+    let mut results = vec![("baseline", work().run()), ("best", vectorize(work()))];
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: this CPU has the feature.
+        results.push(("avx2", unsafe { avx2(work()) }));
+    }
+    results
+}

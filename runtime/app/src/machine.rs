@@ -1,0 +1,307 @@
+//! What the machine can do: bytes read from memory and multiply-adds in registers, by all of a model's threads.
+//!
+//! Deliberately absent: caches, latencies, writes. A decoded token is bound by reading, a prefilled one by arithmetic.
+
+use moec_runtime::memory::{Memory, Zeroed};
+use moec_runtime::{Model, Result};
+use std::fs;
+use std::hint::black_box;
+use std::time::Instant;
+
+/// A buffer larger than the caches, to be read by all threads.
+pub struct ReadSweep {
+    buffer: Zeroed,
+}
+
+/// A worker's part of the buffer.
+struct Share {
+    start: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: each share is used by one worker only, within one job.
+unsafe impl Sync for Share {}
+
+impl ReadSweep {
+    /// Takes the buffer and fills it: untouched pages would all be the same page of zeros.
+    pub fn new(model: &Model) -> Result<ReadSweep> {
+        const LEAST: u64 = 256 << 20;
+        let wanted = (4 * largest_cache()).max(LEAST).min(Memory::now().available / 4);
+        let bytes = (wanted as usize).max(1 << 20);
+        let mut buffer = Zeroed::new(bytes, "measuring the memory", "free memory")?;
+        let shares = shares(buffer.as_mut_ptr(), bytes, model.workers());
+        model.on_workers(&|worker| {
+            let share = &shares[worker.index];
+            // SAFETY: the share lies in the buffer and is this worker's alone.
+            unsafe { std::ptr::write_bytes(share.start, 0x5a, share.bytes) };
+        });
+        Ok(ReadSweep { buffer })
+    }
+
+    /// Bytes per second over the whole buffer, the median of several passes.
+    pub fn bytes_per_second(&self, model: &Model) -> f64 {
+        const PASSES: usize = 7;
+        let bytes = self.buffer.bytes();
+        let share = (bytes.len() / model.workers()).next_multiple_of(4096);
+        let mut rates: Vec<f64> = (0..PASSES)
+            .map(|_| {
+                let started = Instant::now();
+                model.on_workers(&|worker| {
+                    let start = (worker.index * share).min(bytes.len());
+                    let end = (start + share).min(bytes.len());
+                    black_box(read(&bytes[start..end]));
+                });
+                bytes.len() as f64 / started.elapsed().as_secs_f64()
+            })
+            .collect();
+        rates.sort_by(f64::total_cmp);
+        rates[PASSES / 2]
+    }
+}
+
+fn shares(start: *mut u8, bytes: usize, workers: usize) -> Vec<Share> {
+    let share = (bytes / workers).next_multiple_of(4096);
+    (0..workers)
+        .map(|worker| {
+            let first = (worker * share).min(bytes);
+            Share { start: start.wrapping_add(first), bytes: share.min(bytes - first) }
+        })
+        .collect()
+}
+
+/// Size of the largest cache of the first CPU, as the kernel tells it; 0 when it does not.
+fn largest_cache() -> u64 {
+    (0..8)
+        .filter_map(|index| {
+            let text = fs::read_to_string(format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size")).ok()?;
+            text.trim().strip_suffix('K')?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+        })
+        .max()
+        .unwrap_or(0)
+}
+
+/// Reads every byte and returns something that depends on all of them.
+fn read(bytes: &[u8]) -> u64 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f") {
+            // SAFETY: the feature is there.
+            return unsafe { x86::read_512(bytes) };
+        }
+        if is_x86_feature_detected!("avx2") {
+            // SAFETY: the feature is there.
+            return unsafe { x86::read_256(bytes) };
+        }
+    }
+    read_words(bytes)
+}
+
+fn read_words(bytes: &[u8]) -> u64 {
+    let mut sums = [0u64; 16];
+    for block in bytes.as_chunks::<128>().0 {
+        for (sum, word) in sums.iter_mut().zip(block.as_chunks::<8>().0) {
+            *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
+        }
+    }
+    sums.iter().fold(0, |a, b| a.wrapping_add(*b))
+}
+
+/// The most multiply-adds per second that all threads reach out of registers.
+pub struct Peak {
+    /// With which instruction.
+    pub what: &'static str,
+    /// How many.
+    pub multiply_adds_per_second: f64,
+}
+
+/// A loop of multiply-adds: runs `iterations` times and returns something that depends on all of them.
+type Loop = fn(u64) -> u64;
+
+impl Peak {
+    /// Measures dot products of bytes (`bytes`) or f32 multiply-adds, with the widest instruction there is.
+    pub fn measure(model: &Model, bytes: bool) -> Peak {
+        let (what, per_iteration, work) = candidates(bytes);
+        let seconds = |iterations: u64| {
+            let started = Instant::now();
+            model.on_workers(&|_| {
+                black_box(work(iterations));
+            });
+            started.elapsed().as_secs_f64()
+        };
+        let mut iterations = 1000;
+        while seconds(iterations) < 0.01 && iterations < 1 << 40 {
+            iterations *= 2;
+        }
+        // The fastest of several: nothing but disturbance makes a run slower.
+        let best = (0..9).map(|_| seconds(iterations)).fold(f64::INFINITY, f64::min);
+        let total = iterations as f64 * per_iteration as f64 * model.workers() as f64;
+        Peak { what, multiply_adds_per_second: total / best }
+    }
+}
+
+/// Independent accumulators: enough to keep two pipes of latency 5 busy.
+const ACCUMULATORS: usize = 12;
+
+/// Name, multiply-adds per iteration, and the loop.
+fn candidates(bytes: bool) -> (&'static str, usize, Loop) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if bytes && is_x86_feature_detected!("avx512vnni") {
+            let work: Loop = |n| {
+                // SAFETY: chosen only where the feature is there.
+                unsafe { x86::dot_512(n) }
+            };
+            return ("512-bit vpdpbusd", ACCUMULATORS * 64, work);
+        }
+        if bytes && is_x86_feature_detected!("avxvnni") {
+            let work: Loop = |n| {
+                // SAFETY: chosen only where the feature is there.
+                unsafe { x86::dot_256(n) }
+            };
+            return ("256-bit vpdpbusd", ACCUMULATORS * 32, work);
+        }
+        if is_x86_feature_detected!("avx512f") {
+            let work: Loop = |n| {
+                // SAFETY: chosen only where the feature is there.
+                unsafe { x86::fma_512(n) }
+            };
+            return ("512-bit f32 FMA", ACCUMULATORS * 16, work);
+        }
+        if is_x86_feature_detected!("fma") {
+            let work: Loop = |n| {
+                // SAFETY: chosen only where the feature is there.
+                unsafe { x86::fma_256(n) }
+            };
+            return ("256-bit f32 FMA", ACCUMULATORS * 8, work);
+        }
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        let _ = bytes;
+        return ("128-bit f32 FMA", ACCUMULATORS * 4, arm::fma_128);
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    {
+        ("scalar f32", ACCUMULATORS, scalar)
+    }
+}
+
+#[cfg(not(target_arch = "aarch64"))]
+fn scalar(iterations: u64) -> u64 {
+    let (a, b) = (black_box(0.999f32), black_box(0.001f32));
+    let mut sums = [1f32; ACCUMULATORS];
+    for _ in 0..iterations {
+        sums.iter_mut().for_each(|sum| *sum = *sum * a + b);
+    }
+    u64::from(sums.iter().sum::<f32>().to_bits())
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::ACCUMULATORS;
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+
+    #[target_feature(enable = "avx512f")]
+    pub fn read_512(bytes: &[u8]) -> u64 {
+        let mut sums = [_mm512_setzero_si512(); 8];
+        for block in bytes.as_chunks::<512>().0 {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: the 64 bytes lie in the block; the load needs no alignment.
+                let part = unsafe { _mm512_loadu_si512(block.as_ptr().add(64 * i).cast()) };
+                *sum = _mm512_xor_si512(*sum, part);
+            }
+        }
+        let all = sums.into_iter().fold(_mm512_setzero_si512(), |a, b| _mm512_xor_si512(a, b));
+        _mm512_reduce_add_epi64(all) as u64
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub fn read_256(bytes: &[u8]) -> u64 {
+        let mut sums = [_mm256_setzero_si256(); 8];
+        for block in bytes.as_chunks::<256>().0 {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: the 32 bytes lie in the block; the load needs no alignment.
+                let part = unsafe { _mm256_loadu_si256(block.as_ptr().add(32 * i).cast()) };
+                *sum = _mm256_xor_si256(*sum, part);
+            }
+        }
+        let all = sums.into_iter().fold(_mm256_setzero_si256(), |a, b| _mm256_xor_si256(a, b));
+        let half = _mm_xor_si128(_mm256_castsi256_si128(all), _mm256_extracti128_si256::<1>(all));
+        _mm_cvtsi128_si64(half) as u64 ^ _mm_extract_epi64::<1>(half) as u64
+    }
+
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub fn dot_512(iterations: u64) -> u64 {
+        let (a, b) = (_mm512_set1_epi8(black_box(3)), _mm512_set1_epi8(black_box(-5)));
+        let mut sums = [_mm512_setzero_si512(); ACCUMULATORS];
+        for _ in 0..iterations {
+            for sum in &mut sums {
+                *sum = _mm512_dpbusd_epi32(*sum, a, b);
+            }
+        }
+        let all = sums.into_iter().fold(_mm512_setzero_si512(), |a, b| _mm512_add_epi32(a, b));
+        _mm512_reduce_add_epi32(all) as u64
+    }
+
+    #[target_feature(enable = "avx2,avxvnni")]
+    pub fn dot_256(iterations: u64) -> u64 {
+        let (a, b) = (_mm256_set1_epi8(black_box(3)), _mm256_set1_epi8(black_box(-5)));
+        let mut sums = [_mm256_setzero_si256(); ACCUMULATORS];
+        for _ in 0..iterations {
+            for sum in &mut sums {
+                *sum = _mm256_dpbusd_avx_epi32(*sum, a, b);
+            }
+        }
+        let all = sums.into_iter().fold(_mm256_setzero_si256(), |a, b| _mm256_add_epi32(a, b));
+        _mm256_extract_epi64::<0>(all) as u64
+    }
+
+    #[target_feature(enable = "avx512f")]
+    pub fn fma_512(iterations: u64) -> u64 {
+        let (a, b) = (_mm512_set1_ps(black_box(0.999)), _mm512_set1_ps(black_box(0.001)));
+        let mut sums = [_mm512_setzero_ps(); ACCUMULATORS];
+        for _ in 0..iterations {
+            for sum in &mut sums {
+                *sum = _mm512_fmadd_ps(*sum, a, b);
+            }
+        }
+        let all = sums.into_iter().fold(_mm512_setzero_ps(), |a, b| _mm512_add_ps(a, b));
+        u64::from(_mm512_reduce_add_ps(all).to_bits())
+    }
+
+    #[target_feature(enable = "avx,fma")]
+    pub fn fma_256(iterations: u64) -> u64 {
+        let (a, b) = (_mm256_set1_ps(black_box(0.999)), _mm256_set1_ps(black_box(0.001)));
+        let mut sums = [_mm256_setzero_ps(); ACCUMULATORS];
+        for _ in 0..iterations {
+            for sum in &mut sums {
+                *sum = _mm256_fmadd_ps(*sum, a, b);
+            }
+        }
+        let all = sums.into_iter().fold(_mm256_setzero_ps(), |a, b| _mm256_add_ps(a, b));
+        u64::from(_mm256_cvtss_f32(all).to_bits())
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use super::ACCUMULATORS;
+    use std::arch::aarch64::*;
+    use std::hint::black_box;
+
+    pub fn fma_128(iterations: u64) -> u64 {
+        // SAFETY: every AArch64 CPU has these instructions.
+        unsafe {
+            let (a, b) = (vdupq_n_f32(black_box(0.999)), vdupq_n_f32(black_box(0.001)));
+            let mut sums = [vdupq_n_f32(0.0); ACCUMULATORS];
+            for _ in 0..iterations {
+                for sum in &mut sums {
+                    *sum = vfmaq_f32(b, *sum, a);
+                }
+            }
+            let all = sums.into_iter().fold(vdupq_n_f32(0.0), |a, b| vaddq_f32(a, b));
+            u64::from(vaddvq_f32(all).to_bits())
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! Sessions over a hand-written model: whatever the threads, chunks, forks and windows, the logits are the same.
+
+mod fake;
+
+use fake::{Shape, expected_logits};
+use moec_abi::PAGE_TOKENS;
+use moec_runtime::kv::Sequence;
+use moec_runtime::{Descriptor, Error, LogitRows, Logits, Model, Options, Part, PayloadSource, PoolOptions, Session};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+fn open(shape: &Shape, threads: usize) -> Arc<Model> {
+    let dir = tempfile::tempdir().unwrap();
+    let payload = PayloadSource::File(fake::write_payload(shape, dir.path()));
+    let pool = PoolOptions { threads: Some(threads), pin_caller: false };
+    // SAFETY: the fake model's descriptor is as a generated one.
+    let descriptor = unsafe { Descriptor::new(fake::descriptor(shape)) }.unwrap();
+    Model::open(descriptor, &Options { payload, pool, ..Options::default() }).unwrap()
+}
+
+fn tokens(count: usize) -> Vec<u32> {
+    (0..count).map(|i| (i * 7919 + i * i * 31 + 5) as u32 % 384).collect()
+}
+
+/// All rows of logits, fed with chunks of `chunk`.
+fn all_logits(session: &mut Session, tokens: &[u32], chunk: usize) -> Vec<Vec<f32>> {
+    session.set_chunk(chunk);
+    let mut rows = Vec::new();
+    session
+        .feed_each(tokens, |i, row| {
+            assert_eq!(i, rows.len());
+            rows.push(row.to_vec());
+        })
+        .unwrap();
+    rows
+}
+
+#[test]
+fn logits_depend_on_nothing_but_tokens() {
+    let tokens = tokens(300);
+    for window in [0, 8, 64, 100] {
+        let shape = Shape { window, ..Shape::default() };
+        let expected: Vec<_> = (1..=tokens.len()).map(|n| expected_logits(&shape, &tokens[..n])).collect();
+        for threads in [1, 2, 3] {
+            let model = open(&shape, threads);
+            assert_eq!(model.workers(), threads);
+            for chunk in [1, 2, 7, 16, 1000] {
+                let found = all_logits(&mut Session::new(&model), &tokens, chunk);
+                assert!(found == expected, "window {window} threads {threads} chunk {chunk}");
+            }
+        }
+    }
+}
+
+#[test]
+fn only_the_rows_asked_for_are_computed() {
+    let model = open(&Shape::default(), 2);
+    let mut session = Session::new(&model);
+    let tokens = tokens(40);
+    session.feed(&tokens[..20], Logits::None).unwrap();
+    assert_eq!(session.logits().len(), 0);
+    session.feed(&tokens[20..39], Logits::Last).unwrap();
+    assert_eq!(session.logits().len(), 1);
+    assert_eq!(session.last_logits(), expected_logits(&Shape::default(), &tokens[..39]));
+    session.feed(&tokens[39..], Logits::Last).unwrap();
+    assert_eq!(session.last_logits(), expected_logits(&Shape::default(), &tokens));
+    assert_eq!(session.tokens(), tokens);
+    assert_eq!(session.room(), 960);
+}
+
+#[test]
+fn rewinding_forgets() {
+    let shape = Shape::default();
+    let model = open(&shape, 2);
+    let mut session = Session::new(&model);
+    let a = tokens(200);
+    session.feed(&a, Logits::None).unwrap();
+    for back in [199, 128, 127, 64, 3, 0] {
+        session.rewind(back).unwrap();
+        let mut b = a[..back].to_vec();
+        b.extend([9, 8, 7]);
+        session.feed(&[9, 8, 7], Logits::Last).unwrap();
+        assert_eq!(session.last_logits(), expected_logits(&shape, &b), "{back}");
+        session.rewind(back).unwrap();
+    }
+    assert_eq!(model.pages().pages_in_use(), 0);
+}
+
+#[test]
+fn rewinding_past_the_window_is_an_error_and_changes_nothing() {
+    let shape = Shape { window: 10, ..Shape::default() };
+    let model = open(&shape, 1);
+    let mut session = Session::new(&model);
+    let tokens = tokens(300);
+    session.feed(&tokens, Logits::None).unwrap();
+    assert!(model.pages().pages_in_use() <= Sequence::pages_for(300, 16, Some(10)));
+    let error = session.rewind(100).unwrap_err();
+    assert!(matches!(error, Error::Rewind { to: 100, .. }), "{error}");
+    session.feed(&[1], Logits::Last).unwrap();
+    let mut all = tokens.clone();
+    all.push(1);
+    assert_eq!(session.last_logits(), expected_logits(&shape, &all));
+}
+
+#[test]
+fn forks_share_a_prefix_and_go_their_own_ways() {
+    let shape = Shape::default();
+    let model = open(&shape, 2);
+    let mut first = Session::new(&model);
+    let prefix = tokens(150);
+    first.feed(&prefix, Logits::None).unwrap();
+    let held = model.pages().pages_in_use();
+    let mut forks: Vec<Session> = (0..4).map(|_| first.fork()).collect();
+    assert_eq!(model.pages().pages_in_use(), held, "a fork takes no pages");
+    for (i, fork) in forks.iter_mut().enumerate() {
+        let own = [i as u32 + 20, 3, 1];
+        fork.feed(&own, Logits::Last).unwrap();
+        let mut all = prefix.clone();
+        all.extend(own);
+        assert_eq!(fork.last_logits(), expected_logits(&shape, &all));
+    }
+    // One written page each; the two full ones are shared.
+    assert_eq!(model.pages().pages_in_use(), held + forks.len());
+    first.feed(&[7], Logits::Last).unwrap();
+    let mut all = prefix.clone();
+    all.push(7);
+    assert_eq!(first.last_logits(), expected_logits(&shape, &all));
+    drop((first, forks));
+    assert_eq!(model.pages().pages_in_use(), 0);
+}
+
+#[test]
+fn one_step_serves_several_sequences() {
+    let shape = Shape { window: 50, ..Shape::default() };
+    let model = open(&shape, 3);
+    let texts = [tokens(90), tokens(70)[3..].to_vec(), tokens(65)[1..].to_vec()];
+    let mut sequences: Vec<Sequence> = (0..3).map(|_| Sequence::new(model.pages(), Some(50))).collect();
+    let mut logits = LogitRows::default();
+    // Ragged: 5, 4 and 3 tokens per step, until one text ends.
+    for step in 0..16 {
+        let mut parts: Vec<Part> = sequences
+            .iter_mut()
+            .zip(&texts)
+            .enumerate()
+            .map(|(i, (sequence, text))| {
+                let count = 5 - i;
+                let wanted = [Logits::Last, Logits::All, Logits::None][i];
+                Part { sequence, tokens: &text[step * count..(step + 1) * count], logits: wanted }
+            })
+            .collect();
+        model.step(&mut parts, &mut logits, None).unwrap();
+        assert_eq!(logits.len(), 5);
+        assert_eq!(logits.row(0), expected_logits(&shape, &texts[0][..(step + 1) * 5]));
+        for row in 0..4 {
+            assert_eq!(logits.row(1 + row), expected_logits(&shape, &texts[1][..step * 4 + row + 1]));
+        }
+    }
+}
+
+#[test]
+fn routes_are_those_of_all_tokens_of_a_feed() {
+    let model = open(&Shape::default(), 2);
+    let mut session = Session::new(&model);
+    session.record_routes(true).unwrap();
+    let tokens = tokens(50);
+    for chunk in [1, 16, 7] {
+        session.rewind(0).unwrap();
+        session.set_chunk(chunk);
+        session.feed(&tokens, Logits::None).unwrap();
+        let routes = session.routes().unwrap();
+        assert_eq!((routes.tokens(), routes.layers, routes.per_token), (50, 2, 2));
+        for layer in 0..2 {
+            for (i, id) in tokens.iter().enumerate() {
+                for k in 0..2 {
+                    let found = (routes.experts[layer][2 * i + k], routes.weights[layer][2 * i + k]);
+                    assert_eq!(found, fake::route(*id, layer, k));
+                }
+            }
+        }
+    }
+    let dense = open(&Shape { experts: 0, ..Shape::default() }, 1);
+    assert!(matches!(Session::new(&dense).record_routes(true), Err(Error::NoRoutes)));
+}
+
+#[test]
+fn what_cannot_be_done_is_said_before_anything_is_done() {
+    let shape = Shape { context: 130, ..Shape::default() };
+    let model = open(&shape, 1);
+    let mut session = Session::new(&model);
+    let error = session.feed(&tokens(131), Logits::Last).unwrap_err();
+    assert!(matches!(error, Error::ContextFull { tokens: 131, context: 130 }), "{error}");
+    let error = session.feed(&[5, 384], Logits::Last).unwrap_err();
+    assert!(matches!(error, Error::Token { id: 384, vocab: 384 }), "{error}");
+    assert!(session.tokens().is_empty());
+    session.feed(&tokens(130), Logits::Last).unwrap();
+    assert_eq!(session.room(), 0);
+    assert!(matches!(session.feed(&[1], Logits::Last), Err(Error::ContextFull { .. })));
+    session.feed(&[], Logits::Last).unwrap();
+
+    let mut sequence = Sequence::new(model.pages(), None);
+    let part = Part { sequence: &mut sequence, tokens: &[1; 17], logits: Logits::None };
+    let error = model.step(&mut [part], &mut LogitRows::default(), None).unwrap_err();
+    assert!(matches!(error, Error::StepSize { tokens: 17, max: 16 }), "{error}");
+}
+
+#[test]
+fn an_interrupt_ends_between_chunks() {
+    let model = open(&Shape::default(), 2);
+    let mut session = Session::new(&model);
+    let flag = Arc::new(AtomicBool::new(false));
+    session.set_interrupt(flag.clone());
+    session.set_chunk(10);
+    let tokens = tokens(100);
+    let mut seen = 0;
+    let result = session.feed_each(&tokens, |i, _| {
+        seen = i + 1;
+        flag.store(i >= 25, Ordering::Relaxed);
+    });
+    assert!(matches!(result, Err(Error::Interrupted)));
+    assert_eq!((seen, session.tokens().len()), (30, 30));
+    flag.store(false, Ordering::Relaxed);
+    session.feed(&tokens[30..], Logits::Last).unwrap();
+    assert_eq!(session.last_logits(), expected_logits(&Shape::default(), &tokens));
+}
+
+#[test]
+fn sessions_of_one_model_on_several_threads() {
+    let shape = Shape::default();
+    let model = open(&shape, 2);
+    std::thread::scope(|scope| {
+        for start in 0..4 {
+            let (model, shape) = (&model, &shape);
+            scope.spawn(move || {
+                let tokens = tokens(120)[start..].to_vec();
+                let mut session = Session::new(model);
+                for (i, token) in tokens.iter().enumerate() {
+                    session.feed(&[*token], Logits::Last).unwrap();
+                    assert_eq!(session.last_logits(), expected_logits(shape, &tokens[..=i]));
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn the_cache_must_fit_into_memory() {
+    // A context that no machine has memory for: pages are still taken one by one, and a long text is refused at once.
+    let shape = Shape { context: u32::MAX, ..Shape::default() };
+    let model = open(&shape, 1);
+    let mut session = Session::new(&model);
+    session.feed(&[1, 2, 3], Logits::Last).unwrap();
+    assert_eq!(model.pages().pages_in_use(), 1);
+    let available = moec_runtime::memory::Memory::now().total as usize;
+    let tokens = (available / (PAGE_TOKENS * 8) + 1) * PAGE_TOKENS;
+    if tokens < u32::MAX as usize - 3 {
+        let error = session.check_room(tokens).unwrap_err();
+        assert!(matches!(error, Error::Memory { .. }), "{error}");
+    }
+}

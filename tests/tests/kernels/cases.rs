@@ -1,0 +1,498 @@
+//! Cases for every kernel family: odd and even shapes, with what the reference says they must give.
+
+use half::{bf16, f16};
+use moec::kernels::{
+    Attention, Combine, Elementwise, ElementwiseOp, Embed, Epilogue, Kernel, KvFormat, Matmul, MatmulTuning, Norm,
+    Outputs, Quantize, Rope, SortByExpert, StoreKey, StoreValue, TopK,
+};
+use moec::plan::layout::Format;
+use moec_ir::math::silu;
+
+use crate::harness::{Arg, Case, Random, f32s, padded, u32s};
+use crate::reference::{
+    Activations, Matrix, attention, head_place, kv_bytes, kv_round, norm, pad_head, padded_head, quantize, rotate,
+    top_k, up,
+};
+
+const FORMATS: [Format; 5] = [Format::F32, Format::Bf16, Format::F16, Format::Q8, Format::Q4];
+const HEAD_DIMS: [usize; 7] = [16, 20, 22, 24, 32, 64, 128];
+const KV: [KvFormat; 2] = [KvFormat::F16, KvFormat::F32];
+
+/// The cases of the family of this name.
+pub fn of(family: &str) -> Vec<Case> {
+    match family {
+        "Matmul" => matmuls(),
+        "Norm" => norms(),
+        "Quantize" => quantizes(),
+        "Rope" => ropes(),
+        "StoreKey" => store_keys(),
+        "StoreValue" => store_values(),
+        "Attention" => attentions(),
+        "Embed" => embeds(),
+        "TopK" => top_ks(),
+        "SortByExpert" => sorts(),
+        "Combine" => combines(),
+        "Elementwise" => elementwises(),
+        other => panic!("no cases for kernels of the family {other}"),
+    }
+}
+
+/// One matrix product with random content.
+pub fn matmul(r: &mut Random, kernel: Matmul, units: usize) -> Case {
+    let Matmul { format, k, tokens, epilogue, .. } = kernel;
+    let w = Matrix::random(r, format, 16 * units * epilogue.tiles(), k, &kernel.codebook);
+    let row_count = if kernel.gather { tokens + 3 } else { tokens };
+    let x: Vec<Activations> = (0..row_count).map(|_| Activations::of(format, &r.f32s(k))).collect();
+    let rows: Vec<u32> =
+        (0..tokens).map(|t| if kernel.gather { r.below(row_count) as u32 } else { t as u32 }).collect();
+    let mut xs = r.bytes((row_count - 1) * kernel.x_stride + x[0].bytes().len());
+    for (i, row) in x.iter().enumerate() {
+        let bytes = row.bytes();
+        xs[i * kernel.x_stride..][..bytes.len()].copy_from_slice(&bytes);
+    }
+    let before = f32s(&r.f32s(((tokens - 1) * kernel.y_stride) / 4 + 16 * units));
+    let mut after = before.clone();
+    for (t, &row) in rows.iter().enumerate() {
+        for i in 0..16 * units {
+            let at = t * kernel.y_stride + 4 * i;
+            let old = f32::from_le_bytes([before[at], before[at + 1], before[at + 2], before[at + 3]]);
+            let dot = |row_of_w: usize| w.dot(row_of_w, &x[row as usize]);
+            let y = match epilogue {
+                Epilogue::Store => dot(i),
+                Epilogue::Add => old + dot(i),
+                Epilogue::SiluMul => silu(dot(i / 16 * 32 + i % 16)) * dot(i / 16 * 32 + 16 + i % 16),
+            };
+            after[at..at + 4].copy_from_slice(&y.to_le_bytes());
+        }
+    }
+    let gather = kernel.gather;
+    let mut c = Case::new(kernel);
+    let regions = [c.input("w", w.packed), c.input("x", xs), c.inout("y", before, after)];
+    c.at(&regions);
+    c.ints(&[units]);
+    if gather {
+        let rows = c.input("rows", u32s(&rows));
+        c.at(&[rows]);
+    }
+    c
+}
+
+fn matmuls() -> Vec<Case> {
+    let mut r = Random::new(1);
+    let mut cases = Vec::new();
+    let mut add = |format: Format, k: usize, tokens: usize, epilogue: Epilogue, tuning: MatmulTuning, units: usize| {
+        let gather = r.below(3) == 0;
+        let row = Activations::of(format, &vec![0.0; k]).bytes().len();
+        let x_stride = up(row, 64) + 64 * r.below(3);
+        let y_stride = 64 * (units.max(1) + r.below(3));
+        let codebook = std::array::from_fn(|_| 1 + r.below(255) as u8);
+        let kernel = Matmul { format, k, tokens, epilogue, gather, x_stride, y_stride, codebook, tuning };
+        cases.push(matmul(&mut r, kernel, units));
+    };
+    let epilogues = [Epilogue::Store, Epilogue::Add, Epilogue::SiluMul];
+    for format in FORMATS {
+        let default = MatmulTuning::narrow(format);
+        for (i, k) in [20, 32, 96, 100, 128, 144, 160, 384, 656].into_iter().enumerate() {
+            for tokens in 1..=8 {
+                add(format, k, tokens, epilogues[(i + tokens) % 3], default, 1 + tokens % 2);
+            }
+        }
+        for tiles in [1, 2, 4] {
+            for unroll in [1, 2, 3, 5] {
+                let tuning = MatmulTuning { tiles, unroll, prefetch: (unroll % 2 == 1).then_some(1024) };
+                for epilogue in epilogues {
+                    add(format, 96 + 192 * unroll, 1 + (tiles + unroll) % 4, epilogue, tuning, tiles + unroll % 3);
+                }
+            }
+        }
+        add(format, 160, 1, Epilogue::Store, default, 0);
+        add(format, 4096, 1, Epilogue::Add, default, 1);
+        add(format, 4096 + 32, 2, Epilogue::SiluMul, default, 1);
+    }
+    cases
+}
+
+fn norms() -> Vec<Case> {
+    let mut r = Random::new(2);
+    let mut cases = Vec::new();
+    for outputs in [Outputs::F32, Outputs::Quantized, Outputs::Both] {
+        for h in [16, 20, 32, 96, 100, 128, 144, 160, 300, 4096] {
+            let (x, weight, eps) = (r.f32s(h), r.f32s(h), 1e-5f32);
+            let y = norm(&x, &weight, eps);
+            let mut c = Case::new(Norm { h, eps_bits: eps.to_bits(), outputs });
+            let (x, weight) = (c.input("x", f32s(&padded(&x, 16))), c.input("weight", f32s(&padded(&weight, 16))));
+            c.at(&[x, weight]);
+            match outputs {
+                Outputs::Quantized => c.ints(&[0]),
+                Outputs::F32 | Outputs::Both => {
+                    let y = c.output("y", f32s(&padded(&y, 32)));
+                    c.at(&[y]);
+                }
+            }
+            match outputs {
+                Outputs::F32 => c.ints(&[0]),
+                Outputs::Quantized | Outputs::Both => {
+                    let q = c.output("q", quantize(&y).bytes());
+                    c.at(&[q]);
+                }
+            }
+            cases.push(c);
+        }
+    }
+    // In place.
+    let (x, weight) = (r.f32s(96), r.f32s(96));
+    let mut c = Case::new(Norm { h: 96, eps_bits: 1e-6f32.to_bits(), outputs: Outputs::F32 });
+    let x_region = c.inout("x", f32s(&x), f32s(&norm(&x, &weight, 1e-6)));
+    let weight = c.input("weight", f32s(&weight));
+    c.at(&[x_region, weight, x_region]);
+    c.ints(&[0]);
+    cases.push(c);
+    cases
+}
+
+fn quantizes() -> Vec<Case> {
+    let mut r = Random::new(3);
+    [16, 20, 32, 96, 100, 128, 144, 160, 300, 4096]
+        .into_iter()
+        .flat_map(|k| {
+            let x = r.f32s(k);
+            let mut one_zero_block = x.clone();
+            one_zero_block.iter_mut().take(128).for_each(|x| *x = 0.0);
+            [x, one_zero_block]
+        })
+        .map(|x| {
+            let mut c = Case::new(Quantize { k: x.len() });
+            let regions = [c.input("x", f32s(&padded(&x, 16))), c.output("q", quantize(&x).bytes())];
+            c.at(&regions);
+            c
+        })
+        .collect()
+}
+
+/// A head, cosines and sines.
+fn head_and_angles(r: &mut Random, d: usize) -> [Vec<f32>; 3] {
+    let angles: Vec<f32> = r.f32s(d / 2);
+    [r.f32s(d), angles.iter().map(|a| a.cos()).collect(), angles.iter().map(|a| a.sin()).collect()]
+}
+
+fn ropes() -> Vec<Case> {
+    let mut r = Random::new(4);
+    let mut cases = Vec::new();
+    for d in HEAD_DIMS {
+        for heads in [0, 1, 3] {
+            let scale = (heads == 3).then(|| 1.0 / (d as f32).sqrt());
+            let [_, cos, sin] = head_and_angles(&mut r, d);
+            let (mut before, mut after) = (Vec::new(), Vec::new());
+            for _ in 0..heads {
+                let x = r.f32s(d);
+                let y = rotate(&x, &cos, &sin);
+                before.extend(pad_head(&x));
+                after.extend(pad_head(&y.iter().map(|y| scale.map_or(*y, |s| y * s)).collect::<Vec<f32>>()));
+            }
+            let mut c = Case::new(Rope { head_dim: d, scale_bits: scale.map(f32::to_bits) });
+            let x = c.inout("x", f32s(&before), f32s(&after));
+            let (cos, sin) = (c.input("cos", f32s(&padded(&cos, 16))), c.input("sin", f32s(&padded(&sin, 16))));
+            c.at(&[x, cos, sin]);
+            c.ints(&[heads]);
+            cases.push(c);
+        }
+    }
+    cases
+}
+
+fn store_keys() -> Vec<Case> {
+    let mut r = Random::new(5);
+    let mut cases = Vec::new();
+    for d in HEAD_DIMS {
+        for kv in KV {
+            for rotated in [false, true] {
+                let [x, cos, sin] = head_and_angles(&mut r, d);
+                let y = if rotated { rotate(&x, &cos, &sin) } else { x.clone() };
+                let lane = r.below(16);
+                let before = r.bytes(padded_head(d) * 16 * kv.bytes());
+                let mut after = before.clone();
+                for (i, y) in pad_head(&y).into_iter().enumerate() {
+                    after[(i * 16 + lane) * kv.bytes()..][..kv.bytes()].copy_from_slice(&kv_bytes(kv, y));
+                }
+                let mut c = Case::new(StoreKey { head_dim: d, kv, rotate: rotated });
+                let x = c.input("x", f32s(&pad_head(&x)));
+                c.at(&[x]);
+                if rotated {
+                    let (cos, sin) = (c.input("cos", f32s(&padded(&cos, 16))), c.input("sin", f32s(&padded(&sin, 16))));
+                    c.at(&[cos, sin]);
+                } else {
+                    c.ints(&[0, 0]);
+                }
+                let page = c.inout("keys", before, after);
+                c.args.push(Arg::At(page, lane * kv.bytes()));
+                cases.push(c);
+            }
+        }
+    }
+    cases
+}
+
+fn store_values() -> Vec<Case> {
+    let mut r = Random::new(6);
+    let mut cases = Vec::new();
+    for d in HEAD_DIMS {
+        for kv in KV {
+            let x = pad_head(&r.f32s(d));
+            let mut c = Case::new(StoreValue { head_dim: d, kv });
+            let after = x.iter().flat_map(|&x| kv_bytes(kv, x)).collect();
+            let regions = [c.input("x", f32s(&x)), c.output("values", after)];
+            c.at(&regions);
+            cases.push(c);
+        }
+    }
+    cases
+}
+
+fn attentions() -> Vec<Case> {
+    let mut r = Random::new(7);
+    let mut cases = Vec::new();
+    let mut add = |d: usize, group: usize, kv: KvFormat, lo: usize, hi: usize| {
+        let pages = hi.div_ceil(64);
+        let size = padded_head(d);
+        let rows = |r: &mut Random| -> Vec<Vec<f32>> {
+            (0..pages * 64).map(|_| (0..d).map(|_| kv_round(kv, r.f32())).collect()).collect()
+        };
+        let (k, v) = (rows(&mut r), rows(&mut r));
+        let q: Vec<Vec<f32>> = (0..group).map(|_| r.f32s(d)).collect();
+        let out: Vec<f32> = q.iter().flat_map(|q| pad_head(&attention(q, &k, &v, lo, hi))).collect();
+
+        let (k_offset, v_offset) = (64 * r.below(3), 128 + 64 * size * kv.bytes() + 64 * r.below(3));
+        let kernel = Attention { head_dim: d, group, kv };
+        let scratch_bytes = kernel.scratch_bytes();
+        let mut c = Case::new(kernel);
+        let q: Vec<f32> = q.iter().flat_map(|q| pad_head(q)).collect();
+        let (q, out) = (c.input("q", f32s(&q)), c.output("out", f32s(&out)));
+        let (table, scratch) = (c.input("pages", vec![0; 8 * pages]), c.scratch("scratch", scratch_bytes));
+        for p in lo / 64..pages {
+            // What no visible key explains is not a number, so that it shows when it is used.
+            let mut page = vec![0xff; v_offset + 64 * size * kv.bytes()];
+            for slot in 0..64 {
+                let key = 64 * p + slot;
+                let whole_tile = (slot / 16 * 16..slot / 16 * 16 + 16).any(|s| (lo..hi).contains(&(64 * p + s)));
+                let mut put = |at: usize, x: f32| page[at..at + kv.bytes()].copy_from_slice(&kv_bytes(kv, x));
+                for place in 0..size {
+                    if whole_tile {
+                        put(k_offset + ((slot / 16 * size + place) * 16 + slot % 16) * kv.bytes(), 0.0);
+                    }
+                    if (lo..hi).contains(&key) {
+                        put(v_offset + (slot * size + place) * kv.bytes(), 0.0);
+                    }
+                }
+                for i in 0..d {
+                    let place = head_place(d, i);
+                    if whole_tile {
+                        put(k_offset + ((slot / 16 * size + place) * 16 + slot % 16) * kv.bytes(), k[key][i]);
+                    }
+                    if (lo..hi).contains(&key) {
+                        put(v_offset + (slot * size + place) * kv.bytes(), v[key][i]);
+                    }
+                }
+            }
+            let page = c.input("page", page);
+            c.pointers.push([table, 8 * p, page, 0]);
+        }
+        c.at(&[q, table]);
+        c.ints(&[k_offset, v_offset, lo, hi]);
+        c.at(&[out, scratch]);
+        cases.push(c);
+    };
+    for d in HEAD_DIMS {
+        for kv in KV {
+            for (i, (lo, hi)) in
+                [(0, 1), (0, 17), (0, 64), (0, 65), (0, 200), (63, 64), (70, 131), (5, 130)].into_iter().enumerate()
+            {
+                if d <= 32 || i % 3 == 1 {
+                    add(d, 1 + (i + d / 4) % 6, kv, lo, hi);
+                }
+            }
+        }
+    }
+    add(16, 8, KvFormat::F16, 0, 150);
+    add(16, 19, KvFormat::F32, 30, 90);
+    add(128, 4, KvFormat::F16, 100, 201);
+    cases
+}
+
+fn embeds() -> Vec<Case> {
+    let mut r = Random::new(8);
+    let mut cases = Vec::new();
+    for format in [Format::F32, Format::Bf16, Format::F16] {
+        for h in [16, 20, 32, 44, 64, 96, 100, 160, 4096] {
+            let x = r.f32s(h);
+            let (mut row, mut y) = (Vec::new(), Vec::new());
+            for x in x {
+                match format {
+                    Format::F32 => {
+                        row.extend(x.to_le_bytes());
+                        y.push(x);
+                    }
+                    Format::Bf16 => {
+                        row.extend(bf16::from_f32(x).to_le_bytes());
+                        y.push(bf16::from_f32(x).to_f32());
+                    }
+                    _ => {
+                        row.extend(f16::from_f32(x).to_le_bytes());
+                        y.push(f16::from_f32(x).to_f32());
+                    }
+                }
+            }
+            row.extend([0xff; 64]);
+            let mut c = Case::new(Embed { format, h });
+            let regions = [c.input("row", row), c.output("y", f32s(&padded(&y, 32)))];
+            c.at(&regions);
+            cases.push(c);
+        }
+    }
+    cases
+}
+
+fn top_ks() -> Vec<Case> {
+    let mut r = Random::new(9);
+    let mut cases = Vec::new();
+    for experts in (1..=16).chain([60, 128]) {
+        for k in (1..=experts).filter(|&k| k <= 4 || k == experts || k == 8) {
+            for network in [false, true] {
+                if network && experts > 16 {
+                    continue;
+                }
+                for kind in 0..4 {
+                    let logits: Vec<f32> = match kind {
+                        0 => vec![1.5; experts],
+                        // Few values, so that many tie.
+                        1 => (0..experts).map(|_| r.below(3) as f32 - 1.0).collect(),
+                        2 => (0..experts).map(|i| i as f32 * -3.0).collect(),
+                        _ => r.f32s(experts),
+                    };
+                    let (indices, weights) = top_k(&logits, k);
+                    let mut c = Case::new(TopK { experts, k, network });
+                    let regions = [
+                        c.input("logits", f32s(&logits)),
+                        c.output("indices", u32s(&indices)),
+                        c.output("weights", f32s(&weights)),
+                    ];
+                    c.at(&regions);
+                    cases.push(c);
+                }
+            }
+        }
+    }
+    cases
+}
+
+fn sorts() -> Vec<Case> {
+    let mut r = Random::new(10);
+    let mut cases = Vec::new();
+    for experts in [1, 3, 8, 16] {
+        for k in [1, 2, 3].into_iter().filter(|&k| k <= experts) {
+            for tokens in [0, 1, 2, 17] {
+                let indices: Vec<usize> = (0..tokens * k).map(|_| r.below(experts)).collect();
+                let mut slots: Vec<usize> = (0..tokens * k).collect();
+                slots.sort_by_key(|&s| indices[s]);
+                let offsets: Vec<u32> =
+                    (0..=experts).map(|e| indices.iter().filter(|&&i| i < e).count() as u32).collect();
+                let order: Vec<u32> = slots.iter().map(|&s| (s / k) as u32).collect();
+                let mut positions = vec![0; tokens * k];
+                for (p, &s) in slots.iter().enumerate() {
+                    positions[s] = p as u32;
+                }
+                let mut c = Case::new(SortByExpert { experts, k });
+                let indices = c.input("indices", u32s(&indices.iter().map(|&i| i as u32).collect::<Vec<u32>>()));
+                c.at(&[indices]);
+                c.ints(&[tokens]);
+                let written = [
+                    c.output("offsets", u32s(&offsets)),
+                    c.output("order", u32s(&order)),
+                    c.output("positions", u32s(&positions)),
+                ];
+                c.at(&written);
+                cases.push(c);
+            }
+        }
+    }
+    cases
+}
+
+fn combines() -> Vec<Case> {
+    let mut r = Random::new(11);
+    let mut cases = Vec::new();
+    for k in [1, 2, 3, 8] {
+        for (gather, residual) in [(false, false), (false, true), (true, false), (true, true)] {
+            for columns in [0, 16, 112] {
+                let stride_d = 4 * (columns + 16 * r.below(3));
+                let rows = if gather { k + 4 } else { k };
+                let d = r.f32s((rows - 1) * stride_d / 4 + columns);
+                let positions: Vec<usize> = (0..k).map(|s| if gather { r.below(rows) } else { s }).collect();
+                let (weights, x) = (r.f32s(k), r.f32s(columns));
+                let after: Vec<f32> = (0..columns)
+                    .map(|c| {
+                        let d = |s: usize| d[positions[s] * stride_d / 4 + c];
+                        let t = (1..k).fold(weights[0] * d(0), |t, s| weights[s].mul_add(d(s), t));
+                        if residual { x[c] + t } else { t }
+                    })
+                    .collect();
+                let mut c = Case::new(Combine { k, stride_d, gather, residual });
+                let d = c.input("d", f32s(&d));
+                c.at(&[d]);
+                if gather {
+                    let positions = positions.iter().map(|&p| p as u32).collect::<Vec<u32>>();
+                    let positions = c.input("positions", u32s(&positions));
+                    c.at(&[positions]);
+                } else {
+                    c.ints(&[0]);
+                }
+                let regions = [c.input("weights", f32s(&weights)), c.inout("x", f32s(&x), f32s(&after))];
+                c.at(&regions);
+                c.ints(&[columns]);
+                cases.push(c);
+            }
+        }
+    }
+    cases
+}
+
+fn elementwises() -> Vec<Case> {
+    let mut r = Random::new(12);
+    let mut cases = Vec::new();
+    for op in ElementwiseOp::ALL {
+        for n in [0, 16, 80] {
+            for in_place in [false, true] {
+                let (a, second) = (r.f32s(n), r.f32s(n));
+                let a: Vec<f32> = a.iter().map(|a| a * 30.0).collect();
+                let y = |(a, s): (&f32, &f32)| match op {
+                    ElementwiseOp::Add => a + s,
+                    ElementwiseOp::Mul => a * s,
+                    ElementwiseOp::SiluMul => silu(*a) * s,
+                    ElementwiseOp::Silu => silu(*a),
+                    ElementwiseOp::Copy => *a,
+                };
+                let y = f32s(&a.iter().zip(&second).map(y).collect::<Vec<f32>>());
+                let mut c = Case::new(Elementwise { op });
+                let (a, y) = if in_place {
+                    let a = c.inout("a", f32s(&a), y);
+                    (a, a)
+                } else {
+                    (c.input("a", f32s(&a)), c.output("y", y))
+                };
+                c.at(&[a]);
+                if op.is_binary() {
+                    let second = c.input("b", f32s(&second));
+                    c.at(&[second]);
+                }
+                c.at(&[y]);
+                c.ints(&[n]);
+                cases.push(c);
+            }
+        }
+    }
+    cases
+}
+
+/// All cases of all families.
+pub fn all() -> Vec<Case> {
+    Kernel::FAMILIES.iter().flat_map(|family| of(family)).collect()
+}

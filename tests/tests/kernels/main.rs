@@ -1,0 +1,117 @@
+//! Every kernel of the table against a scalar reference, bit for bit.
+#![allow(missing_docs)]
+
+mod bench;
+mod cases;
+mod harness;
+mod machine;
+mod reference;
+
+use std::collections::BTreeMap;
+
+use moec::kernels::Kernel;
+
+/// CPUs whose code differs, as far as this machine can run it.
+const CPUS: [&str; 3] = ["x86-64-v3", "x86-64-v4", "native"];
+
+/// Runs the cases of a family on the evaluator and as machine code.
+fn run(family: &str) {
+    let cases = cases::of(family);
+    assert!(!cases.is_empty(), "{family} has no cases");
+    for case in &cases {
+        assert_eq!(case.kernel.family(), family);
+        case.evaluate();
+    }
+    for cpu in CPUS.into_iter().filter(|cpu| machine::can_run(cpu)) {
+        machine::run(&cases, cpu);
+    }
+}
+
+#[test]
+fn matmul() {
+    run("Matmul");
+}
+
+#[test]
+fn norm() {
+    run("Norm");
+}
+
+#[test]
+fn quantize() {
+    run("Quantize");
+}
+
+#[test]
+fn rope() {
+    run("Rope");
+}
+
+#[test]
+fn store_key() {
+    run("StoreKey");
+}
+
+#[test]
+fn store_value() {
+    run("StoreValue");
+}
+
+#[test]
+fn attention() {
+    run("Attention");
+}
+
+#[test]
+fn embed() {
+    run("Embed");
+}
+
+#[test]
+fn top_k() {
+    run("TopK");
+}
+
+#[test]
+fn sort_by_expert() {
+    run("SortByExpert");
+}
+
+#[test]
+fn combine() {
+    run("Combine");
+}
+
+#[test]
+fn elementwise() {
+    run("Elementwise");
+}
+
+#[test]
+fn every_family_has_cases() {
+    for family in Kernel::FAMILIES {
+        assert!(!cases::of(family).is_empty(), "{family}");
+    }
+}
+
+#[test]
+fn names_are_unique_identifiers() {
+    let mut seen: BTreeMap<String, Kernel> = BTreeMap::new();
+    for case in cases::all() {
+        let name = case.kernel.name();
+        assert!(name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_'), "{name}");
+        let same = match (seen.entry(name.clone()).or_insert_with(|| case.kernel.clone()), &case.kernel) {
+            // The code book is the whole model's, and a single row's strides are not looked at.
+            (Kernel::Matmul(a), Kernel::Matmul(b)) => {
+                let mut a = a.clone();
+                a.codebook = b.codebook;
+                if a.tokens == 1 && !a.gather {
+                    (a.x_stride, a.y_stride) = (b.x_stride, b.y_stride);
+                }
+                a == *b
+            }
+            (a, b) => a == b,
+        };
+        assert!(same, "two kernels are named {name}");
+    }
+}
