@@ -1,10 +1,14 @@
 //! The graph IR: text and back, the verifier's rules, the evaluator against transformers.
 
+use std::path::{Path, PathBuf};
+
 use moec::import::build_graph;
+use moec::passes::QuantConfig;
 use moec_ir::graph::eval::{Evaluator, KvType, Outputs};
 use moec_ir::graph::{Graph, Mode, parse, parse_with_lines, verify};
 use moec_tests::filetest;
 use moec_tests::reference::{Golden, ModelWeights, models, open};
+use proptest::prelude::*;
 
 /// Largest difference of a logit, relative to the largest logit.
 const TOLERANCE: f32 = 2e-5;
@@ -132,6 +136,148 @@ fn chunks_and_modes_give_the_same_bits() {
         }
         let tokens = run(&graph(Mode::Decode), &weights, &golden.full_ids, 1);
         assert_eq!(bits(&whole), bits(&tokens), "{}: token by token", directory.display());
+    }
+}
+
+#[test]
+fn quantized_models_stay_close() {
+    for directory in models() {
+        let (model, golden) = (open(&directory), Golden::read(&directory));
+        if !golden.experts.is_empty() {
+            continue; // One expert chosen otherwise moves logits by whole units.
+        }
+        let weights = ModelWeights::new(&model);
+        for (quant, limit) in [("f32", TOLERANCE), ("bf16", 0.03), ("q8", 0.03), ("q4", 0.4)] {
+            let mut graph = build_graph(&model.config, &model.tensors, Mode::Batch);
+            quant.parse::<QuantConfig>().expect("a --quant option").assign(&mut graph);
+            let found = run(&graph, &weights, &golden.full_ids, golden.full_ids.len()).logits.concat();
+            let mean = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+            let difference = mean(&mut found.iter().zip(&golden.full_logits).map(|(a, b)| a - b));
+            let relative = difference / mean(&mut golden.full_logits.iter().copied());
+            println!("{} {quant}: RMS error {relative:.1e}", directory.display());
+            assert!(relative <= limit, "{} {quant}: {relative:.1e}", directory.display());
+        }
+    }
+}
+
+#[test]
+fn steps_that_do_not_fit_are_refused() {
+    let directory = &models()[0];
+    let model = open(directory);
+    let graph = build_graph(&model.config, &model.tensors, Mode::Batch);
+    let mut evaluator = Evaluator::new(&graph, &ModelWeights::new(&model), 4, KvType::F32).expect("it has its weights");
+    let vocab = model.config.vocab as u32;
+    for (tokens, positions, rows, why) in [
+        (vec![], vec![], vec![], "at least one token"),
+        (vec![1, 2], vec![0], vec![], "2 tokens, but 1 positions"),
+        (vec![vocab], vec![0], vec![], "of a vocabulary of"),
+        (vec![1], vec![1], vec![], "position 1 after 0 tokens"),
+        (vec![1; 5], vec![0, 1, 2, 3, 4], vec![], "in a context of 4"),
+        (vec![1], vec![0], vec![1], "logits of row 1 of 1 tokens"),
+    ] {
+        let error = evaluator.step(&tokens, &positions, &rows).expect_err(why).to_string();
+        assert!(error.contains(why), "{error}");
+    }
+    assert!(evaluator.cache.is_empty());
+    assert_eq!(evaluator.step(&[1], &[0], &[]).expect("no logits are fine").logits.len(), 0);
+}
+
+/// Parses and verifies whatever it is given; what is right must survive printing.
+fn survive(text: &str) {
+    if let Ok((graph, lines)) = parse_with_lines(text) {
+        let printed = graph.to_string();
+        assert_eq!(parse(&printed).expect("what was printed parses").to_string(), printed);
+        match verify(&graph) {
+            Ok(()) => assert!(verify(&graph.renumber()).is_ok()),
+            Err(error) => assert!(error.line(&lines).is_none_or(|line| line <= text.lines().count())),
+        }
+    }
+}
+
+/// The inputs of all files of a directory.
+fn texts(directory: &str) -> Vec<String> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("filetests").join(directory);
+    let mut paths: Vec<_> =
+        std::fs::read_dir(&directory).expect("it is there").map(|e| e.expect("it is read").path()).collect();
+    paths.sort();
+    let text = |path: &PathBuf| path.is_file().then(|| std::fs::read_to_string(path).expect("it is text"));
+    paths
+        .iter()
+        .filter_map(text)
+        .flat_map(|text| text.split("}\n").map(|part| format!("{part}}}\n")).collect::<Vec<_>>())
+        .collect()
+}
+
+const SNIPPETS: &[&str] = &[
+    "%",
+    "@",
+    "{",
+    "}",
+    "[",
+    "]",
+    ",",
+    "=",
+    ":",
+    " by ",
+    " as q8",
+    "18446744073709551615",
+    "4294967295",
+    "-1",
+    "0",
+    "1e-5",
+    "NaN",
+    "T",
+    "L",
+    "kv",
+    "q8",
+    "f32",
+    "graph",
+    "//",
+    "rows(",
+    "gate_up(",
+    ")",
+    "order=%3",
+    "dispatch=grouped",
+    "layer=0",
+    "é",
+    "\n",
+    "output %0",
+    "matmul",
+    "attention",
+    "expert_down_add",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+
+    #[test]
+    fn no_text_makes_the_parser_panic(text in "\\PC*") {
+        survive(&text);
+        survive(&format!("graph batch fused {{\n{text}\n}}"));
+    }
+
+    #[test]
+    fn no_change_of_a_graph_makes_the_parser_or_verifier_panic(
+        pick in any::<prop::sample::Index>(),
+        edits in prop::collection::vec((any::<prop::sample::Index>(), 0usize..4, 0..SNIPPETS.len(), any::<prop::sample::Index>()), 1..6),
+    ) {
+        let all = texts("graph").into_iter().chain(texts("passes")).collect::<Vec<_>>();
+        let mut text: Vec<char> = pick.get(&all).chars().collect();
+        for (place, kind, snippet, other) in edits {
+            let at = place.index(text.len() + 1);
+            let end = (at + other.index(12)).min(text.len());
+            match kind {
+                0 => drop(text.splice(at..at, SNIPPETS[snippet].chars())),
+                1 => drop(text.drain(at..end)),
+                2 => drop(text.splice(at..end, SNIPPETS[snippet].chars())),
+                _ => {
+                    let copied: Vec<char> = text[at..end].to_vec();
+                    let to = other.index(text.len() + 1);
+                    text.splice(to..to, copied);
+                }
+            }
+        }
+        survive(&text.into_iter().collect::<String>());
     }
 }
 

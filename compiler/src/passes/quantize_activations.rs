@@ -62,7 +62,14 @@ pub(super) fn rows_to_quantize(graph: &Graph, node: NodeId) -> Option<ValueId> {
 
 /// Quantizes `value` in front of `first` and lets `readers` read that instead.
 pub(super) fn quantize(graph: &Graph, first: NodeId, value: ValueId, readers: &[NodeId]) -> Result<Patch, PatchError> {
-    let mut patch = Patch::new(graph, first, format!("{value} for {} readers", readers.len()));
+    let mut patch = Patch::new(
+        graph,
+        first,
+        match readers.len() {
+            1 => format!("{value} for its reader"),
+            count => format!("{value} for {count} readers"),
+        },
+    );
     let quantized = patch.insert_one(Op::Quantize { x: value })?;
     for &reader in readers {
         let mut op = graph.op(reader).clone();

@@ -173,3 +173,124 @@ impl Patch {
         if found == before { Ok(()) } else { Err(self.error(format!("it changes the types of the results of {node}"))) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::parse::parse;
+    use super::*;
+
+    fn graph() -> Graph {
+        let text = "graph batch imported {
+            @embed : f32[40, 64] embedding
+            @norm : f32[64] norm
+            @output : f32[40, 64] output
+            %0 = embed @embed : f32[T, 64]
+            %1 = silu %0 : f32[T, 64]
+            %2 = mul %1, %0 : f32[T, 64]
+            %3 = select_rows %2 : f32[L, 64]
+            %4 = matmul %3, @output : f32[L, 40]
+            output %4
+        }";
+        parse(text).expect("the text is right")
+    }
+
+    fn value(n: u32) -> ValueId {
+        ValueId(n)
+    }
+
+    /// Applies a patch that does not fit: the graph must stay as it is. Gives the reason.
+    fn refused(make: impl FnOnce(&Graph) -> Patch) -> String {
+        let mut graph = graph();
+        let before = graph.to_string();
+        let error = make(&graph).apply(&mut graph).expect_err("the patch does not fit");
+        assert_eq!(graph.to_string(), before);
+        error.why
+    }
+
+    #[test]
+    fn a_rewrite_inserts_replaces_and_retires() {
+        let mut graph = graph();
+        let mut patch = Patch::new(&graph, graph.producer(value(1)), "doubles instead");
+        let sum = patch.insert_one(Op::Add { a: value(0), b: value(0) }).expect("the operands fit");
+        patch.replace(value(2), sum);
+        patch.retire(graph.producer(value(1)));
+        patch.retire(graph.producer(value(2)));
+        patch.retire_weight(graph.find_weight("norm").expect("it is declared"));
+        patch.apply(&mut graph).expect("the patch fits");
+        let names: Vec<&str> = graph.nodes().map(|node| graph.op(node).name()).collect();
+        assert_eq!(names, ["embed", "add", "select_rows", "matmul", "output"]);
+        assert_eq!(graph.uses(sum), [graph.producer(value(3))]);
+        assert_eq!(graph.find_weight("norm"), None);
+    }
+
+    #[test]
+    fn what_is_still_read_is_not_removed() {
+        let mut graph = graph();
+        let mut patch = Patch::new(&graph, graph.producer(value(2)), "another silu");
+        let silu = patch.insert_one(Op::Silu { x: value(0) }).expect("the operand fits");
+        patch.replace_in(graph.producer(value(3)), value(2), silu);
+        patch.retire(graph.producer(value(0)));
+        patch.apply(&mut graph).expect("the patch fits");
+        assert!(graph.get_ty(value(0)).is_some());
+        assert!(graph.get_ty(value(2)).is_some(), "nobody reads it, but it was not retired");
+    }
+
+    #[test]
+    fn inserted_nodes_are_scheduled_after_their_operands() {
+        let mut graph = graph();
+        // In front of the embedding, which they need.
+        let mut patch = Patch::new(&graph, graph.producer(value(0)), "too early");
+        let silu = patch.insert_one(Op::Silu { x: value(2) }).expect("the operand fits");
+        patch.replace(value(2), silu);
+        patch.apply(&mut graph).expect("the patch fits");
+        let names: Vec<&str> = graph.nodes().map(|node| graph.op(node).name()).collect();
+        assert_eq!(names, ["embed", "silu", "mul", "silu", "select_rows", "matmul", "output"]);
+        assert_eq!(parse(&graph.to_string()).expect("it prints what parses").to_string(), graph.to_string());
+    }
+
+    #[test]
+    fn patches_that_do_not_fit_change_nothing() {
+        let why = refused(|graph| {
+            let mut patch = Patch::new(graph, graph.producer(value(3)), "narrower");
+            let slice = patch.insert_one(Op::Slice { x: value(2), start: 0, len: 8 }).expect("the operand fits");
+            patch.replace(value(2), slice);
+            patch
+        });
+        assert!(why.contains("changes the types"), "{why}");
+        let why = refused(|graph| {
+            let mut patch = Patch::new(graph, graph.producer(value(1)), "circle");
+            patch.change(graph.producer(value(1)), Op::Silu { x: value(2) });
+            patch
+        });
+        assert_eq!(why, "the nodes depend on each other in a circle");
+        let why = refused(|graph| {
+            let mut patch = Patch::new(graph, graph.producer(value(1)), "weight in use");
+            patch.retire_weight(graph.find_weight("output").expect("it is declared"));
+            patch
+        });
+        assert!(why.contains("still read"), "{why}");
+        let why = refused(|graph| {
+            let mut patch = Patch::new(graph, NodeId(99), "nowhere");
+            patch.replace(value(1), value(0));
+            patch
+        });
+        assert!(why.contains("no node n99"), "{why}");
+    }
+
+    #[test]
+    fn a_patch_is_for_one_state_of_the_graph() {
+        let mut graph = graph();
+        let patch = |graph: &Graph| {
+            let mut patch = Patch::new(graph, graph.producer(value(2)), "reads the embedding");
+            patch.replace(value(1), value(0));
+            patch
+        };
+        let (first, second) = (patch(&graph), patch(&graph));
+        first.apply(&mut graph).expect("the patch fits");
+        let error = second.apply(&mut graph).expect_err("the graph has changed");
+        assert_eq!(
+            error.to_string(),
+            "bug in moec: the rewrite \"reads the embedding\" does not fit the graph: the graph has changed since"
+        );
+    }
+}

@@ -117,9 +117,10 @@ fn check_parts(graph: &Graph, id: WeightId, weight: &Weight) -> Result<(), Strin
             if parts.is_empty() || parts.iter().any(|p| p.shape.len() < 2 || p.columns() != weight.columns()) {
                 return Err(format!("its parts must be matrices of {} columns", weight.columns()));
             }
-            let rows: usize = parts.iter().map(|part| part.experts() * part.rows()).sum();
-            if rows != weight.experts() * weight.rows() {
-                return Err(format!("its parts have {rows} rows, not {}", weight.experts() * weight.rows()));
+            let rows = parts.iter().try_fold(0usize, |sum, part| sum.checked_add(part.experts() * part.rows()));
+            if rows != Some(weight.experts() * weight.rows()) {
+                let found = rows.map_or("too many".to_string(), |rows| rows.to_string());
+                return Err(format!("its parts have {found} rows, not {}", weight.experts() * weight.rows()));
             }
         }
         Source::GateUp(..) => {

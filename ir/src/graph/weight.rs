@@ -167,8 +167,7 @@ pub enum Source {
     Stored,
     /// The rows of these weights, one weight after another; a weight `[E, rows, columns]` counts as `E × rows` rows.
     Rows(Vec<WeightId>),
-    /// Of each expert (or of the one matrix): 16 rows of the gate, the same 16 rows of up, the next 16 of the gate, and so on. When
-    /// the rows are no multiple of 16, the last turn of each is shorter.
+    /// The rows of a gate and of an up projection of one shape, to be read together: packing lays down a tile of 16 rows of each in turn.
     GateUp(WeightId, WeightId),
 }
 

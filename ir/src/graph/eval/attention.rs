@@ -176,3 +176,64 @@ pub(super) fn rotate(
     }
     y
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers between -1 and 1 that look random.
+    fn numbers(seed: u32, count: usize) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    #[test]
+    fn attention_over_many_pages_is_a_softmax() {
+        let shape = Shape { heads: 4, kv_heads: 2, head_dim: 6, window: None };
+        let tokens = 200;
+        let (k, v) = (numbers(1, tokens * 12), numbers(2, tokens * 12));
+        let positions: Vec<usize> = (0..tokens).collect();
+        let mut cache = KvCache::new(KvType::F32);
+        cache.store(3, &positions, &k, &v);
+        assert_eq!(cache.len(), tokens);
+        let q: Vec<f32> = numbers(3, 24).iter().map(|q| q * 4.0).collect();
+        for (position, window) in
+            [(0, None), (63, None), (64, None), (199, None), (199, Some(1)), (199, Some(72)), (130, Some(128))]
+        {
+            let found = cache.attend(3, Shape { window, ..shape }, &[position], &q);
+            let first = window.map_or(0, |window: usize| (position + 1).saturating_sub(window));
+            for head in 0..4 {
+                let at = |rows: &[f32], key: usize, d: usize| f64::from(rows[key * 12 + head / 2 * 6 + d]);
+                let score = |key| (0..6).map(|d| f64::from(q[head * 6 + d]) * at(&k, key, d)).sum::<f64>().exp();
+                let total: f64 = (first..=position).map(score).sum();
+                for d in 0..6 {
+                    let expected = (first..=position).map(|key| score(key) * at(&v, key, d)).sum::<f64>() / total;
+                    let difference = (f64::from(found[head * 6 + d]) - expected).abs();
+                    assert!(difference < 1e-6, "position {position}, {window:?}, head {head}: off by {difference:e}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_rotation_turns_pairs_and_keeps_lengths() {
+        let turned =
+            rotate(&[3.0, 5.0, 4.0, -2.0], &[1], 4, 1.0, &[(vec![], vec![]), (vec![0.0, 1.0], vec![1.0, 0.0])]);
+        assert_eq!(turned, [-4.0, 5.0, 3.0, -2.0]);
+        let scaled = rotate(&[3.0, 5.0, 4.0, -2.0], &[0], 4, 0.5, &[(vec![1.0, 1.0], vec![0.0, 0.0])]);
+        assert_eq!(scaled, [1.5, 2.5, 2.0, -1.0]);
+    }
+
+    #[test]
+    fn halves_are_kept_as_halves() {
+        let mut cache = KvCache::new(KvType::F16);
+        cache.store(0, &[0], &[0.1, 70000.0], &[1.0, 2.0]);
+        assert_eq!(cache.layers[&0].keys[0], [0.099975586, f32::INFINITY]);
+        cache.store(0, &[0], &[0.25, 0.5], &[1.0, 2.0]);
+        assert_eq!((cache.len(), &cache.layers[&0].keys[0]), (1, &vec![0.25, 0.5]), "a position is stored anew");
+    }
+}

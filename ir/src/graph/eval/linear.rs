@@ -216,3 +216,53 @@ pub(super) fn rms_norm(x: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
     }
     y
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_with_codes_are_products_with_what_they_stand_for() {
+        let columns = 200;
+        let x: Vec<f32> = (0..columns).map(|k| ((k * 37 % 101) as f32 - 50.0) / 17.0).collect();
+        let rows = QuantizedRows::new(&x, columns, None);
+        let padded = columns.next_multiple_of(BLOCK);
+        let codes: Vec<u8> = (0..padded).map(|k| (k * 91 % 255 + 1) as u8).collect();
+        let scales: Vec<f32> = (0..padded / BLOCK).map(|j| 0.5f32.powi(j as i32 - 3)).collect();
+        let found = quantized_product(&codes, &scales, rows.row(0));
+        let weight = |k: usize| f64::from(scales[k / BLOCK]) * (f64::from(codes[k]) - 128.0);
+        let rounded = |k: usize| f64::from(rows.codes[k]) * f64::from(rows.scales[k / 128]);
+        let expected: f64 = (0..columns).map(|k| weight(k) * rounded(k)).sum();
+        assert!((f64::from(found) - expected).abs() < 1e-4 * expected.abs(), "{found} {expected}");
+        let exact: f64 = (0..columns).map(|k| weight(k) * f64::from(x[k])).sum();
+        assert!((expected - exact).abs() < 0.05 * exact.abs(), "{expected} {exact}");
+    }
+
+    #[test]
+    fn quantized_rows_have_a_scale_for_128() {
+        let mut x = vec![0.0f32; 130];
+        (x[0], x[1], x[129]) = (-12.7, 0.25, 3.0);
+        let rows = QuantizedRows::new(&x, 130, None);
+        assert_eq!((rows.codes.len(), rows.scales.len(), rows.sums.len()), (160, 2, 5));
+        assert_eq!((rows.codes[0], rows.codes[1], rows.codes[129]), (-127, 2, 127), "2.5 is rounded to even");
+        assert_eq!(rows.sums, [-128 * (2 - 127), 0, 0, 0, -128 * 127]);
+        assert_eq!(QuantizedRows::new(&[0.0; 4], 4, None).scales, [0.0], "zeros stay zeros");
+    }
+
+    #[test]
+    fn heads_are_padded_before_rows_are_quantized() {
+        let rows = QuantizedRows::new(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], 8, Some(4));
+        assert_eq!((rows.columns, rows.len()), (64, 1));
+        let places: Vec<usize> = (0..64).filter(|&k| rows.codes[k] != 0).collect();
+        assert_eq!(places, [0, 1, 16, 17, 32, 33, 48, 49]);
+    }
+
+    #[test]
+    fn lanes_are_summed_as_a_tree() {
+        let mut lanes = [0.0; LANES];
+        (lanes[0], lanes[8], lanes[4]) = (1.0e8, -1.0e8, 1.0);
+        assert_eq!(sum_lanes(lanes), 1.0, "lanes 8 apart come first");
+        (lanes[0], lanes[8], lanes[1]) = (1.0e8, 1.0, -1.0e8);
+        assert_eq!(sum_lanes(lanes), 1.0 - 1.0, "1e8 + 1 is 1e8");
+    }
+}

@@ -179,6 +179,9 @@ impl Evaluator {
         if tokens.len() != positions.len() {
             return fail(format!("{} tokens, but {} positions", tokens.len(), positions.len()));
         }
+        if tokens.is_empty() {
+            return fail("a step takes at least one token".into());
+        }
         if self.graph.mode() == Mode::Decode && tokens.len() != 1 {
             return fail(format!("a decode graph takes one token, found {}", tokens.len()));
         }

@@ -46,3 +46,30 @@ pub(super) fn combine(y: &[f32], weights: &[f32], k: usize, columns: usize) -> V
     }
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_come_first_and_ties_go_to_the_lower_index() {
+        let (experts, weights) = top_k(&[1.0, 3.0, 3.0, 2.0, 0.0, 0.0, 0.0, 0.0], 4, 2);
+        assert_eq!(experts, [1, 2, 0, 1]);
+        assert_eq!(weights, [0.5; 4]);
+        let (experts, weights) = top_k(&[-1.0, 0.0, 2.0], 3, 3);
+        assert_eq!(experts, [2, 1, 0]);
+        assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-6 && weights[0] > weights[1]);
+        assert_eq!(top_k(&[0.1, 0.7], 2, 1), (vec![1], vec![1.0]));
+    }
+
+    #[test]
+    fn sorting_is_stable() {
+        assert_eq!(sort_by_expert(&[2, 0, 1, 2, 0, 2]), [1, 4, 2, 0, 3, 5]);
+    }
+
+    #[test]
+    fn slots_are_summed_by_weight() {
+        let y = [1.0, 2.0, 10.0, 20.0, 3.0, 4.0, 30.0, 40.0];
+        assert_eq!(combine(&y, &[0.5, 0.25, 1.0, 0.0], 2, 2), [3.0, 6.0, 3.0, 4.0]);
+    }
+}
