@@ -66,7 +66,9 @@ pub enum BuildError {
     #[error(transparent)]
     Import(#[from] import::ImportError),
     /// The context asked for is longer than the model's.
-    #[error("--context {asked}: the model was made for {limit} tokens (max_position_embeddings); ask for at most as many")]
+    #[error(
+        "--context {asked}: the model was made for {limit} tokens (max_position_embeddings); ask for at most as many"
+    )]
     Context {
         /// What was asked for.
         asked: usize,

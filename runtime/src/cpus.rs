@@ -16,7 +16,12 @@ pub fn cores() -> Vec<Vec<usize>> {
 
 /// Threads to use when nobody says: the physical cores that the process may use, and no more than its CPU quota.
 pub fn default_threads() -> usize {
-    threads_for(cores().len(), Limits::of_this_process().cpus)
+    threads_for(cores().len(), quota())
+}
+
+/// CPUs' worth of time that the control groups allow; `None` for no limit.
+pub fn quota() -> Option<f64> {
+    Limits::of_this_process().cpus
 }
 
 /// A quota of 1.5 CPUs gives one thread: two would be stopped for a quarter of the time, each while the other waits.

@@ -16,7 +16,9 @@ use crate::threads::{Pool, PoolOptions};
 use moec_abi::metadata::Metadata;
 use moec_abi::{ABI_VERSION, DESCRIPTOR_MAGIC, KvType, LANES, Level, ModelDescriptor, PAGE_TOKENS, StepFn, features};
 use std::ffi::{CStr, c_char};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
 
 /// How to open a model.
 #[derive(Clone, Debug)]
@@ -212,7 +214,9 @@ fn routes_fit(d: &ModelDescriptor) -> bool {
 pub struct Model {
     descriptor: Descriptor,
     level: CodeLevel,
-    payload: Payload,
+    payload: Arc<Payload>,
+    /// Ends the reading ahead.
+    closed: Arc<AtomicBool>,
     metadata: Metadata,
     tokenizer: OnceLock<std::result::Result<Tokenizer, String>>,
     pages: Arc<PagePool>,
@@ -228,12 +232,21 @@ impl Model {
         let metadata = payload.metadata()?;
         let workers = options.pool.threads.unwrap_or_else(cpus::default_threads).max(1);
         check_memory(&descriptor, workers, Memory::now(), options.low_memory)?;
+        let payload = Arc::new(payload);
+        let closed = Arc::new(AtomicBool::new(false));
+        if descriptor.payload_bytes >= READ_AHEAD_FROM && descriptor.payload_bytes < Memory::now().available {
+            let (payload, closed) = (payload.clone(), closed.clone());
+            // A help only: without the thread the weights come in when they are touched. It starts before the pool
+            // confines this thread to a core, which it would inherit.
+            thread::Builder::new().name("moec-read".into()).spawn(move || payload.read_ahead(&closed)).ok();
+        }
         let pool = Pool::with_options(PoolOptions { threads: Some(workers), ..options.pool })?;
         let engine = Engine::new(descriptor, pool)?;
         Ok(Arc::new(Model {
             descriptor,
             level,
             payload,
+            closed,
             metadata,
             tokenizer: OnceLock::new(),
             pages: PagePool::new(descriptor.page_bytes as usize),
@@ -295,6 +308,15 @@ impl Model {
     }
 }
 
+impl Drop for Model {
+    fn drop(&mut self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Payloads from this size on are read ahead; smaller ones are there in no time.
+const READ_AHEAD_FROM: u64 = 32 << 20;
+
 fn check_memory(descriptor: &Descriptor, workers: usize, memory: Memory, low_memory: bool) -> Result<()> {
     let scratch = descriptor.scratch_for(workers);
     let least = scratch + descriptor.page_bytes;
@@ -315,4 +337,40 @@ fn check_memory(descriptor: &Descriptor, workers: usize, memory: Memory, low_mem
         return Err(memory::too_little(&what, all, memory.total, remedy));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn descriptor(payload_bytes: u64) -> Descriptor {
+        // SAFETY: integers, and raw pointers that what is tested does not follow: zero is a value of each.
+        let mut d: ModelDescriptor = unsafe { std::mem::zeroed() };
+        d.scratch_bytes = 50;
+        d.worker_scratch_bytes = 10;
+        d.page_bytes = 30;
+        d.payload_bytes = payload_bytes;
+        Descriptor(Box::leak(Box::new(d)))
+    }
+
+    #[test]
+    fn the_model_must_fit_into_memory() {
+        let memory = |total, available| Memory { total, available };
+        let fits = |payload, memory, low| check_memory(&descriptor(payload), 2, memory, low).map_err(|e| e.to_string());
+        // Working memory is 50 + 2 * 10 + 30.
+        fits(900, memory(1000, 100), false).unwrap();
+        assert_eq!(
+            fits(900, memory(1000, 99), true).unwrap_err(),
+            "not enough memory: working memory for 2 threads needs 100 B, but only 99 B is available; free memory, or use \
+             fewer `--threads`"
+        );
+        let error = fits(901, memory(1000, 500), false).unwrap_err();
+        assert!(
+            error.contains("the model (weights 901 B, working memory 100 B) needs 1.0 kB, but only 1.0 kB"),
+            "{error}"
+        );
+        assert!(error.contains("rebuild with a smaller `--quant`") && error.contains("`--low-memory`"), "{error}");
+        fits(901, memory(1000, 500), true).unwrap();
+        fits(u64::MAX, memory(u64::MAX, u64::MAX), false).unwrap();
+    }
 }

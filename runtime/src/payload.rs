@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Where to find a payload.
 #[derive(Clone, Debug, PartialEq)]
@@ -167,6 +168,31 @@ impl Payload {
     /// for correctness.
     pub fn resident(&self, range: Range<usize>) -> f64 {
         residency(&self.map, range)
+    }
+
+    /// Asks the kernel for all that is not in memory yet, front to back, until `stop` is set. Faults alone fetch little
+    /// at a time; so the first steps of a model that comes from the disk run at the disk's speed. Does nothing where
+    /// all is there.
+    pub fn read_ahead(&self, stop: &AtomicBool) {
+        const CHUNK: usize = 8 << 20;
+        const SAMPLES: usize = 64;
+        let sample = |i: usize| {
+            let at = self.map.len() / SAMPLES * i;
+            self.resident(at..at + 1) == 1.0
+        };
+        if (0..SAMPLES).all(sample) {
+            return;
+        }
+        for start in (0..self.map.len()).step_by(CHUNK) {
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+            let end = (start + CHUNK).min(self.map.len());
+            #[cfg(unix)]
+            if self.resident(start..end) < 1.0 {
+                self.map.advise_range(memmap2::Advice::WillNeed, start, end - start).ok();
+            }
+        }
     }
 
     fn section(&self, offset: u64, bytes: u64) -> &[u8] {

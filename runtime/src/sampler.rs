@@ -6,7 +6,7 @@
 //! equals.
 //!
 //! The same logits, settings and seed give the same tokens on every machine: the generator is xoshiro256++, and the only
-//! function beyond IEEE arithmetic is our own [`exp`](crate::math::exp).
+//! function beyond IEEE arithmetic is our own [`exp`].
 
 use crate::math::{argmax, exp};
 use rand_xoshiro::Xoshiro256PlusPlus;

@@ -133,7 +133,7 @@ pub struct Matched {
 }
 
 impl StopMatcher {
-    /// Stops at the first of `stops`; empty strings are ignored.
+    /// Stops at the one of `stops` that is complete first; empty strings are ignored.
     pub fn new(stops: &[String]) -> StopMatcher {
         StopMatcher { stops: stops.iter().filter(|stop| !stop.is_empty()).cloned().collect(), held: String::new() }
     }
@@ -141,7 +141,9 @@ impl StopMatcher {
     /// Adds text.
     pub fn push(&mut self, text: &str) -> Matched {
         self.held.push_str(text);
-        if let Some(at) = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min() {
+        // The match that is complete first, so that the pieces in which text comes do not matter; of several, the longest.
+        let ends = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str()).map(|at| (at + stop.len(), at)));
+        if let Some((_, at)) = ends.min() {
             self.held.truncate(at);
             return Matched { text: std::mem::take(&mut self.held), stopped: true };
         }

@@ -16,9 +16,9 @@ use std::thread::{self, JoinHandle, ThreadId};
 use std::time::Duration;
 
 /// How long a worker spins at a barrier inside a step.
-const SPIN_IN_STEP: Duration = Duration::from_micros(200);
+const SPIN_IN_STEP: Duration = Duration::from_micros(100);
 /// How long a worker spins for the next step: a token is sampled and printed meanwhile.
-const SPIN_BETWEEN_STEPS: Duration = Duration::from_micros(500);
+const SPIN_BETWEEN_STEPS: Duration = Duration::from_micros(300);
 
 /// One worker of a running job.
 #[derive(Clone, Copy)]
@@ -81,8 +81,9 @@ impl Pool {
     pub fn with_options(options: PoolOptions) -> Result<Pool> {
         let cores = cpus::cores();
         let workers = options.threads.unwrap_or_else(cpus::default_threads).max(1);
-        let cpus: usize = cores.iter().map(Vec::len).sum();
-        let spin = |time: Duration| if workers <= cpus { time } else { Duration::ZERO };
+        // With more workers than CPUs, or than the quota pays for, spinning takes time from those that work.
+        let cpus = (cores.iter().map(Vec::len).sum::<usize>() as f64).min(cpus::quota().unwrap_or(f64::INFINITY));
+        let spin = |time: Duration| if workers as f64 <= cpus { time } else { Duration::ZERO };
         let shared = Arc::new(Shared {
             start: Barrier::new(workers, spin(SPIN_BETWEEN_STEPS)),
             inner: Barrier::new(workers, spin(SPIN_IN_STEP)),

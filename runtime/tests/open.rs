@@ -7,6 +7,8 @@ use moec_abi::{ModelDescriptor, PayloadHeader, Plain, Trailer, features};
 use moec_runtime::{Descriptor, Error, Model, Options, Payload, PayloadSource, PoolOptions};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
 
 fn checked(descriptor: &'static ModelDescriptor) -> moec_runtime::Result<Descriptor> {
     // SAFETY: the fake model's descriptor is as a generated one, or differs in plain fields.
@@ -121,6 +123,27 @@ fn payload_files_are_checked() {
     let expected = checked(fake::descriptor(&Shape::default())).unwrap().payload();
     let error = Payload::open(&nowhere, expected).err().unwrap();
     assert!(error.to_string().starts_with("cannot read the weights from /nowhere/at/all: "), "{error}");
+}
+
+#[test]
+fn reading_ahead_brings_all_in() {
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let shape = Shape { tokenizer: vec![b'x'; 40 << 20], ..Shape::default() };
+    let path = fake::write_payload(&shape, dir.path());
+    let file = fs::File::open(&path).unwrap();
+    file.sync_all().unwrap();
+    let payload =
+        Payload::open(&PayloadSource::File(path), checked(fake::descriptor(&shape)).unwrap().payload()).unwrap();
+    let all = 0..payload.bytes().len();
+    // SAFETY: advice about a file that is open.
+    unsafe { libc::posix_fadvise(std::os::fd::AsRawFd::as_raw_fd(&file), 0, 0, libc::POSIX_FADV_DONTNEED) };
+    payload.read_ahead(&AtomicBool::new(true));
+    payload.read_ahead(&AtomicBool::new(false));
+    let started = Instant::now();
+    while payload.resident(all.clone()) < 1.0 {
+        assert!(started.elapsed() < Duration::from_secs(20), "{}", payload.resident(all.clone()));
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 struct Executable {

@@ -21,9 +21,21 @@ const MARKER: &str = "---- expect\n";
 /// When an output differs from the expected one, with all differences; when there is no such file.
 pub fn check(directory: &str, extension: &str, run: impl Fn(&str) -> Result<String, String>) {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("filetests").join(directory);
-    let bless = std::env::var_os("BLESS").is_some_and(|v| v != "0");
     let files = files(&directory, extension);
     assert!(!files.is_empty(), "no .{extension} files in {}", directory.display());
+    check_files(files, run);
+}
+
+/// Runs one file of `directory` (below `tests/filetests`) through `run`.
+///
+/// # Panics
+/// When the output differs from the expected one; when there is no such file.
+pub fn check_file(directory: &str, name: &str, run: impl Fn(&str) -> Result<String, String>) {
+    check_files(vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("filetests").join(directory).join(name)], run);
+}
+
+fn check_files(files: Vec<PathBuf>, run: impl Fn(&str) -> Result<String, String>) {
+    let bless = std::env::var_os("BLESS").is_some_and(|v| v != "0");
     let mut failures = String::new();
     for path in files {
         let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));

@@ -1,7 +1,9 @@
 //! Helpers shared by the end-to-end tests: tiny models with golden outputs, and compiled models to run.
 
 pub mod filetest;
+pub mod native;
 
+use moec::emit::executable::output_when_closed;
 use moec::import;
 use moec::pipeline::{self, Options, Progress};
 use moec_abi::KvType;
@@ -75,6 +77,8 @@ pub struct Compiled {
     directory: TempDir,
     /// The executable.
     pub path: PathBuf,
+    /// Whether the model has experts.
+    experts: bool,
 }
 
 /// What the `logits` command gave.
@@ -127,7 +131,7 @@ pub fn build_with(model: &Path, options: &Options) -> Compiled {
     let path = directory.path().join("model");
     let built = pipeline::build(&opened, options, &path, &Quiet(AtomicBool::new(false)));
     built.unwrap_or_else(|e| panic!("{}: {e}", model.display()));
-    Compiled { directory, path }
+    Compiled { directory, path, experts: opened.config.experts.is_some() }
 }
 
 fn list(ids: &[u32]) -> String {
@@ -137,7 +141,7 @@ fn list(ids: &[u32]) -> String {
 impl Compiled {
     /// Runs the executable; panics with what it says when it fails.
     pub fn run(&self, arguments: &[&str]) -> String {
-        let done = Command::new(&self.path).args(arguments).output().expect("the executable starts");
+        let done = output_when_closed(Command::new(&self.path).args(arguments)).expect("the executable starts");
         let stderr = String::from_utf8_lossy(&done.stderr);
         assert!(done.status.success(), "{arguments:?}: {}: {stderr}", done.status);
         String::from_utf8(done.stdout).expect("text")
@@ -148,7 +152,10 @@ impl Compiled {
         let file = self.directory.path().join("logits.safetensors");
         let ids = list(ids);
         let output = file.to_str().expect("a plain path");
-        let mut arguments = vec!["logits", "--tokens", &ids, "-o", output, "--routes"];
+        let mut arguments = vec!["logits", "--tokens", &ids, "-o", output];
+        if self.experts {
+            arguments.push("--routes");
+        }
         arguments.extend(more);
         self.run(&arguments);
         let bytes = std::fs::read(&file).expect("the logits");
@@ -159,9 +166,8 @@ impl Compiled {
     /// The greedy continuation of `ids`, `count` tokens.
     pub fn greedy(&self, ids: &[u32], count: usize) -> Vec<u32> {
         let (ids, count) = (list(ids), count.to_string());
-        let text = self.run(&[
-            "generate", "--tokens", &ids, "--max-tokens", &count, "--temperature", "0", "--print-tokens",
-        ]);
+        let text =
+            self.run(&["generate", "--tokens", &ids, "--max-tokens", &count, "--temperature", "0", "--print-tokens"]);
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("a list of ids, found {text:?}: {e}"))
     }
 }

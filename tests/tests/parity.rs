@@ -14,7 +14,8 @@ fn logits_equal_those_of_transformers() {
         let compiled = build(&model, "none", "f32");
         let found = compiled.logits(&golden.full_ids, &[]);
         let largest = golden.full_logits.iter().fold(0f64, |m, &x| m.max(f64::from(x).abs()));
-        let worst = golden.full_logits.iter().zip(&found.logits).fold(0f64, |m, (&a, &b)| m.max(f64::from(a - b).abs()));
+        let worst =
+            golden.full_logits.iter().zip(&found.logits).fold(0f64, |m, (&a, &b)| m.max(f64::from(a - b).abs()));
         assert_eq!(golden.full_logits.len(), found.logits.len(), "{}", model.display());
         let relative = worst / largest;
         assert!(relative <= TOLERANCE, "{}: logits differ by {relative:.2e} of the largest", model.display());

@@ -119,7 +119,11 @@ impl Build {
         if let Some(report) = &built.packed {
             for role in report.by_role().iter().filter(|r| r.error > 0.0) {
                 let name = role.role.map_or("rope", |r| r.name());
-                eprintln!("{name:>10}: {} weights, relative RMS error {:.2} %", role.format, 100.0 * role.relative_rms());
+                eprintln!(
+                    "{name:>10}: {} weights, relative RMS error {:.2} %",
+                    role.format,
+                    100.0 * role.relative_rms()
+                );
             }
         }
         eprintln!("wrote {} ({})", self.output.display(), indicatif::HumanBytes(built.bytes));

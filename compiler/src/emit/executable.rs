@@ -12,7 +12,7 @@ use std::fs::{File, OpenOptions, Permissions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use tempfile::{NamedTempFile, TempDir};
 
 /// The runtime with its command line, built by `build.rs`.
@@ -52,7 +52,8 @@ pub struct Unfinished {
 /// # Errors
 /// When the C compiler is missing or fails, or a file cannot be written.
 pub fn link(objects: &Objects, output: &Path, payload_bytes: u64, key: [u8; 32]) -> Result<Unfinished, EmitError> {
-    let build = TempDir::with_prefix("moec-").map_err(EmitError::io("cannot create a directory in", std::env::temp_dir()))?;
+    let build =
+        TempDir::with_prefix("moec-").map_err(EmitError::io("cannot create a directory in", std::env::temp_dir()))?;
     let write = |name: &str, bytes: &[u8]| -> Result<PathBuf, EmitError> {
         let path = build.path().join(name);
         std::fs::write(&path, bytes).map_err(EmitError::io("cannot write", &path))?;
@@ -88,7 +89,7 @@ fn run_cc(inputs: &[&PathBuf], output: &Path) -> Result<(), EmitError> {
         .args(inputs)
         .arg("-o")
         .arg(output)
-        .args(["-pie", "-Wl,--gc-sections", "-Wl,-z,noexecstack", "-s", "-lpthread", "-ldl", "-lm"])
+        .args(["-pie", "-static-libgcc", "-Wl,--gc-sections", "-Wl,-z,noexecstack", "-s", "-lpthread", "-ldl", "-lm"])
         .stdin(Stdio::null())
         .output();
     match result {
@@ -102,6 +103,20 @@ fn run_cc(inputs: &[&PathBuf], output: &Path) -> Result<(), EmitError> {
             "cannot run the C compiler `{cc}`, which links executables: {e}; install one (Debian: apt-get install gcc) or name it in CC"
         ))),
     }
+}
+
+/// Runs a command whose executable was written a moment ago. While another thread of this process starts a program, its child holds
+/// copies of our handles for an instant, and the kernel refuses to execute a file that is open for writing.
+pub fn output_when_closed(command: &mut Command) -> std::io::Result<Output> {
+    for _ in 0..100 {
+        match command.output() {
+            Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            other => return other,
+        }
+    }
+    command.output()
 }
 
 impl Unfinished {
@@ -145,7 +160,9 @@ impl Unfinished {
         let reopened = File::open(&path).map_err(EmitError::io("cannot open", &path))?;
         let handle = std::mem::replace(self.file.as_file_mut(), reopened);
         drop(handle);
-        let run = Command::new(&path).args(["selftest", "--record"]).stdin(Stdio::null()).output();
+        let mut command = Command::new(&path);
+        command.args(["selftest", "--record"]).stdin(Stdio::null());
+        let run = output_when_closed(&mut command);
         let writable = OpenOptions::new().read(true).write(true).open(&path);
         *self.file.as_file_mut() = writable.map_err(EmitError::io("cannot open", &path))?;
         let done = run.map_err(EmitError::io("cannot run", &path))?;

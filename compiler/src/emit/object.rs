@@ -62,9 +62,8 @@ pub fn emit_main(isa: &OwnedTargetIsa, prefix: &str) -> Result<Vec<u8>, EmitErro
     app.params.push(AbiParam::new(types::I64));
     let main = module.declare_function("main", Linkage::Export, &signature).map_err(EmitError::module)?;
     let app = module.declare_function("moec_app_main", Linkage::Import, &app).map_err(EmitError::module)?;
-    let model = module
-        .declare_data(&format!("{prefix}_model"), Linkage::Import, false, false)
-        .map_err(EmitError::module)?;
+    let model =
+        module.declare_data(&format!("{prefix}_model"), Linkage::Import, false, false).map_err(EmitError::module)?;
     let mut context = module.make_context();
     context.func = Function::with_name_signature(UserFuncName::user(0, main.as_u32()), signature);
     let mut builders = FunctionBuilderContext::new();

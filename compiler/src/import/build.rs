@@ -32,6 +32,7 @@ impl WeightInfo for TensorTable {
 /// When a weight is missing or does not have the shape that the configuration calls for: import has checked both.
 pub fn build_graph(config: &ModelConfig, weights: &dyn WeightInfo, mode: Mode) -> Graph {
     let mut build = Build { config, weights, graph: Graph::new(mode) };
+    build.graph.set_context(config.context);
     build.model();
     build.graph
 }
@@ -90,7 +91,8 @@ impl Build<'_> {
         let logits = self.project(x, format!("layers.{layer}.router"), Role::Router);
         let chosen = self.push(Op::TopK { logits, k: experts.per_token, selection: Selection::Scan });
         let (experts, weights) = (chosen[0], chosen[1]);
-        let matrix = |build: &mut Self, name: &str| build.weight(format!("layers.{layer}.experts.{name}"), Role::Experts);
+        let matrix =
+            |build: &mut Self, name: &str| build.weight(format!("layers.{layer}.experts.{name}"), Role::Experts);
         let w = matrix(self, "gate");
         let gate = self.one(Op::ExpertMatmul { x, experts, w });
         let w = matrix(self, "up");

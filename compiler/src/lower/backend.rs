@@ -48,28 +48,19 @@ impl KernelBackend {
     }
 
     /// Compiles `function`; `isa` is set up for the CPU ([`crate::target::isa_for`]).
-    pub fn compile(
-        self,
-        function: &tile::Function,
-        isa: &dyn TargetIsa,
-        context: &mut FunctionBuilderContext,
-    ) -> Result<CompiledKernel, CompileError> {
+    pub fn compile(self, function: &tile::Function, isa: &dyn TargetIsa) -> Result<CompiledKernel, CompileError> {
         match self {
-            KernelBackend::Cranelift => compile_by_cranelift(function, isa, context),
+            KernelBackend::Cranelift => compile_by_cranelift(function, isa),
         }
     }
 }
 
-fn compile_by_cranelift(
-    function: &tile::Function,
-    isa: &dyn TargetIsa,
-    context: &mut FunctionBuilderContext,
-) -> Result<CompiledKernel, CompileError> {
+fn compile_by_cranelift(function: &tile::Function, isa: &dyn TargetIsa) -> Result<CompiledKernel, CompileError> {
     let failed = |reason: String| {
         let (kernel, target) = (function.name.clone(), isa.triple().to_string());
         CompileError { kernel, target, reason }
     };
-    let built = build_function(function, UserFuncName::default(), isa, context);
+    let built = build_function(function, UserFuncName::default(), isa, &mut FunctionBuilderContext::new());
     let mut compilation = Context::for_function(built);
     let compiled =
         compilation.compile(isa, &mut ControlPlane::default()).map_err(|e| failed(format!("{:?}", e.inner)))?;

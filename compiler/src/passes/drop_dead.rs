@@ -1,14 +1,14 @@
 //! Removes nodes whose results nobody reads, and weights that no node and no composed weight reads.
 //!
 //! ```text
-//! @router : f32[1, 64] router                         // gone
-//! %2 = matmul %1, @router : f32[T, 1]                 // gone
-//! %3, %4 = top_k %2 {k=1, selection=scan} : …         // gone
+//! @scores : f32[8, 64] router                         // gone
+//! %2 = matmul %1, @scores : f32[T, 8]                 // gone
+//! %3, %4 = top_k %2 {k=2, selection=scan} : …         // gone
 //! output %9
 //! ```
 //!
-//! Passes remove what they replace, so on most models there is nothing left to drop; what [`super::fold_constants`] leaves of a
-//! choice of one expert is an exception.
+//! Passes remove what they replace, unless something else reads it too, so in graphs that import builds there is nothing left
+//! to drop: this is for graphs written by hand, and for what a later pass may leave.
 //!
 //! What it does not do: narrow a node of which only some results are read.
 
@@ -30,7 +30,9 @@ pub(super) fn run(rewriter: &mut Rewriter<'_>) -> Result<(), PatchError> {
         rewriter.apply(patch)?;
     }
     // The parts of a composed weight come before it.
-    for (weight, name) in rewriter.graph.weights().map(|(id, w)| (id, w.name.clone())).collect::<Vec<_>>().into_iter().rev() {
+    for (weight, name) in
+        rewriter.graph.weights().map(|(id, w)| (id, w.name.clone())).collect::<Vec<_>>().into_iter().rev()
+    {
         let Some(first) = rewriter.graph.nodes().next() else { break };
         if !rewriter.graph.is_weight_read(weight) {
             let mut patch = Patch::new(rewriter.graph, first, format!("@{name}"));

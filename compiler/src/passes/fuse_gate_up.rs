@@ -33,10 +33,11 @@ fn fuse(graph: &Graph, node: NodeId, activated: ValueId, up: ValueId) -> Result<
     }
     let (x, experts, parts) = match (graph.definition(gate), graph.definition(up)) {
         (&Op::Matmul { x, w: gate }, &Op::Matmul { x: other, w: up }) if x == other => (x, None, [gate, up]),
-        (
-            &Op::ExpertMatmul { x, experts, w: gate },
-            &Op::ExpertMatmul { x: other, experts: others, w: up },
-        ) if x == other && experts == others => (x, Some(experts), [gate, up]),
+        (&Op::ExpertMatmul { x, experts, w: gate }, &Op::ExpertMatmul { x: other, experts: others, w: up })
+            if x == other && experts == others =>
+        {
+            (x, Some(experts), [gate, up])
+        }
         _ => return Ok(None),
     };
     let [first, second] = parts.map(|part| graph.weight(part));

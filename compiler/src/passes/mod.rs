@@ -47,7 +47,7 @@ macro_rules! passes {
 }
 
 passes! {
-    fold_constants false "drops slices and choices that can have only one outcome";
+    fold_constants false "drops windows and slices that leave everything as it is";
     fuse_qkv false "multiplies with the rows of q, k and v at once";
     fuse_rope_store false "rotates and stores keys and values where they are computed";
     fuse_gate_up false "multiplies with gate and up at once, with silu in the epilogue";
@@ -168,25 +168,34 @@ pub fn run(graph: &mut Graph, options: &Options) -> Result<Trace, PassError> {
         return Err(PassError::Required(pass));
     }
     options.quant.assign(graph);
-    graph.set_stage(Stage::Fused);
     let mut trace = Trace::default();
     let mut budget = options.stop_after_rewrites;
     for id in PassId::all() {
         if !options.disabled.contains(&id) {
-            let mut rewriter = Rewriter { graph, budget: budget.filter(|_| !id.pass().required), labels: Vec::new() };
-            (id.pass().run)(&mut rewriter).map_err(|error| PassError::Patch { pass: id, error })?;
-            let rewrites = rewriter.labels;
+            let rewrites = run_pass(graph, id, budget.filter(|_| !id.pass().required))?;
             budget = budget.map(|left| left.saturating_sub(rewrites.len()));
             trace.steps.push(Step { pass: id, rewrites });
-            if cfg!(debug_assertions) || id.pass().required {
-                verify(graph).map_err(|error| PassError::Broken { pass: id, error })?;
-            }
         }
         if options.stop_after == Some(id) {
             break;
         }
     }
     Ok(trace)
+}
+
+/// Runs one pass, with as many rewrites as `budget` allows, and gives their labels.
+///
+/// # Errors
+/// A bug in the pass.
+pub fn run_pass(graph: &mut Graph, id: PassId, budget: Option<usize>) -> Result<Vec<String>, PassError> {
+    graph.set_stage(Stage::Fused);
+    let mut rewriter = Rewriter { graph, budget, labels: Vec::new() };
+    (id.pass().run)(&mut rewriter).map_err(|error| PassError::Patch { pass: id, error })?;
+    let rewrites = rewriter.labels;
+    if cfg!(debug_assertions) || id.pass().required {
+        verify(graph).map_err(|error| PassError::Broken { pass: id, error })?;
+    }
+    Ok(rewrites)
 }
 
 /// What a pass works on: the graph, and how many rewrites it may still apply.

@@ -150,7 +150,10 @@ mod tests {
         let q4 = parse("q4").unwrap();
         assert_eq!(q4.to_string(), "embedding=none,norm=f32,attention=q4,router=none,experts=q4,ffn=q4,output=q4");
         let bf16 = parse("bf16").unwrap();
-        assert_eq!(bf16.to_string(), "embedding=bf16,norm=f32,attention=bf16,router=none,experts=bf16,ffn=bf16,output=bf16");
+        assert_eq!(
+            bf16.to_string(),
+            "embedding=bf16,norm=f32,attention=bf16,router=none,experts=bf16,ffn=bf16,output=bf16"
+        );
         assert_eq!(parse("none").unwrap().layout(Role::Experts), Layout::Stored);
     }
 

@@ -17,8 +17,11 @@ use super::Rewriter;
 pub(super) fn run(rewriter: &mut Rewriter<'_>) -> Result<(), PatchError> {
     rewriter.each_node(|graph, node| {
         for &value in graph.results(node) {
-            let readers: Vec<NodeId> =
-                graph.uses(value).into_iter().filter(|&reader| rows_to_quantize(graph, reader) == Some(value)).collect();
+            let readers: Vec<NodeId> = graph
+                .uses(value)
+                .into_iter()
+                .filter(|&reader| rows_to_quantize(graph, reader) == Some(value))
+                .collect();
             if let Some(&first) = readers.first() {
                 return quantize(graph, first, value, &readers).map(Some);
             }

@@ -343,7 +343,7 @@ impl Stages<'_> {
 
     /// Products of each expert with the tokens that chose it. The worker has `units` of every expert.
     #[allow(clippy::too_many_arguments)]
-    fn by_expert(
+    fn experts_in_turn(
         &mut self,
         actions: &mut Vec<Action>,
         product: &Product,
@@ -431,7 +431,8 @@ impl Stages<'_> {
                 let (place, layout) = self.sorted(order, count, slots);
                 let units = self.planner.share(&mut actions, product.tiles / 2);
                 let epilogue = Epilogue::SiluMul;
-                self.by_expert(&mut actions, &product, epilogue, place, layout, count, true, to, &units);
+                self.experts_in_turn(&mut actions, &product, epilogue, place, layout, count, true, to, &units);
+                self.by_expert.insert(y);
             }
             (Dispatch::Decode | Dispatch::General | Dispatch::Grouped, _) => {
                 self.by_slot(&mut actions, &product, Epilogue::SiluMul, chosen, slots, false, to);
@@ -458,12 +459,13 @@ impl Stages<'_> {
         let mut actions = Vec::new();
         let tiles = self.planner.share(&mut actions, product.tiles);
         let count = self.row_count(Rows::Tokens);
-        let positions = match (down.dispatch, down.order) {
+        let order = down.order.filter(|_| self.by_expert.contains(&down.h));
+        let positions = match (down.dispatch, order) {
             (Dispatch::Grouped, Some(order)) => {
                 let experts = self.graph.weight(down.w).experts();
                 let (place, layout) = self.sorted(order, experts, slots);
                 let epilogue = Epilogue::Store;
-                self.by_expert(&mut actions, &product, epilogue, place, layout, experts, false, parts, &tiles);
+                self.experts_in_turn(&mut actions, &product, epilogue, place, layout, experts, false, parts, &tiles);
                 Some(place.row(Expr::Int(0)) + layout.position)
             }
             (Dispatch::Decode | Dispatch::General | Dispatch::Grouped, _) => {

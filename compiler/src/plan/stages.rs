@@ -21,7 +21,7 @@ use crate::kernels::{
 };
 use moec_abi::{LANES, PAGE_TOKENS, ROW_ALIGN, padded_head_dim, round_up};
 use moec_ir::graph::{Dim, Graph, Kind, Mode, NodeId, Op, Selection, Type, ValueId, WeightId};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Bytes of an f32 or u32.
 pub(super) const WORD: usize = 4;
@@ -73,7 +73,17 @@ pub fn plan_stages(
     for id in kept {
         planner.buffers().pin(id);
     }
-    let mut stages = Stages { graph, shape, payload, heads, planner, places: HashMap::new(), routed: 0, kept };
+    let mut stages = Stages {
+        graph,
+        shape,
+        payload,
+        heads,
+        planner,
+        places: HashMap::new(),
+        by_expert: HashSet::new(),
+        routed: 0,
+        kept,
+    };
     for node in graph.nodes() {
         stages.node(node)?;
     }
@@ -100,6 +110,8 @@ pub(super) struct Stages<'a> {
     pub(super) heads: &'a HeadLayout,
     pub(super) planner: Planner,
     pub(super) places: HashMap<ValueId, Place>,
+    /// Values whose rows, one for each (token, slot), lie by expert and not by token.
+    pub(super) by_expert: HashSet<ValueId>,
     /// Routers planned so far: the layer of the next.
     routed: usize,
     kept: [BufferId; 3],
@@ -333,6 +345,9 @@ impl Stages<'_> {
         let (scope, _) = self.small(self.rows(x));
         let to = self.allot(q, scope);
         self.quantize_into(x, to);
+        if self.by_expert.contains(&x) {
+            self.by_expert.insert(q);
+        }
         Ok(())
     }
 

@@ -111,6 +111,10 @@ fn header(text: &mut Cursor) -> Result<Graph, String> {
     let mut graph = Graph::new(mode);
     let wanted = "imported, fused or planned";
     graph.set_stage(Stage::from_name(stage).ok_or_else(|| format!("expected {wanted}, found `{stage}`"))?);
+    if text.eat_word("context") {
+        text.expect("=")?;
+        graph.set_context(text.number()?);
+    }
     text.expect("{")?;
     Ok(graph)
 }

@@ -97,7 +97,11 @@ impl Graph {
 
 impl fmt::Display for Graph {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "graph {} {} {{", self.mode(), self.stage())?;
+        write!(f, "graph {} {} ", self.mode(), self.stage())?;
+        if let Some(context) = self.context() {
+            write!(f, "context={context} ")?;
+        }
+        writeln!(f, "{{")?;
         let mut blank = false;
         for (_, weight) in self.weights() {
             writeln!(f, "  {}", Declaration(self, weight))?;

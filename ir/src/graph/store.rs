@@ -41,6 +41,7 @@ struct Value {
 pub struct Graph {
     mode: Mode,
     stage: Stage,
+    context: Option<usize>,
     nodes: StableDiGraph<Node, ValueId>,
     schedule: Vec<NodeId>,
     values: BTreeMap<ValueId, Value>,
@@ -91,6 +92,7 @@ impl Graph {
         Graph {
             mode,
             stage: Stage::Imported,
+            context: None,
             nodes: StableDiGraph::new(),
             schedule: Vec::new(),
             values: BTreeMap::new(),
@@ -112,6 +114,16 @@ impl Graph {
     /// Says how far it has come.
     pub fn set_stage(&mut self, stage: Stage) {
         self.stage = stage;
+    }
+
+    /// The tokens of the longest sequence, if it is known: positions are below.
+    pub fn context(&self) -> Option<usize> {
+        self.context
+    }
+
+    /// Says how long the longest sequence is.
+    pub fn set_context(&mut self, context: usize) {
+        self.context = Some(context);
     }
 
     /// The nodes in schedule order.
@@ -295,7 +307,8 @@ impl Graph {
 
     /// Numbers values in schedule order from 0, and weights without gaps.
     pub fn renumber(&self) -> Graph {
-        let mut graph = Graph { revision: self.revision, stage: self.stage, ..Graph::new(self.mode) };
+        let mut graph =
+            Graph { revision: self.revision, stage: self.stage, context: self.context, ..Graph::new(self.mode) };
         let mut weights = BTreeMap::new();
         for (old, weight) in &self.weights {
             let mut weight = weight.clone();

@@ -4,6 +4,8 @@
 //! operands do not fit is a bug in the generator and panics with the function's name. Deliberately absent: optimization —
 //! what a generator writes is what is lowered.
 
+use super::rules::result_type;
+use super::verify::verify;
 use super::{Address, Binary, Compare, Function, Inst, Loop, Memory, Op, Reduce, Shift, Type, Value};
 
 /// A function under construction.
@@ -24,11 +26,17 @@ impl Builder {
         (builder, values)
     }
 
-    /// The finished function.
+    /// The finished function; verified in debug builds.
     pub fn finish(mut self) -> Function {
         let body = self.blocks.pop().expect("a builder has its outermost block");
         assert!(self.blocks.is_empty(), "{}: finished inside a loop", self.name);
-        Function { name: self.name, params: self.params, types: self.types, body }
+        let function = Function { name: self.name, params: self.params, types: self.types, body };
+        if cfg!(debug_assertions)
+            && let Err(error) = verify(&function)
+        {
+            panic!("{error}\n{}", error.annotate(&function));
+        }
+        function
     }
 
     /// A value's type.
@@ -41,41 +49,39 @@ impl Builder {
         Value(u32::try_from(self.types.len() - 1).expect("fewer than 2^32 values"))
     }
 
-    fn push(&mut self, op: Op, ty: Type) -> Value {
+    /// Appends an operation that has a result.
+    #[track_caller]
+    fn push(&mut self, op: Op) -> Value {
+        let ty = self.check(&op).unwrap_or_else(|| panic!("{}: {op:?} has no result", self.name));
         let v = self.fresh(ty);
-        self.effect_with(vec![v], op);
+        self.append(vec![v], op);
         v
     }
 
+    /// Appends an operation that has none.
+    #[track_caller]
     fn effect(&mut self, op: Op) {
-        self.effect_with(Vec::new(), op);
+        self.check(&op);
+        self.append(Vec::new(), op);
     }
 
-    fn effect_with(&mut self, results: Vec<Value>, op: Op) {
+    #[track_caller]
+    fn check(&self, op: &Op) -> Option<Type> {
+        result_type(op, &self.types).unwrap_or_else(|message| panic!("{}: {op:?}: {message}", self.name))
+    }
+
+    fn append(&mut self, results: Vec<Value>, op: Op) {
         self.blocks.last_mut().expect("a builder has an open block").push(Inst { results, op });
-    }
-
-    #[track_caller]
-    fn same(&self, a: Value, b: Value) -> Type {
-        assert_eq!(self.ty(a), self.ty(b), "{}: operands {a} and {b} differ in type", self.name);
-        self.ty(a)
-    }
-
-    #[track_caller]
-    fn want(&self, v: Value, allowed: &[Type]) -> Type {
-        let ty = self.ty(v);
-        assert!(allowed.contains(&ty), "{}: {v} is {ty}, expected one of {allowed:?}", self.name);
-        ty
     }
 
     /// An Int constant.
     pub fn int(&mut self, n: i64) -> Value {
-        self.push(Op::Int(n), Type::Int)
+        self.push(Op::Int(n))
     }
 
     /// An F32 constant.
     pub fn f32(&mut self, x: f32) -> Value {
-        self.push(Op::F32(x.to_bits()), Type::F32)
+        self.push(Op::F32(x.to_bits()))
     }
 
     /// The same F32 constant in all lanes.
@@ -86,29 +92,18 @@ impl Builder {
 
     /// The same i32 constant in all lanes.
     pub fn splat_i32(&mut self, n: i32) -> Value {
-        self.push(Op::Lanes([n; 16]), Type::VecI32)
+        self.push(Op::Lanes([n; 16]))
     }
 
     /// 16 i32 constants.
     pub fn lanes(&mut self, n: [i32; 16]) -> Value {
-        self.push(Op::Lanes(n), Type::VecI32)
+        self.push(Op::Lanes(n))
     }
 
     /// Two-operand arithmetic.
     #[track_caller]
     pub fn binary(&mut self, op: Binary, a: Value, b: Value) -> Value {
-        use Type::{F32, Int, VecF32, VecI8, VecI32};
-        let ty = self.same(a, b);
-        self.want(
-            a,
-            match op {
-                Binary::Add | Binary::Sub | Binary::Mul => &[Int, F32, VecF32, VecI32],
-                Binary::Div => &[F32, VecF32],
-                Binary::Min | Binary::Max => &[Int, F32, VecF32],
-                Binary::And | Binary::Or | Binary::Xor => &[Int, VecI32, VecI8],
-            },
-        );
-        self.push(Op::Binary(op, a, b), ty)
+        self.push(Op::Binary(op, a, b))
     }
 
     /// `a + b`.
@@ -170,146 +165,101 @@ impl Builder {
     /// Shift by a constant.
     #[track_caller]
     pub fn shift(&mut self, op: Shift, a: Value, by: u8) -> Value {
-        let ty = self.want(a, &[Type::Int, Type::VecI32]);
-        self.push(Op::Shift(op, a, by), ty)
+        self.push(Op::Shift(op, a, by))
     }
 
     /// Square root.
     #[track_caller]
     pub fn sqrt(&mut self, a: Value) -> Value {
-        let ty = self.want(a, &[Type::F32, Type::VecF32]);
-        self.push(Op::Sqrt(a), ty)
+        self.push(Op::Sqrt(a))
     }
 
     /// Absolute value.
     #[track_caller]
     pub fn abs(&mut self, a: Value) -> Value {
-        let ty = self.want(a, &[Type::F32, Type::VecF32]);
-        self.push(Op::Abs(a), ty)
+        self.push(Op::Abs(a))
     }
 
     /// Nearest integral value, ties to even.
     #[track_caller]
     pub fn round(&mut self, a: Value) -> Value {
-        let ty = self.want(a, &[Type::F32, Type::VecF32]);
-        self.push(Op::Round(a), ty)
+        self.push(Op::Round(a))
     }
 
     /// `a × b + c`, rounded once.
     #[track_caller]
     pub fn fma(&mut self, a: Value, b: Value, c: Value) -> Value {
-        self.same(a, b);
-        let ty = self.same(a, c);
-        self.want(a, &[Type::F32, Type::VecF32]);
-        self.push(Op::Fma(a, b, c), ty)
+        self.push(Op::Fma(a, b, c))
     }
 
     /// Comparison.
     #[track_caller]
     pub fn compare(&mut self, op: Compare, a: Value, b: Value) -> Value {
-        self.same(a, b);
-        let ty = match self.want(a, &[Type::Int, Type::F32, Type::VecF32, Type::VecI32]) {
-            Type::VecF32 | Type::VecI32 => Type::Mask,
-            Type::Int | Type::F32 | Type::Bool | Type::VecI8 | Type::Mask => Type::Bool,
-        };
-        self.push(Op::Compare(op, a, b), ty)
+        self.push(Op::Compare(op, a, b))
     }
 
     /// `if c { a } else { b }`.
     #[track_caller]
     pub fn select(&mut self, c: Value, a: Value, b: Value) -> Value {
-        let ty = self.same(a, b);
-        match self.want(c, &[Type::Bool, Type::Mask]) {
-            Type::Bool => self.want(a, &[Type::Int, Type::F32]),
-            _ => self.want(a, &[Type::VecF32, Type::VecI32]),
-        };
-        self.push(Op::Select(c, a, b), ty)
+        self.push(Op::Select(c, a, b))
     }
 
     /// A scalar in all lanes.
     #[track_caller]
     pub fn splat(&mut self, a: Value) -> Value {
-        let ty = match self.want(a, &[Type::F32, Type::Int]) {
-            Type::F32 => Type::VecF32,
-            _ => Type::VecI32,
-        };
-        self.push(Op::Splat(a), ty)
+        self.push(Op::Splat(a))
     }
 
     /// i32 lanes to f32.
     #[track_caller]
     pub fn int_to_float(&mut self, a: Value) -> Value {
-        self.want(a, &[Type::VecI32]);
-        self.push(Op::IntToFloat(a), Type::VecF32)
+        self.push(Op::IntToFloat(a))
     }
 
     /// f32 lanes to i32, nearest even.
     #[track_caller]
     pub fn float_to_int(&mut self, a: Value) -> Value {
-        self.want(a, &[Type::VecF32]);
-        self.push(Op::FloatToInt(a), Type::VecI32)
+        self.push(Op::FloatToInt(a))
     }
 
     /// The same bits as type `to`.
     #[track_caller]
     pub fn bitcast(&mut self, to: Type, a: Value) -> Value {
-        let from = self.ty(a);
-        let fits = match to {
-            Type::VecF32 | Type::VecI32 | Type::VecI8 => {
-                matches!(from, Type::VecF32 | Type::VecI32 | Type::VecI8)
-            }
-            Type::Int => from == Type::F32,
-            Type::F32 => from == Type::Int,
-            Type::Bool | Type::Mask => false,
-        };
-        assert!(fits, "{}: no bitcast of {a} from {from} to {to}", self.name);
-        self.push(Op::Bitcast(to, a), to)
+        self.push(Op::Bitcast(to, a))
     }
 
     /// Reduction across lanes.
     #[track_caller]
     pub fn reduce(&mut self, op: Reduce, a: Value) -> Value {
-        let ty = match (op, self.ty(a)) {
-            (_, Type::VecF32) => Type::F32,
-            (Reduce::Add, Type::VecI32) => Type::Int,
-            (_, other) => panic!("{}: no {} of {other}", self.name, op.name()),
-        };
-        self.push(Op::Reduce(op, a), ty)
+        self.push(Op::Reduce(op, a))
     }
 
     /// Dot products of four unsigned bytes `w` and four signed bytes `a` in each lane, added to `acc`.
     #[track_caller]
     pub fn dot_u8s8(&mut self, acc: Value, w: Value, a: Value) -> Value {
-        self.want(acc, &[Type::VecI32]);
-        self.want(w, &[Type::VecI8]);
-        self.want(a, &[Type::VecI8]);
-        self.push(Op::DotU8S8(acc, w, a), Type::VecI32)
+        self.push(Op::DotU8S8(acc, w, a))
     }
 
     /// Low four bits of each byte.
     #[track_caller]
     pub fn nibble_low(&mut self, a: Value) -> Value {
-        self.want(a, &[Type::VecI8]);
-        self.push(Op::NibbleLow(a), Type::VecI8)
+        self.push(Op::NibbleLow(a))
     }
 
     /// High four bits of each byte.
     #[track_caller]
     pub fn nibble_high(&mut self, a: Value) -> Value {
-        self.want(a, &[Type::VecI8]);
-        self.push(Op::NibbleHigh(a), Type::VecI8)
+        self.push(Op::NibbleHigh(a))
     }
 
     /// Table look-up for each byte.
     #[track_caller]
     pub fn lookup(&mut self, table: [u8; 16], a: Value) -> Value {
-        self.want(a, &[Type::VecI8]);
-        self.push(Op::Lookup(table, a), Type::VecI8)
+        self.push(Op::Lookup(table, a))
     }
 
     #[track_caller]
     fn address(&self, base: Value, offset: i64) -> Address {
-        self.want(base, &[Type::Int]);
         let offset = i32::try_from(offset)
             .unwrap_or_else(|_| panic!("{}: offset {offset} from {base} exceeds 32 bits", self.name));
         Address { base, offset }
@@ -319,60 +269,54 @@ impl Builder {
     #[track_caller]
     pub fn load(&mut self, memory: Memory, base: Value, offset: i64) -> Value {
         let at = self.address(base, offset);
-        self.push(Op::Load(memory, at), memory.vector())
+        self.push(Op::Load(memory, at))
     }
 
     /// 64 consecutive bytes.
     #[track_caller]
     pub fn load_bytes(&mut self, base: Value, offset: i64) -> Value {
         let at = self.address(base, offset);
-        self.push(Op::LoadBytes(at), Type::VecI8)
+        self.push(Op::LoadBytes(at))
     }
 
     /// One element in all lanes.
     #[track_caller]
     pub fn load_splat(&mut self, memory: Memory, base: Value, offset: i64) -> Value {
         let at = self.address(base, offset);
-        self.push(Op::LoadSplat(memory, at), memory.vector())
+        self.push(Op::LoadSplat(memory, at))
     }
 
     /// Four bytes in all lanes.
     #[track_caller]
     pub fn load_splat_bytes(&mut self, base: Value, offset: i64) -> Value {
         let at = self.address(base, offset);
-        self.push(Op::LoadSplatBytes(at), Type::VecI8)
+        self.push(Op::LoadSplatBytes(at))
     }
 
     /// One element as a scalar.
     #[track_caller]
     pub fn load_scalar(&mut self, memory: Memory, base: Value, offset: i64) -> Value {
         let at = self.address(base, offset);
-        let ty = match memory.vector() {
-            Type::VecF32 => Type::F32,
-            _ => Type::Int,
-        };
-        self.push(Op::LoadScalar(memory, at), ty)
+        self.push(Op::LoadScalar(memory, at))
     }
 
     /// A 64-bit integer (an address, too).
     #[track_caller]
     pub fn load_int(&mut self, base: Value, offset: i64) -> Value {
         let at = self.address(base, offset);
-        self.push(Op::LoadInt(at), Type::Int)
+        self.push(Op::LoadInt(at))
     }
 
     /// A 32-bit integer, zero-extended.
     #[track_caller]
     pub fn load_u32(&mut self, base: Value, offset: i64) -> Value {
         let at = self.address(base, offset);
-        self.push(Op::LoadU32(at), Type::Int)
+        self.push(Op::LoadU32(at))
     }
 
     /// Stores 16 consecutive elements.
     #[track_caller]
     pub fn store(&mut self, memory: Memory, value: Value, base: Value, offset: i64) {
-        assert!(memory != Memory::Bf16, "{}: no stores of bf16", self.name);
-        self.want(value, &[memory.vector()]);
         let at = self.address(base, offset);
         self.effect(Op::Store(memory, value, at));
     }
@@ -380,8 +324,6 @@ impl Builder {
     /// Stores lane `l` at `base + offset + l × stride` bytes.
     #[track_caller]
     pub fn store_strided(&mut self, memory: Memory, value: Value, base: Value, offset: i64, stride: i32) {
-        assert!(matches!(memory, Memory::F32 | Memory::F16), "{}: strided stores are f32 or f16", self.name);
-        self.want(value, &[Type::VecF32]);
         let at = self.address(base, offset);
         self.effect(Op::StoreStrided(memory, value, at, stride));
     }
@@ -389,11 +331,6 @@ impl Builder {
     /// Stores one element.
     #[track_caller]
     pub fn store_scalar(&mut self, memory: Memory, value: Value, base: Value, offset: i64) {
-        match memory {
-            Memory::F32 | Memory::F16 => self.want(value, &[Type::F32]),
-            Memory::I32 | Memory::I8 => self.want(value, &[Type::Int]),
-            Memory::Bf16 => panic!("{}: no stores of bf16", self.name),
-        };
         let at = self.address(base, offset);
         self.effect(Op::StoreScalar(memory, value, at));
     }
@@ -417,8 +354,9 @@ impl Builder {
         body: impl FnOnce(&mut Builder, Value, &[Value]) -> Vec<Value>,
     ) -> Vec<Value> {
         assert!(step > 0, "{}: a loop's step is positive", self.name);
-        self.want(start, &[Type::Int]);
-        self.want(end, &[Type::Int]);
+        for bound in [start, end] {
+            assert_eq!(self.ty(bound), Type::Int, "{}: {bound} bounds a loop", self.name);
+        }
         let index = self.fresh(Type::Int);
         let carried: Vec<Value> = initial.iter().map(|&v| self.fresh(self.ty(v))).collect();
         self.blocks.push(Vec::new());
@@ -426,11 +364,11 @@ impl Builder {
         let inner = self.blocks.pop().expect("the loop's block is open");
         assert_eq!(next.len(), carried.len(), "{}: a loop body returns one value per carried value", self.name);
         for (&c, &n) in carried.iter().zip(&next) {
-            self.same(c, n);
+            assert_eq!(self.ty(c), self.ty(n), "{}: {n} cannot become {c}", self.name);
         }
         let results: Vec<Value> = initial.iter().map(|&v| self.fresh(self.ty(v))).collect();
         let op = Loop { start, end, step, index, initial: initial.to_vec(), carried, body: inner, next };
-        self.effect_with(results.clone(), Op::For(Box::new(op)));
+        self.append(results.clone(), Op::For(Box::new(op)));
         results
     }
 
@@ -443,5 +381,28 @@ impl Builder {
             body(b, i);
             Vec::new()
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "f: Binary(Add, Value(0), Value(1)): v0 is int and v1 is f32, expected the same type")]
+    fn operands_that_do_not_fit_are_refused_at_once() {
+        let (mut b, [x]) = Builder::new("f", ["x"]);
+        let one = b.f32(1.0);
+        b.add(x, one);
+    }
+
+    #[test]
+    #[should_panic(expected = "v4 was defined in a loop that has ended")]
+    fn values_do_not_leave_their_loop() {
+        let (mut b, [x]) = Builder::new("f", ["x"]);
+        let mut inner = None;
+        b.repeat(4, 1, |b, i| inner = Some(b.add(x, i)));
+        b.prefetch(inner.unwrap(), 0);
+        b.finish();
     }
 }

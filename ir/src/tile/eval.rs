@@ -21,7 +21,7 @@
 //! # Ok::<(), moec_ir::tile::eval::Error>(())
 //! ```
 
-use half::{bf16, f16};
+use half::f16;
 
 use super::{Address, Binary, Compare, Function, Inst, Loop, Memory as Format, Op, Reduce, Shift, Type, Value, text};
 use crate::math;
@@ -459,7 +459,7 @@ fn zip<T: Copy, U, const N: usize>(a: &[T; N], b: &[T; N], f: impl Fn(T, T) -> U
 fn read_f32(format: Format, bytes: &[u8]) -> f32 {
     match format {
         Format::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
-        Format::Bf16 => bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+        Format::Bf16 => f32::from_le_bytes([0, 0, bytes[0], bytes[1]]),
         Format::F16 => f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
         Format::I32 | Format::I8 => unreachable!("{} is read as an integer", format.name()),
     }

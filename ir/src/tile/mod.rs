@@ -10,7 +10,10 @@
 
 pub mod build;
 pub mod eval;
+pub mod parse;
+pub mod rules;
 pub mod text;
+pub mod verify;
 
 use std::fmt;
 
@@ -90,9 +93,10 @@ pub struct Address {
 pub enum Memory {
     /// f32 ↔ f32.
     F32,
-    /// bf16 in memory, f32 in the lane. Loads are exact; there are no stores.
+    /// bf16 in memory, f32 in the lane. Loads append zero bits; there are no stores.
     Bf16,
-    /// IEEE half in memory, f32 in the lane. Loads are exact; stores round to nearest even, overflow to infinity.
+    /// IEEE half in memory, f32 in the lane. Loads are exact (NaN becomes quiet); stores round to nearest even, overflow to
+    /// infinity.
     F16,
     /// i32 ↔ i32.
     I32,
@@ -115,6 +119,14 @@ impl Memory {
         match self {
             Memory::F32 | Memory::Bf16 | Memory::F16 => Type::VecF32,
             Memory::I32 | Memory::I8 => Type::VecI32,
+        }
+    }
+
+    /// The scalar type that a scalar load gives and a scalar store takes.
+    pub const fn scalar(self) -> Type {
+        match self {
+            Memory::F32 | Memory::Bf16 | Memory::F16 => Type::F32,
+            Memory::I32 | Memory::I8 => Type::Int,
         }
     }
 
@@ -313,7 +325,7 @@ pub enum Op {
     Load(Memory, Address),
     /// 64 consecutive bytes → VecI8.
     LoadBytes(Address),
-    /// One f32/bf16/f16/i32 element in all lanes, as [`Memory::vector`] says.
+    /// One element in all lanes, as [`Memory::vector`] says.
     LoadSplat(Memory, Address),
     /// Four consecutive bytes in each lane → VecI8.
     LoadSplatBytes(Address),

@@ -50,12 +50,12 @@ Examples:
   {bin} generate \"Once upon a time\" --max-tokens 100
   {bin} generate - < prompt.txt                             the prompt from standard input
   {bin} generate \"A poem:\" --temperature 0.8 --seed 7       sampled, and repeatable
-  {bin} generate \"Q: 2+2?\\nA:\" --stop \"\\n\"                  up to the end of the line (bash: $'\\n')
+  {bin} generate \"Q: 2+2? A:\" --stop \"Q:\"                   up to the next question
   {bin} generate --tokens 1,415,2936 --print-tokens         ids in, ids out
 
-The text continues the prompt, which is not printed again. It ends where the model ends it, at a stop string, after
---max-tokens, or when the context is full. The default, --temperature 0, always takes the most probable token, so the
-same prompt gives the same text; 0.8 is a usual choice for more variety. Filters apply in the order: repetition penalty,
+The text continues the prompt, which is not printed again. It ends where the model ends it, at a stop string, after \
+--max-tokens, or when the context is full. The default, --temperature 0, always takes the most probable token, so the \
+same prompt gives the same text; 0.8 is a usual choice for more variety. Filters apply in the order: repetition penalty, \
 top-k, top-p, min-p, temperature. Ctrl-C ends the text after the current token, with exit status 130.";
 
 const LOGITS_EXAMPLES: &str = "\
@@ -63,7 +63,7 @@ Examples:
   {bin} logits --tokens 1,415,2936 -o logits.safetensors
   {bin} logits --tokens 1,415,2936 -o logits.safetensors --routes
 
-Tensor \"logits\" is f32 [T, vocab]. With --routes also, for each layer N, \"selected_experts.N\" (i64 [T, k], by falling
+Tensor \"logits\" is f32 [T, vocab]. With --routes also, for each layer N, \"selected_experts.N\" (i64 [T, k], by falling \
 weight) and \"routing_weights.N\" (f32 [T, k]).";
 
 const SCORE_EXAMPLES: &str = "\
@@ -71,8 +71,8 @@ Examples:
   {bin} score --file book.txt --limit 4096
   {bin} score --tokens 1,415,2936 --per-token
 
-Prints one JSON object: tokens (that were predicted), mean_nll (natural logarithm), perplexity. A text longer than the
-window is cut into windows that overlap by one token; each token but the very first is predicted exactly once, from the
+Prints one JSON object: tokens (that were predicted), mean_nll (natural logarithm), perplexity. A text longer than the \
+window is cut into windows that overlap by one token; each token but the very first is predicted exactly once, from the \
 tokens before it in its window.";
 
 const BENCH_EXAMPLES: &str = "\
@@ -81,9 +81,37 @@ Examples:
   {bin} bench --json --prompt-tokens 128 --threads 4
   {bin} bench --depth 4096                                  with 4096 tokens already in the context
 
-Prefill is one prompt of random tokens; decode is tokens one by one; each after --depth tokens, each the median of
---repeat runs. In the same run the machine itself is measured: memory read by all threads from a buffer larger than the
+Prefill is one prompt of random tokens; decode is tokens one by one; each after --depth tokens, each the median of \
+--repeat runs. In the same run the machine itself is measured: memory read by all threads from a buffer larger than the \
 caches, and multiply-adds in registers. share_of_bandwidth and share_of_peak are fractions of those.";
+
+/// Token ids on the command line.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ids {
+    /// As given.
+    List(Vec<u32>),
+    /// To be read from standard input; a command line has a limit.
+    Stdin,
+}
+
+impl Ids {
+    /// Reads a list as `tokenize` and `--print-tokens` write it, with or without brackets.
+    pub fn parse_list(text: &str) -> Result<Vec<u32>, String> {
+        let text = text.trim();
+        let text = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(text);
+        if text.trim().is_empty() {
+            return Ok(Vec::new());
+        }
+        text.split(',').map(|id| id.trim().parse().map_err(|_| format!("`{}` is no token id", id.trim()))).collect()
+    }
+}
+
+impl std::str::FromStr for Ids {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Ids, String> {
+        if text == "-" { Ok(Ids::Stdin) } else { Ids::parse_list(text).map(Ids::List) }
+    }
+}
 
 /// How to run the model; common to all commands that do.
 #[derive(Args, Clone, Debug, Default)]
@@ -108,9 +136,9 @@ pub struct Generate {
     /// The text to continue; `-` reads it from standard input
     #[arg(required_unless_present = "tokens", conflicts_with = "tokens")]
     pub prompt: Option<String>,
-    /// Token ids to continue, instead of a text; nothing is added to them
-    #[arg(long, value_name = "IDS", value_delimiter = ',')]
-    pub tokens: Option<Vec<u32>>,
+    /// Token ids to continue, instead of a text: 1,2,3 or a JSON array, or `-` for standard input. Nothing is added to them
+    #[arg(long, value_name = "IDS")]
+    pub tokens: Option<Ids>,
     /// Most tokens to generate [default: until the model ends the text or the context is full]
     #[arg(long, short = 'n', value_name = "N")]
     pub max_tokens: Option<usize>,
@@ -151,9 +179,9 @@ pub struct Generate {
 /// `logits`
 #[derive(Args, Debug)]
 pub struct LogitsArgs {
-    /// Token ids
-    #[arg(long, value_name = "IDS", value_delimiter = ',', required = true)]
-    pub tokens: Vec<u32>,
+    /// Token ids: 1,2,3 or a JSON array, or `-` for standard input
+    #[arg(long, value_name = "IDS")]
+    pub tokens: Ids,
     /// The file to write
     #[arg(long, short = 'o', value_name = "FILE")]
     pub output: PathBuf,
@@ -170,9 +198,9 @@ pub struct Score {
     /// The text, UTF-8
     #[arg(long, value_name = "FILE", required_unless_present = "tokens", conflicts_with = "tokens")]
     pub file: Option<PathBuf>,
-    /// Token ids instead of a text; nothing is added to them
-    #[arg(long, value_name = "IDS", value_delimiter = ',')]
-    pub tokens: Option<Vec<u32>>,
+    /// Token ids instead of a text: 1,2,3 or a JSON array, or `-` for standard input. Nothing is added to them
+    #[arg(long, value_name = "IDS")]
+    pub tokens: Option<Ids>,
     /// Do not begin the text with what the tokenizer puts there (the bos token)
     #[arg(long, conflicts_with = "tokens")]
     pub no_bos: bool,
@@ -330,7 +358,10 @@ mod tests {
     fn ids_are_a_list() {
         let cli = parse_words(&["m", "generate", "--tokens", "1,2,3", "--stop", "--", "--stop", "b"]).unwrap();
         let Command::Generate(generate) = cli.command else { panic!("not generate") };
-        assert_eq!(generate.tokens, Some(vec![1, 2, 3]));
+        assert_eq!(generate.tokens, Some(Ids::List(vec![1, 2, 3])));
+        assert_eq!("[1, 2,3]".parse(), Ok(Ids::List(vec![1, 2, 3])));
+        assert_eq!(("[]".parse(), "-".parse()), (Ok(Ids::List(vec![])), Ok(Ids::Stdin)));
+        assert_eq!("1,,2".parse::<Ids>(), Err("`` is no token id".into()));
         assert_eq!(generate.stop, ["--", "b"]);
         assert_eq!(generate.temperature, 0.0);
     }

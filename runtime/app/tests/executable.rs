@@ -25,6 +25,7 @@ fn shape(name: &str) -> Shape {
         "fake-dense" => Shape { experts: 0, ..Shape::default() },
         "fake-mute" => Shape { tokenizer: Vec::new(), ..Shape::default() },
         "fake-cpu" => Shape { features: 1 << 34, ..Shape::default() },
+        "fake-roomy" => Shape { extra_scratch: 1 << 30, ..Shape::default() },
         "fake-hungry" => Shape { extra_scratch: 1 << 46, ..Shape::default() },
         // Ends at the fifth token of the greedy continuation of 1, 2, 3.
         "fake-ending" => Shape { eos: vec![greedy(&Shape::default(), &[1, 2, 3], 5)[4]], ..Shape::default() },
@@ -268,6 +269,17 @@ fn reads_standard_input() {
     child.stdin.take().unwrap().write_all("Free software".as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(ids(&text(&output.stdout)), tokenizer().encode("Free software", true).unwrap());
+
+    let args = ["generate", "--tokens", "-", "--max-tokens", "3", "--print-tokens"];
+    for (input, status) in [("[1, 2,\n3]\n", 0), ("1,x", 1), ("", 1)] {
+        let mut child = model.command(&args).stdin(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(status), "{}", text(&output.stderr));
+        if status == 0 {
+            assert_eq!(ids(&text(&output.stdout)), greedy(&Shape::default(), &[1, 2, 3], 3));
+        }
+    }
 }
 
 fn writes_logits_and_routes() {
@@ -442,6 +454,20 @@ fn what_is_missing_is_said() {
     let error = cpu.failure(1, &["generate", "--tokens", "1", "--print-tokens"]);
     assert!(error.starts_with("error: this CPU lacks ") && error.contains("build it again with"), "{error}");
     assert!(cpu.stdout(&["info"]).contains("this CPU lacks"));
+    // With hardly more address space than the program itself takes.
+    let model = Model::new("fake-roomy");
+    let limited = |megabytes: usize| {
+        let limit = format!("ulimit -v {}; exec \"$0\" generate hello --max-tokens 3", megabytes << 10);
+        Command::new("sh").args(["-c", &limit]).arg(&model.path).output().unwrap()
+    };
+    assert_eq!(limited(4000).status.code(), Some(0));
+    let output = limited(1000);
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(1), String::new()));
+    assert!(
+        text(&output.stderr).starts_with("error: not enough memory: working memory for "),
+        "{}",
+        text(&output.stderr)
+    );
     let hungry = Model::new("fake-hungry");
     let error = hungry.failure(1, &["generate", "hello"]);
     assert!(error.starts_with("error: not enough memory: working memory for "), "{error}");

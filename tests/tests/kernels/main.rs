@@ -1,82 +1,90 @@
 //! Every kernel of the table against a scalar reference, bit for bit.
 #![allow(missing_docs)]
 
+mod bench;
 mod cases;
 mod harness;
+mod machine;
 mod reference;
 
 use std::collections::BTreeMap;
 
 use moec::kernels::Kernel;
 
-/// Runs the cases of a family on the evaluator.
-fn evaluate(family: &str) {
+/// CPUs whose code differs, as far as this machine can run it.
+const CPUS: [&str; 3] = ["x86-64-v3", "x86-64-v4", "native"];
+
+/// Runs the cases of a family on the evaluator and as machine code.
+fn run(family: &str) {
     let cases = cases::of(family);
     assert!(!cases.is_empty(), "{family} has no cases");
-    for case in cases {
+    for case in &cases {
         assert_eq!(case.kernel.family(), family);
         case.evaluate();
+    }
+    for cpu in CPUS.into_iter().filter(|cpu| machine::can_run(cpu)) {
+        machine::run(&cases, cpu);
     }
 }
 
 #[test]
 fn matmul() {
-    evaluate("Matmul");
+    run("Matmul");
 }
 
 #[test]
 fn norm() {
-    evaluate("Norm");
+    run("Norm");
 }
 
 #[test]
 fn quantize() {
-    evaluate("Quantize");
+    run("Quantize");
 }
 
 #[test]
 fn rope() {
-    evaluate("Rope");
+    run("Rope");
 }
 
 #[test]
 fn store_key() {
-    evaluate("StoreKey");
+    run("StoreKey");
 }
 
 #[test]
 fn store_value() {
-    evaluate("StoreValue");
+    run("StoreValue");
 }
 
 #[test]
 fn attention() {
-    evaluate("Attention");
+    run("Attention");
 }
 
 #[test]
 fn embed() {
-    evaluate("Embed");
+    run("Embed");
 }
 
 #[test]
 fn top_k() {
-    evaluate("TopK");
+    run("TopK");
 }
 
 #[test]
 fn sort_by_expert() {
-    evaluate("SortByExpert");
+    run("SortByExpert");
 }
 
 #[test]
 fn combine() {
-    evaluate("Combine");
+    run("Combine");
 }
 
 #[test]
 fn elementwise() {
-    evaluate("Elementwise");
+    run("Elementwise");
 }
 
 #[test]

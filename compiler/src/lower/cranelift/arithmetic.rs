@@ -9,6 +9,14 @@ use super::{Lowering, Parts};
 impl Lowering<'_> {
     pub(super) fn binary(&mut self, op: Binary, a: Value, b: Value) -> Parts {
         let ty = self.ty(a);
+        if let (Binary::Mul, Some(n)) = (op, self.ints[b.0 as usize])
+            && n > 0
+            && n.count_ones() == 1
+        {
+            // Addressing modes can scale by a shift.
+            let a = self.scalar(a);
+            return Parts::One(self.b.ins().ishl_imm_u(a, i64::from(n.trailing_zeros())));
+        }
         self.zip(a, b, |s, a, b| s.binary_part(op, ty, a, b))
     }
 
@@ -135,20 +143,30 @@ impl Lowering<'_> {
         self.b.ins().iadd(sum, acc)
     }
 
-    /// Without `vpdpbusd`: even and odd bytes as 16 bits, each by `pmaddwd`. What depends on one operand only is shared
-    /// with other dot products of it.
+    /// Without `vpdpbusd`: even and odd bytes as 16 bits, each by `pmaddwd`.
     fn dot_pairs(&mut self, acc: ClifValue, w: ClifValue, a: ClifValue) -> ClifValue {
-        let (w, a) = (self.cast(types::I16X8, w), self.cast(types::I16X8, a));
-        let low_bytes = self.constant32(types::I16X8, 0x00ff_00ff);
-        let w_even = self.b.ins().band(w, low_bytes);
-        let w_odd = self.b.ins().ushr_imm_u(w, 8);
-        let a_even = self.b.ins().ishl_imm_u(a, 8);
-        let a_even = self.b.ins().sshr_imm_u(a_even, 8);
-        let a_odd = self.b.ins().sshr_imm_u(a, 8);
+        let ([w_even, w_odd], [a_even, a_odd]) = (self.pairs(w, false), self.pairs(a, true));
         let even = self.multiply_add_pairs(w_even, a_even);
         let odd = self.multiply_add_pairs(w_odd, a_odd);
         let sum = self.b.ins().iadd(even, odd);
         self.b.ins().iadd(acc, sum)
+    }
+
+    /// The even bytes and the odd bytes of `bytes` as 16 bits.
+    fn pairs(&mut self, bytes: ClifValue, signed: bool) -> [ClifValue; 2] {
+        if let Some(&made) = self.made.pairs.get(&(bytes, signed)) {
+            return made;
+        }
+        let both = self.cast(types::I16X8, bytes);
+        let made = if signed {
+            let even = self.b.ins().ishl_imm_u(both, 8);
+            [self.b.ins().sshr_imm_u(even, 8), self.b.ins().sshr_imm_u(both, 8)]
+        } else {
+            let low = self.constant32(types::I16X8, 0x00ff_00ff);
+            [self.b.ins().band(both, low), self.b.ins().ushr_imm_u(both, 8)]
+        };
+        self.made.pairs.insert((bytes, signed), made);
+        made
     }
 
     /// The expression that Cranelift turns into `pmaddwd`.

@@ -72,7 +72,7 @@ impl Lowering<'_> {
         }
     }
 
-    /// One part; the others are the same.
+    /// One part; the others are the same. Integers go the way of floats, which is a move shorter.
     pub(super) fn load_splat(&mut self, format: Memory, at: Address) -> ClifValue {
         match format {
             Memory::F32 => {
@@ -80,8 +80,8 @@ impl Lowering<'_> {
                 self.b.ins().splat(types::F32X4, x)
             }
             Memory::I32 => {
-                let n = self.load_one(types::I32, at);
-                self.b.ins().splat(types::I32X4, n)
+                let splat = self.load_splat(Memory::F32, at);
+                self.cast(types::I32X4, splat)
             }
             Memory::I8 => {
                 let (base, offset) = self.at(at, 0);

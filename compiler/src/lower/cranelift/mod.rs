@@ -4,12 +4,16 @@
 //! zeros; a Bool is an I8. The function takes its parameters as I64 by the platform's convention, returns nothing, and
 //! calls nothing. What each CPU is asked for beyond plain Cranelift IR is decided here, once, in [`Cpu`].
 //!
-//! Deliberately absent: optimization, which Cranelift does (it shares equal values, hoists what a loop does not change, and
-//! folds loads into instructions), and prefetches, for which Cranelift has no instruction: they are dropped.
+//! Instructions keep the order in which the generator wrote them ([`crate::target::isa_for`] says why). Constants, and halves of
+//! dot products' operands, are made once in a block.
+//!
+//! Deliberately absent: optimization beyond that, and prefetches, for which Cranelift has no instruction: they are dropped.
 
 mod arithmetic;
 mod convert;
 mod memory;
+
+use std::collections::HashMap;
 
 use cranelift_codegen::ir::{
     AbiParam, Block, BlockArg, Function, InstBuilder, MemFlagsData, Signature, Type as ClifType, UserFuncName,
@@ -17,7 +21,7 @@ use cranelift_codegen::ir::{
 };
 use cranelift_codegen::isa::TargetIsa;
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
-use moec_ir::tile::{self, Binary, Inst, Loop, Op, Reduce, Type, Value};
+use moec_ir::tile::{self, Binary, Inst, Loop, Memory, Op, Reduce, Type, Value};
 
 /// The Cranelift IR of `function`, under the name `name`.
 ///
@@ -51,6 +55,7 @@ pub(super) fn build_traced(
         ints: vec![None; function.types.len()],
         floats: vec![None; function.types.len()],
         cpu: Cpu::new(isa, &function.name),
+        made: Made::default(),
         trace: Vec::new(),
     };
     lowering.whole();
@@ -103,7 +108,16 @@ struct Lowering<'a> {
     /// The F32 values that are constants, as bits.
     floats: Vec<Option<u32>>,
     cpu: Cpu,
+    made: Made,
     trace: Vec<usize>,
+}
+
+/// What has been made in the current block and can be used again.
+#[derive(Default)]
+struct Made {
+    constants: HashMap<(ClifType, [u8; 16]), ClifValue>,
+    /// Of vectors of bytes: even and odd bytes as 16 bits, signed or not.
+    pairs: HashMap<(ClifValue, bool), [ClifValue; 2]>,
 }
 
 impl Lowering<'_> {
@@ -162,7 +176,7 @@ impl Lowering<'_> {
             }
         }
 
-        self.b.switch_to_block(body);
+        self.enter(body);
         self.block(&l.body);
         let index = self.b.ins().iadd_imm_s(index, l.step);
         let next = self.arguments(&l.next);
@@ -171,8 +185,13 @@ impl Lowering<'_> {
         let more = self.b.ins().icmp(IntCC::SignedLessThan, index, end);
         self.b.ins().brif(more, body, &again, exit, &next);
         self.b.seal_block(body);
-        self.b.switch_to_block(exit);
+        self.enter(exit);
         self.b.seal_block(exit);
+    }
+
+    fn enter(&mut self, block: Block) {
+        self.b.switch_to_block(block);
+        self.made = Made::default();
     }
 
     fn block_params(&mut self, block: Block, values: &[Value]) {
@@ -275,6 +294,16 @@ impl Lowering<'_> {
                 let mask = self.constant(types::I8X16, [0x0f; 16]);
                 self.map(*a, |s, a| s.b.ins().band(a, mask))
             }
+            Op::NibbleHigh(a) if self.cpu.x86 => {
+                // Bytes have no shift of their own there; the mask is the one of `NibbleLow`.
+                let mask = self.constant(types::I8X16, [0x0f; 16]);
+                self.map(*a, |s, a| {
+                    let lanes = s.cast(types::I32X4, a);
+                    let lanes = s.b.ins().ushr_imm_u(lanes, 4);
+                    let bytes = s.cast(types::I8X16, lanes);
+                    s.b.ins().band(bytes, mask)
+                })
+            }
             Op::NibbleHigh(a) => self.map(*a, |s, a| s.b.ins().ushr_imm_u(a, 4)),
             Op::Lookup(table, a) => {
                 let table = self.constant(types::I8X16, *table);
@@ -285,8 +314,7 @@ impl Lowering<'_> {
             Op::LoadBytes(at) => Parts::Four(self.load_parts(types::I8X16, *at)),
             Op::LoadSplat(format, at) => Parts::Four([self.load_splat(*format, *at); 4]),
             Op::LoadSplatBytes(at) => {
-                let four = self.load_one(types::I32, *at);
-                let splat = self.b.ins().splat(types::I32X4, four);
+                let splat = self.load_splat(Memory::F32, *at);
                 Parts::Four([self.cast(types::I8X16, splat); 4])
             }
             Op::LoadScalar(format, at) => Parts::One(self.load_scalar(*format, *at)),
@@ -302,8 +330,13 @@ impl Lowering<'_> {
 
     /// A 128-bit constant.
     fn constant(&mut self, ty: ClifType, bytes: [u8; 16]) -> ClifValue {
+        if let Some(&made) = self.made.constants.get(&(ty, bytes)) {
+            return made;
+        }
         let constant = self.b.func.dfg.constants.insert(bytes.as_slice().into());
-        self.b.ins().vconst(ty, constant)
+        let made = self.b.ins().vconst(ty, constant);
+        self.made.constants.insert((ty, bytes), made);
+        made
     }
 
     /// The same 32 bits in the four lanes of a part.

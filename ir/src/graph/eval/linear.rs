@@ -2,7 +2,7 @@
 
 use super::super::weight::{Layout, Weight};
 use super::Numbers;
-use super::tensor::{BLOCK, QuantizedRows, Rows};
+use super::tensor::{BLOCK, QuantizedRows, Rows, padded_head_dim};
 use crate::math::silu;
 
 /// Lanes of a partial sum.
@@ -18,19 +18,29 @@ pub(super) struct Matrix {
     /// Rows of one expert.
     rows: usize,
     experts: usize,
+    /// Numbers of a row, padding included.
     columns: usize,
     numbers: Numbers,
 }
 
 impl Matrix {
     /// Checks that the numbers have the weight's size and are what the layout says.
-    pub(super) fn new(weight: &Weight, layout: Layout, numbers: Numbers) -> Result<Matrix, String> {
-        let (rows, experts, columns) = (weight.rows(), weight.experts(), weight.columns());
+    pub(super) fn new(
+        weight: &Weight,
+        layout: Layout,
+        heads: Option<usize>,
+        numbers: Numbers,
+    ) -> Result<Matrix, String> {
+        let (rows, experts) = (weight.rows(), weight.experts());
+        let mut columns = heads.map_or(weight.columns(), |dim| weight.columns() / dim * padded_head_dim(dim));
+        if layout.is_quantized() {
+            columns = columns.next_multiple_of(BLOCK);
+        }
         let all = rows * experts;
         let (found, expected) = match &numbers {
             Numbers::Float(floats) if !layout.is_quantized() => (vec![floats.len()], vec![all * columns]),
             Numbers::Codes { codes, scales } if layout.is_quantized() => {
-                (vec![codes.len(), scales.len()], vec![all * columns, all * columns.div_ceil(BLOCK)])
+                (vec![codes.len(), scales.len()], vec![all * columns, all * columns / BLOCK])
             }
             Numbers::Float(_) | Numbers::Codes { .. } => {
                 return Err(format!("the source gave no numbers for {layout}"));
@@ -58,12 +68,12 @@ impl Matrix {
     /// Products of one row of `x` with `count` rows of the matrix from `first`.
     fn products(&self, x: &Rows, row: usize, first: usize, count: usize, out: &mut Vec<f32>) {
         match (&self.numbers, x) {
-            (Numbers::Float(w), Rows::F32(x, columns)) => {
+            (Numbers::Float(w), Rows::F32(x, columns, _)) => {
                 let x = &x[row * columns..(row + 1) * columns];
                 float_products(&w[first * columns..(first + count) * columns], x, out);
             }
             (Numbers::Codes { codes, scales }, Rows::Q8(x)) => {
-                let blocks = self.columns.div_ceil(BLOCK);
+                let blocks = self.columns / BLOCK;
                 for r in first..first + count {
                     let codes = &codes[r * self.columns..(r + 1) * self.columns];
                     out.push(quantized_product(codes, &scales[r * blocks..(r + 1) * blocks], x.row(row)));
@@ -78,10 +88,10 @@ impl Matrix {
     /// Rows as this matrix takes them.
     fn meet<'a>(&self, x: &'a Rows<'a>, quantized: &'a mut Option<QuantizedRows>) -> Rows<'a> {
         match (&self.numbers, x) {
-            (Numbers::Codes { .. }, Rows::F32(numbers, columns)) => {
-                Rows::Q8(quantized.get_or_insert_with(|| QuantizedRows::new(numbers, *columns)))
+            (Numbers::Codes { .. }, Rows::F32(numbers, columns, heads)) => {
+                Rows::Q8(quantized.get_or_insert_with(|| QuantizedRows::new(numbers, *columns, *heads)))
             }
-            (_, Rows::F32(numbers, columns)) => Rows::F32(numbers, *columns),
+            (_, Rows::F32(numbers, columns, heads)) => Rows::F32(numbers, *columns, *heads),
             (_, Rows::Q8(rows)) => Rows::Q8(rows),
         }
     }
@@ -148,10 +158,11 @@ fn float_products_body(w: &[f32], x: &[f32], out: &mut Vec<f32>) {
 
 /// One row of codes and scales with one quantized row. The dot products of 32 are exact integers.
 fn quantized_product(codes: &[u8], scales: &[f32], (q, x_scales, sums): (&[i8], &[f32], &[i32])) -> f32 {
-    let mut dots = codes.chunks(BLOCK).zip(q.chunks(BLOCK)).zip(sums).map(|((c, q), sum)| {
-        // Beyond the last column q is 0.
-        sum + c.iter().zip(q).map(|(&c, &q)| i32::from(c) * i32::from(q)).sum::<i32>()
-    });
+    let mut dots = codes
+        .chunks(BLOCK)
+        .zip(q.chunks(BLOCK))
+        .zip(sums)
+        .map(|((c, q), sum)| sum + c.iter().zip(q).map(|(&c, &q)| i32::from(c) * i32::from(q)).sum::<i32>());
     let mut total = 0.0f32;
     for (scales, x_scale) in scales.chunks(BLOCKS_PER_GROUP).zip(x_scales) {
         let mut group = 0.0f32;

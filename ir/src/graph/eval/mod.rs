@@ -10,7 +10,7 @@ mod routing;
 mod tensor;
 
 pub use attention::{KvCache, KvType};
-pub use tensor::{QuantizedRows, Tensor};
+pub use tensor::{QuantizedRows, Tensor, padded_head_dim};
 
 use std::collections::BTreeMap;
 
@@ -28,20 +28,22 @@ pub enum Numbers {
     Float(Vec<f32>),
     /// Quantized.
     Codes {
-        /// Value + 128, row after row, of all experts; those of q4 as its code book gives them.
+        /// Value + 128, row after row, of all experts, each row padded to a multiple of 32; those of q4 as its code book gives them.
         codes: Vec<u8>,
-        /// For each row and each 32 of its columns (the last may be fewer): exactly what bf16 holds.
+        /// For each row and each 32 of its codes: exactly what bf16 holds.
         scales: Vec<f32>,
     },
 }
 
 /// Where an evaluator takes numbers from.
 pub trait WeightSource {
-    /// The numbers of a weight whose source is [`Source::Stored`], in `layout`, which is resolved.
+    /// The numbers of a weight whose source is [`Source::Stored`], in `layout`, which is resolved. A quantized weight whose columns
+    /// are divided into heads of `heads` elements has, for each head, [`padded_head_dim`] columns: its first half from the first on,
+    /// its second from the middle on, the others zero.
     ///
     /// # Errors
     /// A sentence for people.
-    fn numbers(&self, weight: &Weight, layout: Layout) -> Result<Numbers, String>;
+    fn numbers(&self, weight: &Weight, layout: Layout, heads: Option<usize>) -> Result<Numbers, String>;
 
     /// Cosines and sines of a position: one of each for every pair of elements of a head.
     fn rotation(&self, position: usize, cos: &mut [f32], sin: &mut [f32]);
@@ -89,6 +91,8 @@ pub struct Evaluator {
     graph: Graph,
     matrices: BTreeMap<(WeightId, Layout), Matrix>,
     rotations: Vec<(Vec<f32>, Vec<f32>)>,
+    /// The size of the heads that the rows of some values are divided into.
+    heads: BTreeMap<ValueId, usize>,
     /// Keys and values of the sequence so far. May be moved to the evaluator of another graph of the same model.
     pub cache: KvCache,
 }
@@ -108,9 +112,12 @@ impl Evaluator {
     pub fn new(graph: &Graph, weights: &dyn WeightSource, context: usize, kv: KvType) -> Result<Evaluator, EvalError> {
         let mut matrices = BTreeMap::new();
         let mut head_dim = 0;
+        let heads = heads(graph);
         for node in graph.nodes() {
             if let Some(weight) = graph.op(node).weight() {
-                load(graph, weights, weight, graph.weight(weight).format(), &mut matrices)?;
+                let layout = graph.weight(weight).format();
+                let x = graph.op(node).values().first().and_then(|x| heads.get(x)).copied();
+                load(graph, weights, weight, layout, x.filter(|_| layout.is_quantized()), &mut matrices)?;
             }
             if let Op::Rope { head_dim: dim, .. } | Op::QkvRopeStore { head_dim: dim, .. } = graph.op(node) {
                 head_dim = *dim;
@@ -122,7 +129,7 @@ impl Evaluator {
             (cos, sin)
         };
         let rotations = (0..context).map(rotation).collect();
-        Ok(Evaluator { graph: graph.clone(), matrices, rotations, cache: KvCache::new(kv) })
+        Ok(Evaluator { graph: graph.clone(), matrices, rotations, heads, cache: KvCache::new(kv) })
     }
 
     /// The graph that is evaluated.
@@ -220,7 +227,7 @@ impl Evaluator {
     ) -> Vec<Tensor> {
         let f32s = |v: &ValueId| values[v].f32s();
         let i32s = |v: &ValueId| values[v].i32s();
-        let rows = |v: &ValueId| rows_of(graph.ty(*v), &values[v]);
+        let rows = |v: &ValueId| rows_of(graph.ty(*v), &values[v], self.heads.get(v).copied());
         match graph.op(node) {
             Op::Embed { w } => vec![Tensor::F32(self.parts(*w)[0].rows(inputs.tokens.iter().map(|&t| t as usize)))],
             Op::RmsNorm { x, w, eps } => {
@@ -231,9 +238,11 @@ impl Evaluator {
             Op::NormQuantize { x, w, eps } => {
                 let normed = linear::rms_norm(f32s(x), self.parts(*w)[0].f32s(), *eps);
                 outputs.hidden = hidden(graph, *x, &normed).unwrap_or(std::mem::take(&mut outputs.hidden));
-                vec![Tensor::Q8(QuantizedRows::new(&normed, columns_of(graph.ty(*x)))), Tensor::F32(normed)]
+                vec![Tensor::Q8(QuantizedRows::new(&normed, columns_of(graph.ty(*x)), None)), Tensor::F32(normed)]
             }
-            Op::Quantize { x } => vec![Tensor::Q8(QuantizedRows::new(f32s(x), columns_of(graph.ty(*x))))],
+            Op::Quantize { x } => {
+                vec![Tensor::Q8(QuantizedRows::new(f32s(x), columns_of(graph.ty(*x)), self.heads.get(x).copied()))]
+            }
             Op::Matmul { x, w } => vec![Tensor::F32(multiply(&rows(x), &self.parts(*w)))],
             Op::MatmulAdd { x, w, residual } => {
                 vec![Tensor::F32(add_rows(f32s(residual), &multiply(&rows(x), &self.parts(*w))))]
@@ -325,6 +334,22 @@ fn hidden(graph: &Graph, x: ValueId, normed: &[f32]) -> Option<Vec<Vec<f32>>> {
     (ty.shape.first() == Some(&Dim::LogitRows)).then(|| normed.chunks(columns_of(ty)).map(<[f32]>::to_vec).collect())
 }
 
+/// Values that are made of heads and multiplied: what attention gives, and the same quantized. Heads are padded in memory, so blocks
+/// of 32 and 128 are counted in padded rows.
+fn heads(graph: &Graph) -> BTreeMap<ValueId, usize> {
+    let mut heads = BTreeMap::new();
+    for node in graph.nodes() {
+        let result = graph.results(node).first().copied();
+        let dim = match graph.op(node) {
+            Op::Attention { head_dim, .. } => Some(*head_dim),
+            Op::Quantize { x } => heads.get(x).copied(),
+            _ => None,
+        };
+        heads.extend(result.zip(dim));
+    }
+    heads
+}
+
 /// The last reader of each value.
 fn last_uses(graph: &Graph) -> BTreeMap<ValueId, NodeId> {
     let mut last = BTreeMap::new();
@@ -350,6 +375,7 @@ fn load(
     weights: &dyn WeightSource,
     w: WeightId,
     layout: Layout,
+    heads: Option<usize>,
     matrices: &mut BTreeMap<(WeightId, Layout), Matrix>,
 ) -> Result<(), EvalError> {
     for leaf in leaves(graph, w) {
@@ -358,8 +384,8 @@ fn load(
         }
         let weight = graph.weight(leaf);
         let error = |why: String| EvalError::Weight { name: weight.name.clone(), why };
-        let numbers = weights.numbers(weight, layout).map_err(error)?;
-        let matrix = Matrix::new(weight, layout, numbers).map_err(error)?;
+        let numbers = weights.numbers(weight, layout, heads).map_err(error)?;
+        let matrix = Matrix::new(weight, layout, heads, numbers).map_err(error)?;
         matrices.insert((leaf, layout), matrix);
     }
     Ok(())

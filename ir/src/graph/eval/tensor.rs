@@ -44,10 +44,26 @@ impl Tensor {
     }
 }
 
+/// Elements that a head of `head_dim` takes in memory: each half padded to a multiple of 16.
+pub fn padded_head_dim(head_dim: usize) -> usize {
+    2 * head_dim.div_ceil(2).next_multiple_of(16)
+}
+
+/// A row with its heads padded.
+fn pad_heads(row: &[f32], head_dim: usize) -> Vec<f32> {
+    let (padded, half) = (padded_head_dim(head_dim), head_dim.div_ceil(2));
+    let mut spread = vec![0.0; row.len() / head_dim * padded];
+    for (head, spread) in row.chunks(head_dim).zip(spread.chunks_mut(padded)) {
+        spread[..half].copy_from_slice(&head[..half]);
+        spread[padded / 2..padded / 2 + head_dim - half].copy_from_slice(&head[half..]);
+    }
+    spread
+}
+
 /// Rows of signed bytes with a scale for each 128 elements.
 #[derive(Clone, PartialEq, Debug)]
 pub struct QuantizedRows {
-    /// Elements of a row.
+    /// Elements of a row, padding of heads included.
     pub columns: usize,
     /// Bytes, each row padded with zeros to a multiple of 32.
     pub codes: Vec<i8>,
@@ -58,11 +74,15 @@ pub struct QuantizedRows {
 }
 
 impl QuantizedRows {
-    /// Quantizes rows of `columns` elements.
-    pub fn new(x: &[f32], columns: usize) -> QuantizedRows {
-        let mut rows = QuantizedRows { columns, codes: Vec::new(), scales: Vec::new(), sums: Vec::new() };
+    /// Quantizes rows of `columns` elements. Heads of `heads` elements are padded first.
+    pub fn new(x: &[f32], columns: usize, heads: Option<usize>) -> QuantizedRows {
+        let padded = heads.map_or(columns, |dim| columns / dim * padded_head_dim(dim));
+        let mut rows = QuantizedRows { columns: padded, codes: Vec::new(), scales: Vec::new(), sums: Vec::new() };
         for row in x.chunks(columns) {
-            rows.push(row);
+            match heads {
+                Some(head_dim) => rows.push(&pad_heads(row, head_dim)),
+                None => rows.push(row),
+            }
         }
         rows
     }
@@ -106,8 +126,8 @@ impl QuantizedRows {
 
 /// What a matrix multiplies.
 pub(super) enum Rows<'a> {
-    /// As they are, with the elements of a row.
-    F32(&'a [f32], usize),
+    /// As they are, with the elements of a row and of its heads.
+    F32(&'a [f32], usize, Option<usize>),
     /// Quantized.
     Q8(&'a QuantizedRows),
 }
@@ -115,7 +135,7 @@ pub(super) enum Rows<'a> {
 impl Rows<'_> {
     pub(super) fn count(&self) -> usize {
         match self {
-            Rows::F32(numbers, columns) => numbers.len() / columns,
+            Rows::F32(numbers, columns, _) => numbers.len() / columns,
             Rows::Q8(rows) => rows.len(),
         }
     }
@@ -127,9 +147,9 @@ pub(super) fn columns_of(ty: &Type) -> usize {
 }
 
 /// A value as rows.
-pub(super) fn rows_of<'a>(ty: &Type, value: &'a Tensor) -> Rows<'a> {
+pub(super) fn rows_of<'a>(ty: &Type, value: &'a Tensor, heads: Option<usize>) -> Rows<'a> {
     match value {
-        Tensor::F32(numbers) => Rows::F32(numbers, columns_of(ty)),
+        Tensor::F32(numbers) => Rows::F32(numbers, columns_of(ty), heads),
         Tensor::Q8(rows) => Rows::Q8(rows),
         Tensor::I32(_) | Tensor::Kv => panic!("expected rows to multiply"),
     }

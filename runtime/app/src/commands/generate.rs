@@ -1,6 +1,6 @@
 //! `generate`: continues a text, printing it as it grows.
 
-use super::{Context, not_empty, session, text_argument};
+use super::{Context, id_argument, not_empty, session, text_argument};
 use crate::args::Generate;
 use crate::failure::{INTERRUPTED, Result};
 use crate::{interrupt, output};
@@ -14,13 +14,12 @@ pub(super) fn run(context: &Context, args: &Generate) -> Result<c_int> {
     let interrupt = interrupt::listen();
     let model = context.open(&args.run)?;
     let prompt = match (&args.tokens, &args.prompt) {
-        (Some(ids), _) => ids.clone(),
+        (Some(ids), _) => id_argument(ids, "the prompt")?,
         (None, prompt) => {
             let text = text_argument(prompt.as_deref().unwrap_or_default())?;
-            model.tokenizer()?.encode(&text, true)?
+            not_empty(model.tokenizer()?.encode(&text, true)?, "the prompt")?
         }
     };
-    let prompt = not_empty(prompt, "the prompt")?;
     let mut session = session(&model, &args.run, &interrupt);
     // What is known to be needed is checked before anything is computed; without a limit pages are taken as needed.
     session.check_room(prompt.len())?;

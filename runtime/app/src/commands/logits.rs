@@ -1,6 +1,6 @@
 //! `logits`: the logits of every token, and on request its routes, as a safetensors file.
 
-use super::{Context, not_empty, session};
+use super::{Context, id_argument, session};
 use crate::args::LogitsArgs;
 use crate::failure::{Failure, Result};
 use crate::interrupt;
@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 pub(super) fn run(context: &Context, args: &LogitsArgs) -> Result<()> {
     let interrupt = interrupt::listen();
     let model = context.open(&args.run)?;
-    let tokens = not_empty(args.tokens.clone(), "the list")?;
+    let tokens = id_argument(&args.tokens, "the list")?;
     let mut session = session(&model, &args.run, &interrupt);
     if args.routes {
         session.record_routes(true)?;

@@ -8,7 +8,7 @@ mod score;
 mod selftest;
 mod tokenize;
 
-use crate::args::{Cli, Command, RunArgs};
+use crate::args::{Cli, Command, Ids, RunArgs};
 use crate::failure::{Failure, Result};
 use moec_abi::ModelDescriptor;
 use moec_runtime::{Descriptor, Model, Options, PayloadSource, PoolOptions, Session};
@@ -69,13 +69,24 @@ fn session(model: &Arc<Model>, args: &RunArgs, interrupt: &Arc<AtomicBool>) -> S
 
 /// The text of an argument: `-` stands for standard input.
 fn text_argument(text: &str) -> Result<String> {
-    if text != "-" {
-        return Ok(text.to_owned());
-    }
+    if text == "-" { standard_input() } else { Ok(text.to_owned()) }
+}
+
+fn standard_input() -> Result<String> {
     let mut text = String::new();
     let read = std::io::stdin().lock().read_to_string(&mut text);
     read.map_err(|source| Failure::Read { path: "standard input".into(), source })?;
     Ok(text)
+}
+
+/// The ids of an argument; `what` they are must have at least one.
+fn id_argument(ids: &Ids, what: &str) -> Result<Vec<u32>> {
+    let ids = match ids {
+        Ids::List(ids) => ids.clone(),
+        Ids::Stdin => Ids::parse_list(&standard_input()?)
+            .map_err(|error| Failure::Refused(format!("standard input is no list of token ids like 1,2,3: {error}")))?,
+    };
+    not_empty(ids, what)
 }
 
 /// Refuses an empty list of ids.

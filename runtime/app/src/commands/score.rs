@@ -1,6 +1,6 @@
 //! `score`: how well the model predicts a text.
 
-use super::{Context, not_empty, session};
+use super::{Context, id_argument, not_empty, session};
 use crate::args::Score;
 use crate::failure::{Failure, Result};
 use crate::{interrupt, output};
@@ -11,7 +11,7 @@ pub(super) fn run(context: &Context, args: &Score) -> Result<()> {
     let interrupt = interrupt::listen();
     let model = context.open(&args.run)?;
     let mut tokens = match (&args.tokens, &args.file) {
-        (Some(ids), _) => ids.clone(),
+        (Some(ids), _) => id_argument(ids, "the text")?,
         (None, file) => {
             let path = file.clone().unwrap_or_default();
             let text = std::fs::read_to_string(&path).map_err(|source| Failure::Read { path, source })?;

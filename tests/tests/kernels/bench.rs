@@ -1,0 +1,138 @@
+//! How fast kernels are on one thread of this machine: `cargo test --release --test kernels -- --ignored --nocapture bench`.
+//!
+//! The best of several runs, in time that the thread had a CPU. Environment: `BENCH` — only kernels whose name contains it;
+//! `BENCH_CPU` — a CPU of the table instead of `native`.
+
+use std::time::Duration;
+
+use moec::kernels::{Attention, Epilogue, Kernel, KvFormat, Matmul, MatmulTuning, Norm, Outputs, Quantize};
+use moec::plan::layout::{Format, QuantizedRow};
+
+use crate::machine::{Code, Guarded};
+
+/// A call to be timed: the kernel, its memory, its arguments (indices of memory or numbers), multiply-adds and bytes.
+struct Timed {
+    kernel: Kernel,
+    multiply_adds: usize,
+    bytes: usize,
+    memory: Vec<Guarded>,
+    args: Vec<i64>,
+}
+
+fn cpu_time() -> Duration {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is valid for the call.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };
+    Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
+}
+
+/// Seconds of one call, at best.
+fn seconds(timed: &Timed, code: &Code) -> f64 {
+    let mut best = f64::INFINITY;
+    let mut spent = Duration::ZERO;
+    while spent < Duration::from_millis(600) {
+        let start = cpu_time();
+        let mut calls = 0;
+        while calls == 0 || cpu_time() - start < Duration::from_millis(10) {
+            // SAFETY: the memory is as large as the kernel's contract asks for.
+            unsafe { code.call(&timed.args) };
+            calls += 1;
+        }
+        let took = cpu_time() - start;
+        best = best.min(took.as_secs_f64() / f64::from(calls));
+        spent += took;
+    }
+    best
+}
+
+/// Bytes of a pattern in which every 32-bit word and every 16-bit half is a small number in all formats.
+fn pattern(bytes: usize) -> Guarded {
+    let content: Vec<u8> = (0..bytes).map(|i| [0x11u8, 0x23, 0x35, 0x3c][i % 4]).collect();
+    Guarded::new(&content)
+}
+
+fn matmul(format: Format, tokens: usize, epilogue: Epilogue, tuning: MatmulTuning, weights: usize) -> Timed {
+    let k = 4096;
+    let units = (weights / (format.tile_bytes(k) * epilogue.tiles())).max(1);
+    let x_stride = if format.is_quantized() { QuantizedRow::new(k).stride() } else { 4 * k };
+    let y_stride = 64 * units;
+    let codebook = [1, 25, 45, 63, 79, 93, 106, 118, 130, 141, 154, 167, 182, 199, 218, 241];
+    let kernel = Matmul { format, k, tokens, epilogue, gather: false, x_stride, y_stride, codebook, tuning };
+    let bytes = units * kernel.unit_bytes();
+    let memory = vec![pattern(bytes), pattern(tokens * x_stride), pattern(tokens * y_stride)];
+    let mut args: Vec<i64> = memory.iter().map(Guarded::address).collect();
+    args.push(units as i64);
+    let multiply_adds = units * epilogue.tiles() * 16 * k * tokens;
+    Timed { kernel: kernel.into(), multiply_adds, bytes, memory, args }
+}
+
+fn attention(head_dim: usize, group: usize, kv: KvFormat) -> Timed {
+    let kernel = Attention { head_dim, group, kv };
+    let (pages, half) = (64, 64 * head_dim * kv.bytes());
+    let mut memory: Vec<Guarded> = (0..pages).map(|_| pattern(2 * half)).collect();
+    let table: Vec<u8> = memory.iter().flat_map(|p| p.address().to_le_bytes()).collect();
+    memory.push(Guarded::new(&table));
+    memory.push(pattern(4 * head_dim * group));
+    memory.push(pattern(4 * head_dim * group));
+    memory.push(pattern(kernel.scratch_bytes()));
+    let at = |i: usize| memory[pages + i].address();
+    let args = vec![at(1), at(0), 0, half as i64, 0, 64 * pages as i64, at(2), at(3)];
+    let multiply_adds = 2 * 64 * pages * head_dim * group;
+    Timed { kernel: kernel.into(), multiply_adds, bytes: pages * 2 * half, memory, args }
+}
+
+fn row(kernel: Kernel, h: usize) -> Timed {
+    let memory = vec![pattern(4 * h), pattern(4 * h), pattern(4 * h), pattern(2 * h + 64)];
+    let args: Vec<i64> = match kernel {
+        Kernel::Quantize(_) => vec![memory[0].address(), memory[3].address()],
+        _ => memory.iter().map(Guarded::address).collect(),
+    };
+    Timed { kernel, multiply_adds: h, bytes: 4 * h, memory, args }
+}
+
+#[test]
+#[ignore = "measures"]
+fn bench() {
+    let only = std::env::var("BENCH").unwrap_or_default();
+    let cpu = std::env::var("BENCH_CPU").unwrap_or_else(|_| "native".to_string());
+    println!("{:<60} {:>10} {:>10} {:>12}", format!("kernel ({cpu})"), "G mul-add", "GB/s", "us");
+    let report = |label: &str, timed: Timed| {
+        if !timed.kernel.name().contains(&only) {
+            return;
+        }
+        let seconds = seconds(&timed, &Code::new(&timed.kernel, &cpu));
+        let per = |n: usize| n as f64 / seconds / 1e9;
+        let name = format!("{} {label}", timed.kernel.name());
+        println!("{name:<60} {:>10.2} {:>10.2} {:>12.2}", per(timed.multiply_adds), per(timed.bytes), seconds * 1e6);
+        drop(timed.memory);
+    };
+    let formats = [Format::Q4, Format::Q8, Format::Bf16, Format::F16, Format::F32];
+    for format in formats {
+        for tokens in [1, 2, 3, 4, 6, 8] {
+            report("in cache", matmul(format, tokens, Epilogue::Store, MatmulTuning::narrow(format), 200 << 10));
+        }
+        report("in cache", matmul(format, 1, Epilogue::SiluMul, MatmulTuning::narrow(format), 200 << 10));
+        report("from memory", matmul(format, 1, Epilogue::Store, MatmulTuning::narrow(format), 256 << 20));
+    }
+    for format in formats {
+        for tokens in [1, 2, 4] {
+            for tiles in [1, 2, 4] {
+                for unroll in if format.is_quantized() { [1, 2, 4] } else { [4, 8, 16] } {
+                    let tuning = MatmulTuning { tiles, unroll, prefetch: None };
+                    if tuning != MatmulTuning::narrow(format) {
+                        report("in cache", matmul(format, tokens, Epilogue::Store, tuning, 200 << 10));
+                    }
+                }
+            }
+        }
+    }
+    for kv in [KvFormat::F16, KvFormat::F32] {
+        for group in [1, 4, 8] {
+            report("4096 keys", attention(128, group, kv));
+        }
+    }
+    for outputs in [Outputs::F32, Outputs::Quantized, Outputs::Both] {
+        report("", row(Norm { h: 4096, eps_bits: 1e-5f32.to_bits(), outputs }.into(), 4096));
+    }
+    report("", row(Quantize { k: 4096 }.into(), 4096));
+}

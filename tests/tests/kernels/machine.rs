@@ -1,0 +1,115 @@
+//! Runs kernels as machine code on this machine.
+
+use std::collections::BTreeMap;
+
+use memmap2::{Mmap, MmapMut};
+use moec::kernels::Kernel;
+use moec::lower::backend::KernelBackend;
+use moec::target::{find_level, host, isa_for};
+
+use crate::harness::Case;
+
+/// Bytes before and after each region that must not change.
+const GUARD: usize = 64;
+
+/// Most parameters of a kernel.
+const PARAMS: usize = 8;
+
+/// Machine code that can be called.
+pub struct Code {
+    code: Mmap,
+}
+
+impl Code {
+    /// Compiles `kernel` for a CPU of the table (or `native`), whose features this machine must have.
+    pub fn new(kernel: &Kernel, cpu: &str) -> Code {
+        let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH).parse().expect("a target");
+        let level = find_level(cpu, &triple).expect("a CPU of the table");
+        assert_eq!(level.features & !host(), 0, "this machine cannot run code for {cpu}");
+        let isa = isa_for(level.features, &triple).expect("a code generator");
+        let function = kernel.generate();
+        let compiled = KernelBackend::Cranelift.compile(&function, &*isa).unwrap_or_else(|e| panic!("{e}"));
+        let mut code = MmapMut::map_anon(compiled.code.len()).expect("memory for code");
+        code.copy_from_slice(&compiled.code);
+        Code { code: code.make_exec().expect("executable memory") }
+    }
+
+    /// Calls it.
+    ///
+    /// # Safety
+    /// The arguments must be what the kernel's contract asks for.
+    pub unsafe fn call(&self, args: &[i64]) {
+        assert!(args.len() <= PARAMS);
+        let mut all = [0; PARAMS];
+        all[..args.len()].copy_from_slice(args);
+        // SAFETY: the memory holds a function of at most eight integers; surplus arguments are ignored by the platform's
+        // convention.
+        let f: extern "C" fn(i64, i64, i64, i64, i64, i64, i64, i64) =
+            unsafe { std::mem::transmute(self.code.as_ptr()) };
+        f(all[0], all[1], all[2], all[3], all[4], all[5], all[6], all[7]);
+    }
+}
+
+/// Whether this machine can run code for a CPU of the table.
+pub fn can_run(cpu: &str) -> bool {
+    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH).parse().expect("a target");
+    find_level(cpu, &triple).is_ok_and(|level| level.features & !host() == 0)
+}
+
+/// Memory aligned to 64 bytes with a guard around it.
+pub struct Guarded {
+    memory: MmapMut,
+    bytes: usize,
+}
+
+impl Guarded {
+    /// Holds a copy of `bytes`.
+    pub fn new(bytes: &[u8]) -> Guarded {
+        let mut memory = MmapMut::map_anon(bytes.len() + 2 * GUARD).expect("memory");
+        memory.fill(0xee);
+        memory[GUARD..GUARD + bytes.len()].copy_from_slice(bytes);
+        Guarded { memory, bytes: bytes.len() }
+    }
+
+    /// Where the content begins.
+    pub fn address(&self) -> i64 {
+        self.memory.as_ptr() as i64 + GUARD as i64
+    }
+
+    /// The content.
+    pub fn content(&mut self) -> &mut [u8] {
+        &mut self.memory[GUARD..GUARD + self.bytes]
+    }
+
+    fn intact(&self) -> bool {
+        let (before, rest) = self.memory.split_at(GUARD);
+        before.iter().chain(&rest[self.bytes..]).all(|&b| b == 0xee)
+    }
+}
+
+/// Memory for a case, and the arguments of the call.
+pub fn memory(case: &Case) -> (Vec<Guarded>, Vec<i64>) {
+    let mut memory: Vec<Guarded> = case.regions.iter().map(|r| Guarded::new(&r.bytes)).collect();
+    let addresses: Vec<i64> = memory.iter().map(Guarded::address).collect();
+    let args = case.resolve(&addresses, |region, offset, address| {
+        memory[region].content()[offset..offset + 8].copy_from_slice(&address.to_le_bytes());
+    });
+    (memory, args)
+}
+
+/// Runs cases as machine code for `cpu`, each kernel compiled once.
+pub fn run(cases: &[Case], cpu: &str) {
+    let mut codes: BTreeMap<&Kernel, Code> = BTreeMap::new();
+    for case in cases {
+        let code = codes.entry(&case.kernel).or_insert_with(|| Code::new(&case.kernel, cpu));
+        let (mut memory, args) = memory(case);
+        // SAFETY: the case gives the kernel what its contract asks for; the evaluator has run it without a fault.
+        unsafe { code.call(&args) };
+        for (guarded, region) in memory.iter().zip(&case.regions) {
+            assert!(guarded.intact(), "{}: written beyond `{}`", case.kernel.name(), region.name);
+        }
+        let addresses: Vec<i64> = memory.iter().map(Guarded::address).collect();
+        let contents: Vec<Vec<u8>> = memory.iter_mut().map(|m| m.content().to_vec()).collect();
+        case.check(cpu, &addresses, |i| contents[i].clone());
+    }
+}
