@@ -4,8 +4,8 @@ use moec::import::{Model, build_graph};
 use moec::passes::{self, Options, PASSES, PassError, PassId, QuantConfig};
 use moec_ir::graph::eval::{Evaluator, KvType};
 use moec_ir::graph::{Graph, Mode, Stage, parse, verify};
-use moec_tests::filetest;
-use moec_tests::reference::{Golden, ModelWeights, models, open};
+use moec_tests::reference::{ModelWeights, open};
+use moec_tests::{Golden, filetest, models};
 
 /// The graphs of a file, each with the comment before it.
 fn graphs(text: &str) -> Vec<String> {
