@@ -2,6 +2,7 @@
 
 pub mod filetest;
 pub mod native;
+pub mod reference;
 
 use moec::emit::executable::output_when_closed;
 use moec::import;

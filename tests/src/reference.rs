@@ -1,38 +1,15 @@
-//! Reference models: tiny random models with what transformers computed for them in f32, and their weights for the evaluator.
-//!
-//! They lie in `tests/data/models`. `golden.safetensors` beside each model has the prompt (`input_ids`), its greedy continuation, and for both
-//! together logits, hidden states and, of Mixtral models, the chosen experts. `MOEC_MODELS` names another directory of such models.
+//! The weights of tiny models for the evaluator, and more of what transformers computed for them.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use half::bf16;
 use moec::emit::pack::{Stored, float_rows, frequencies, quantized_rows};
 use moec::import::{self, Model};
 use moec::plan::layout::Format;
 use moec_ir::graph::eval::{Numbers, WeightSource};
 use moec_ir::graph::{Layout, Weight};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::SafeTensors;
 
-/// The directories of all reference models, sorted.
-///
-/// # Panics
-/// When there are none.
-pub fn models() -> Vec<PathBuf> {
-    let directory = match std::env::var_os("MOEC_MODELS") {
-        Some(directory) => PathBuf::from(directory),
-        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("data/models"),
-    };
-    let entries = std::fs::read_dir(&directory).unwrap_or_else(|e| panic!("{}: {e}", directory.display()));
-    let mut models: Vec<PathBuf> = entries
-        .map(|entry| entry.unwrap_or_else(|e| panic!("{}: {e}", directory.display())).path())
-        .filter(|path| path.join("golden.safetensors").exists())
-        .collect();
-    models.sort();
-    assert!(!models.is_empty(), "no models in {}", directory.display());
-    models
-}
-
-/// Opens a reference model.
+/// Opens a model.
 ///
 /// # Panics
 /// When it does not open.
@@ -40,81 +17,37 @@ pub fn open(directory: &Path) -> Model {
     import::open(directory).unwrap_or_else(|e| panic!("{}: {e}", directory.display()))
 }
 
-/// What transformers computed.
-#[derive(Clone, Debug)]
-pub struct Golden {
-    /// The prompt.
-    pub input_ids: Vec<u32>,
-    /// Its greedy continuation.
-    pub greedy_ids: Vec<u32>,
-    /// Both.
-    pub full_ids: Vec<u32>,
-    /// For each token of `full_ids` a row of logits, one after another.
-    pub full_logits: Vec<f32>,
-    /// For each token of `full_ids` the final hidden state after the norm, one after another.
+/// Inner results of transformers for `full_ids` of [`Golden`](crate::Golden).
+#[derive(Debug)]
+pub struct GoldenStates {
+    /// The hidden states after the final norm, `[T, hidden]`.
     pub hidden: Vec<f32>,
-    /// By layer and token of `full_ids` the experts, falling by weight. No layers for dense models.
-    pub experts: Vec<Vec<Vec<usize>>>,
-    /// The weights of these experts.
-    pub expert_weights: Vec<Vec<Vec<f32>>>,
+    /// For each layer the weights of the chosen experts of each token, `[T, k]`.
+    pub expert_weights: Vec<Vec<f32>>,
 }
 
-impl Golden {
-    /// Reads `golden.safetensors` of a model directory.
+impl GoldenStates {
+    /// Reads `golden.safetensors` of a model.
     ///
     /// # Panics
     /// When it is not there or not as expected.
-    pub fn read(model: &Path) -> Golden {
-        let path = model.join("golden.safetensors");
-        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let tensors = SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        let ids = |name: &str| integers(&tensors, name).into_iter().map(|id| id as u32).collect::<Vec<u32>>();
-        let layers = (0..).take_while(|layer| tensors.tensor(&format!("hidden_states.{}", layer + 1)).is_ok()).count();
-        let (mut experts, mut expert_weights) = (Vec::new(), Vec::new());
-        let routed = |layer: &usize| tensors.tensor(&format!("selected_experts.{layer}")).is_ok();
-        for layer in (0..layers).take_while(routed) {
-            let name = format!("selected_experts.{layer}");
-            let k = tensors.tensor(&name).unwrap_or_else(|e| panic!("{name}: {e}")).shape()[1];
-            let chosen: Vec<usize> = integers(&tensors, &name).into_iter().map(|e| e as usize).collect();
-            experts.push(chosen.chunks(k).map(<[usize]>::to_vec).collect());
-            let weights = floats(&tensors, &format!("routing_weights.{layer}"));
-            expert_weights.push(weights.chunks(k).map(<[f32]>::to_vec).collect());
-        }
-        Golden {
-            input_ids: ids("input_ids"),
-            greedy_ids: ids("greedy_ids"),
-            full_ids: ids("full_ids"),
-            full_logits: floats(&tensors, "full_logits"),
-            hidden: floats(&tensors, &format!("hidden_states.{layers}")),
-            experts,
-            expert_weights,
-        }
-    }
-
-    /// Logits of one row.
-    pub fn vocab(&self) -> usize {
-        self.full_logits.len() / self.full_ids.len()
-    }
-
-    /// The largest magnitude of a logit.
-    pub fn largest_logit(&self) -> f32 {
-        self.full_logits.iter().fold(0.0, |max, x| x.abs().max(max))
+    pub fn read(model: &Path) -> GoldenStates {
+        let bytes = std::fs::read(model.join("golden.safetensors")).expect("golden values beside the model");
+        let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+        let all = |prefix: &str| -> Vec<Vec<f32>> {
+            (0..).map_while(|i| file.tensor(&format!("{prefix}.{i}")).ok()).map(|tensor| f32s(tensor.data())).collect()
+        };
+        let hidden = all("hidden_states").pop().expect("hidden states");
+        GoldenStates { hidden, expert_weights: all("routing_weights") }
     }
 }
 
-fn integers(tensors: &SafeTensors, name: &str) -> Vec<i64> {
-    let tensor = tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
-    assert_eq!(tensor.dtype(), Dtype::I64, "{name}");
-    tensor.data().as_chunks().0.iter().map(|&bytes| i64::from_le_bytes(bytes)).collect()
-}
-
-fn floats(tensors: &SafeTensors, name: &str) -> Vec<f32> {
-    let tensor = tensors.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
-    assert_eq!(tensor.dtype(), Dtype::F32, "{name}");
-    tensor.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
+fn f32s(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect()
 }
 
 /// The weights of a model as the payload has them, for the evaluator.
+#[derive(Debug)]
 pub struct ModelWeights<'a> {
     model: &'a Model,
     frequencies: Vec<f64>,
@@ -147,7 +80,7 @@ impl WeightSource for ModelWeights<'_> {
             };
             if layout.is_quantized() {
                 let matrix = quantized_rows(&self.model.tensors, &stored, heads, format).map_err(|e| e.to_string())?;
-                debug_assert!(matrix.scales.iter().all(|&scale| bf16::from_f32(scale).to_f32() == scale));
+                assert!(matrix.scales.iter().all(|scale| scale.to_bits() & 0xffff == 0), "scales are bf16");
                 codes.extend(matrix.codes);
                 scales.extend(matrix.scales);
             } else {

@@ -6,8 +6,8 @@ use moec::import::build_graph;
 use moec::passes::QuantConfig;
 use moec_ir::graph::eval::{Evaluator, KvType, Outputs};
 use moec_ir::graph::{Graph, Mode, parse, parse_with_lines, verify};
-use moec_tests::filetest;
-use moec_tests::reference::{Golden, ModelWeights, models, open};
+use moec_tests::reference::{GoldenStates, ModelWeights, open};
+use moec_tests::{Golden, filetest, models};
 use proptest::prelude::*;
 
 /// Largest difference of a logit, relative to the largest logit.
@@ -83,15 +83,18 @@ fn the_evaluator_equals_transformers() {
             assert_eq!(found.len(), golden.len(), "{name}");
             found.iter().zip(golden).fold(0.0f32, |worst, (a, b)| worst.max((a - b).abs()))
         };
-        let relative = worst(&found.logits, &golden.full_logits) / golden.largest_logit();
+        let largest = golden.full_logits.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+        let relative = worst(&found.logits, &golden.full_logits) / largest;
         println!("{name}: logits within {relative:.1e} of the largest");
         assert!(relative <= TOLERANCE, "{name}: logits differ by {relative:.1e} of the largest");
-        let hidden = worst(&found.hidden, &golden.hidden);
+        let states = GoldenStates::read(&directory);
+        let hidden = worst(&found.hidden, &states.hidden);
         assert!(hidden <= 1e-4, "{name}: final hidden states differ by {hidden:.1e}");
         assert_eq!(found.routes.len(), golden.experts.len(), "{name}");
         for (layer, routes) in found.routes.iter().enumerate() {
-            assert_eq!(routes.experts, golden.experts[layer], "{name}: experts of layer {layer}");
-            let difference = worst(&routes.weights, &golden.expert_weights[layer].concat());
+            let experts: Vec<u32> = routes.experts.iter().flatten().map(|&expert| expert as u32).collect();
+            assert_eq!(experts, golden.experts[layer], "{name}: experts of layer {layer}");
+            let difference = worst(&routes.weights, &states.expert_weights[layer]);
             assert!(difference <= 1e-5, "{name}: weights of layer {layer} differ by {difference:.1e}");
         }
     }
@@ -147,7 +150,7 @@ fn quantized_models_stay_close() {
             continue; // One expert chosen otherwise moves logits by whole units.
         }
         let weights = ModelWeights::new(&model);
-        for (quant, limit) in [("f32", TOLERANCE), ("bf16", 0.03), ("q8", 0.03), ("q4", 0.4)] {
+        for (quant, limit) in [("f32", TOLERANCE), ("bf16", 0.02), ("q8", 0.06), ("q4", 0.6)] {
             let mut graph = build_graph(&model.config, &model.tensors, Mode::Batch);
             quant.parse::<QuantConfig>().expect("a --quant option").assign(&mut graph);
             let found = run(&graph, &weights, &golden.full_ids, golden.full_ids.len()).logits.concat();

@@ -1,11 +1,11 @@
 //! Passes: text in, text out; the same bits before and after each; bisection by number of rewrites.
 
-use moec::import::{Model, build_graph};
+use moec::import::{Architecture, Experts, Model, ModelConfig, Rope, RopeScaling, WeightInfo, build_graph};
 use moec::passes::{self, Options, PASSES, PassError, PassId, QuantConfig};
 use moec_ir::graph::eval::{Evaluator, KvType};
-use moec_ir::graph::{Graph, Mode, Stage, parse, verify};
-use moec_tests::filetest;
-use moec_tests::reference::{Golden, ModelWeights, models, open};
+use moec_ir::graph::{DType, Graph, Mode, Stage, parse, verify};
+use moec_tests::reference::{ModelWeights, open};
+use moec_tests::{Golden, filetest, models};
 
 /// The graphs of a file, each with the comment before it.
 fn graphs(text: &str) -> Vec<String> {
@@ -152,6 +152,64 @@ fn any_number_of_rewrites_leaves_a_sound_graph() {
         let optional = part.steps.iter().filter(|step| !step.pass.pass().required);
         assert_eq!(optional.flat_map(|step| &step.rewrites).count(), limit);
         assert_eq!(graph.to_string() == all.to_string(), limit == count, "after {limit} rewrites");
+    }
+}
+
+/// The shapes of a model that is not there.
+struct Shapes(ModelConfig);
+
+impl WeightInfo for Shapes {
+    fn weight_info(&self, name: &str) -> Option<(DType, Vec<usize>)> {
+        let ModelConfig { vocab, hidden, ffn, heads, kv_heads, head_dim, .. } = self.0;
+        let experts = self.0.experts.map_or(0, |experts| experts.count);
+        let last = name.rsplit('.').next()?;
+        let shape = match last {
+            "embed" | "output" => vec![vocab, hidden],
+            "norm" | "attention_norm" | "ffn_norm" => vec![hidden],
+            "q" => vec![heads * head_dim, hidden],
+            "k" | "v" => vec![kv_heads * head_dim, hidden],
+            "o" => vec![hidden, heads * head_dim],
+            "router" => vec![experts, hidden],
+            "gate" | "up" => vec![experts, ffn, hidden],
+            "down" => vec![experts, hidden, ffn],
+            _ => return None,
+        };
+        Some((DType::Bf16, shape))
+    }
+}
+
+#[test]
+fn mixtral_8x7b_shrinks_to_half() {
+    let config = ModelConfig {
+        architecture: Architecture::Mixtral,
+        vocab: 32000,
+        hidden: 4096,
+        ffn: 14336,
+        layers: 32,
+        heads: 32,
+        kv_heads: 8,
+        head_dim: 128,
+        experts: Some(Experts { count: 8, per_token: 2 }),
+        norm_eps: 1e-5,
+        context: 32768,
+        sliding_window: None,
+        rope: Rope { theta: 1e6, scaling: RopeScaling::None },
+        tied: false,
+        bos_token_id: Some(1),
+        eos_token_ids: vec![2],
+    };
+    let shapes = Shapes(config);
+    // Norm, product with storing, attention, projection; norm, router, choice, two products. A batch is sorted, too; attention and
+    // the experts' first product are quantized.
+    for (mode, quant, nodes) in [(Mode::Decode, "none", 9), (Mode::Batch, "none", 10), (Mode::Decode, "q4", 11)] {
+        let mut graph = build_graph(&shapes.0, &shapes, mode);
+        let before = graph.nodes().len();
+        let quant = quant.parse().expect("a --quant option");
+        let start = std::time::Instant::now();
+        passes::run(&mut graph, &Options { quant, ..Options::default() }).expect("passes fit");
+        println!("{mode} {quant}: {before} nodes to {} in {:?}", graph.nodes().len(), start.elapsed());
+        // Around the layers: the embedding, the rows that need logits, their norm, logits, output.
+        assert_eq!(graph.nodes().len(), 32 * nodes + 5, "{mode}\n{graph}");
     }
 }
 

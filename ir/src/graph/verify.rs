@@ -127,7 +127,8 @@ fn check_parts(graph: &Graph, id: WeightId, weight: &Weight) -> Result<(), Strin
             let mut half = weight.shape.clone();
             let rows = half.len().saturating_sub(2);
             half[rows] /= 2;
-            if weight.rows() % 2 != 0 || weight.shape.len() < 2 || parts.iter().any(|part| part.shape != half) {
+            if !weight.rows().is_multiple_of(2) || weight.shape.len() < 2 || parts.iter().any(|part| part.shape != half)
+            {
                 return Err(format!("gate and up must each have the shape {half:?}"));
             }
         }
