@@ -23,7 +23,7 @@ pub struct BuildOptions {
     /// Weights: none (as stored), f32, bf16, f16, q8, q4, or by role, e.g. q4,attention=q8
     ///
     /// Roles: embedding, norm, attention, router, experts, ffn, output. One layout without a role is for all others. Embedding and
-    /// router are never quantized: they cost no time.
+    /// router are never quantized: they cost no time. q4 alone means experts=q4,ffn=q4,attention=q8,output=q8, which loses far less than 4 bits for all.
     #[arg(long, value_name = "LAYOUT|ROLE=LAYOUT,…", default_value = "q8")]
     quant: QuantConfig,
     /// Element type of the KV cache

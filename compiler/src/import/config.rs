@@ -5,7 +5,7 @@
 //! The rules for absent keys and nulls are those of the configuration classes of transformers.
 
 use super::error::ImportError;
-use super::json::{self, Field, Object, describe};
+use super::json::{self, Field, Object, describe, quote};
 use serde_json::Value;
 use std::path::Path;
 
@@ -235,7 +235,7 @@ fn architecture(config: Object) -> Result<Architecture, ImportError> {
         None | Some([]) => None,
         Some([Value::String(name), ..]) => match Architecture::ALL.iter().find(|(known, _)| known.name() == name) {
             Some(&found) => Some(found),
-            None => return Err(config.unsupported("architectures", format!("{name:?}"), supported())),
+            None => return Err(config.unsupported("architectures", quote(name), supported())),
         },
         Some([other, ..]) => return Err(config.wrong("architectures", "a list of strings", describe(other))),
     };
@@ -243,12 +243,12 @@ fn architecture(config: Object) -> Result<Architecture, ImportError> {
     match (named, typed) {
         (Some((architecture, expected)), Some(found)) if expected != found => {
             let expected = format!("\"{expected}\", as `architectures` says {architecture}");
-            Err(config.wrong("model_type", expected, format!("{found:?}")))
+            Err(config.wrong("model_type", expected, quote(found)))
         }
         (Some((architecture, _)), _) => Ok(architecture),
         (None, Some(name)) => match Architecture::ALL.iter().find(|(_, known)| *known == name) {
             Some(&(architecture, _)) => Ok(architecture),
-            None => Err(config.unsupported("model_type", format!("{name:?}"), "mixtral, mistral, llama")),
+            None => Err(config.unsupported("model_type", quote(name), "mixtral, mistral, llama")),
         },
         (None, None) => {
             Err(config.wrong("architectures", format!("the name of an architecture ({})", supported()), "none"))
@@ -266,12 +266,12 @@ fn refuse_unsupported(config: Object) -> Result<(), ImportError> {
     if let Some(name) = config.string("hidden_act")?.some()
         && !matches!(name, "silu" | "swish")
     {
-        return Err(config.unsupported("hidden_act", format!("{name:?}"), "\"silu\""));
+        return Err(config.unsupported("hidden_act", quote(name), "\"silu\""));
     }
     for key in ["quantization_config", "compression_config"] {
         if let Field::Value(value) = config.field(key) {
             let method = value.get("quant_method").and_then(Value::as_str);
-            let found = method.map_or_else(|| describe(value), |method| format!("{method:?}"));
+            let found = method.map_or_else(|| describe(value), quote);
             return Err(config.unsupported(key, found, "weights that are not quantized (bf16, f16 or f32)"));
         }
     }
@@ -360,7 +360,7 @@ fn rope(config: Object, default_theta: f64, context: usize) -> Result<Rope, Impo
             }
         }
         other => {
-            return Err(parameters.unsupported(key, format!("{other:?}"), "\"default\", \"linear\", \"llama3\""));
+            return Err(parameters.unsupported(key, quote(other), "\"default\", \"linear\", \"llama3\""));
         }
     };
     Ok(Rope { theta, scaling })

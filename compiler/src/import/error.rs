@@ -117,6 +117,16 @@ fn and_more(others: usize, what: &str) -> String {
     if others == 0 { String::new() } else { format!(" (and {others} more {what})") }
 }
 
+/// A text out of a model's file, fit for one line of a message.
+pub(crate) fn clip(text: &str) -> String {
+    const LENGTH: usize = 120;
+    let mut clipped: String = text.chars().take(LENGTH).flat_map(char::escape_debug).collect();
+    if text.chars().nth(LENGTH).is_some() {
+        clipped.push('…');
+    }
+    clipped
+}
+
 impl ImportError {
     pub(crate) fn path(path: &Path, what: impl Into<String>) -> ImportError {
         ImportError::Path { path: path.into(), what: what.into() }
@@ -136,7 +146,7 @@ impl ImportError {
         expected: impl Into<String>,
         found: impl Into<String>,
     ) -> ImportError {
-        ImportError::Tensor { path: path.into(), tensor: tensor.into(), expected: expected.into(), found: found.into() }
+        ImportError::Tensor { path: path.into(), tensor: clip(tensor), expected: expected.into(), found: found.into() }
     }
 
     pub(crate) fn tokenizer(path: &Path, what: impl Into<String>) -> ImportError {

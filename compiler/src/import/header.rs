@@ -3,7 +3,7 @@
 //! The `safetensors` crate checks the same, but its errors do not name the tensor, and of two tensors with one name it
 //! keeps one. Deliberately absent: which tensors a model needs ([`super::names`]).
 
-use super::error::ImportError;
+use super::error::{ImportError, clip};
 use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::de::{Error, MapAccess, Visitor};
@@ -107,11 +107,11 @@ impl<'de> serde::Deserialize<'de> for Claims {
                             .map_err(|error| A::Error::custom(format!("`__metadata__`: {error}")))?;
                         continue;
                     }
-                    let info = map
-                        .next_value::<TensorInfo>()
-                        .map_err(|error| A::Error::custom(format!("tensor `{name}`: {error}")))?;
+                    let info = map.next_value::<TensorInfo>().map_err(|error| {
+                        A::Error::custom(format!("tensor `{}`: {}", clip(&name), clip(&error.to_string())))
+                    })?;
                     if !seen.insert(name.clone()) {
-                        return Err(A::Error::custom(format!("tensor `{name}` is there twice")));
+                        return Err(A::Error::custom(format!("tensor `{}` is there twice", clip(&name))));
                     }
                     claims.push((name, info));
                 }

@@ -3,7 +3,7 @@
 //! The getters tell absent from null, because model configurations give the two different meanings.
 //! Deliberately absent: what the keys mean.
 
-use super::error::ImportError;
+use super::error::{ImportError, clip};
 use serde_json::{Map, Value};
 use std::fs::File;
 use std::io::Read;
@@ -54,13 +54,15 @@ pub(crate) fn describe(value: &Value) -> String {
         Value::Null => "null".into(),
         Value::Bool(value) => value.to_string(),
         Value::Number(value) => value.to_string(),
-        Value::String(value) if value.chars().count() > 48 => {
-            format!("{:?}…", value.chars().take(48).collect::<String>())
-        }
-        Value::String(value) => format!("{value:?}"),
+        Value::String(value) => quote(value),
         Value::Array(values) => format!("a list of {}", values.len()),
         Value::Object(_) => "an object".into(),
     }
+}
+
+/// A text in quotes, short enough for an error message.
+pub(crate) fn quote(text: &str) -> String {
+    format!("\"{}\"", clip(text))
 }
 
 /// What a key holds.
@@ -101,7 +103,7 @@ impl<'a> Object<'a> {
     pub(crate) fn wrong(self, key: &str, expected: impl Into<String>, found: impl Into<String>) -> ImportError {
         ImportError::Key {
             path: self.path.into(),
-            key: format!("{}{key}", self.prefix),
+            key: format!("{}{}", self.prefix, clip(key)),
             expected: expected.into(),
             found: found.into(),
         }
@@ -110,7 +112,7 @@ impl<'a> Object<'a> {
     pub(crate) fn unsupported(self, key: &str, found: impl Into<String>, supported: impl Into<String>) -> ImportError {
         ImportError::Unsupported {
             path: self.path.into(),
-            key: format!("{}{key}", self.prefix),
+            key: format!("{}{}", self.prefix, clip(key)),
             found: found.into(),
             supported: supported.into(),
         }

@@ -4,7 +4,7 @@
 //! All methods take `&self` and may be called from many threads. Deliberately absent: conversion to packed layouts.
 
 use super::config::ModelConfig;
-use super::error::ImportError;
+use super::error::{ImportError, clip};
 use super::header::Entry;
 use super::names::{self, Slot};
 use super::shards::{self, Files, Shard, ShardIdentity};
@@ -283,7 +283,7 @@ impl<'a> Finder<'a> {
             let path = if let [shard] = self.shards { &shard.path } else { directory };
             return Err(ImportError::Missing {
                 path: path.into(),
-                tensor: tensor.clone(),
+                tensor: clip(tensor),
                 expected: format!("shape {shape:?}{why}"),
                 others: count - 1,
             });
@@ -293,7 +293,7 @@ impl<'a> Finder<'a> {
         if let Some(((shard, entry), _)) = extra.next() {
             return Err(ImportError::Extra {
                 path: self.shards[*shard].path.clone(),
-                tensor: entry.name.clone(),
+                tensor: clip(&entry.name),
                 expected: describe(config),
                 others: extra.count(),
             });

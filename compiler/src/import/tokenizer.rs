@@ -3,8 +3,8 @@
 //! Deliberately absent: tokenizing. The runtime does it with the same library.
 
 use super::config::{self, ModelConfig};
-use super::error::ImportError;
-use super::json::{self, Field, Object, describe};
+use super::error::{ImportError, clip};
+use super::json::{self, Field, Object, describe, quote};
 use serde_json::Value;
 use std::path::Path;
 use tokenizers::Tokenizer;
@@ -59,15 +59,19 @@ pub(crate) fn open(directory: &Path, config: &mut ModelConfig) -> Result<Tokeniz
 
 /// Whether the tokenizers library takes the file, and all its ids are within the model's vocabulary.
 pub(crate) fn check(json: &[u8], vocab: usize, path: &Path) -> Result<Tokenizer, ImportError> {
-    let tokenizer = Tokenizer::from_bytes(json)
-        .map_err(|error| ImportError::tokenizer(path, format!("not a tokenizer that the library reads: {error}")))?;
+    // The library panics on JSON that breaks off inside some parts, and on some unsound values.
+    json::parse(json, path)?;
+    let tokenizer = std::panic::catch_unwind(|| Tokenizer::from_bytes(json))
+        .unwrap_or_else(|_| Err("it has values that the tokenizers library does not expect".into()))
+        .map_err(|error| ImportError::tokenizer(path, format!("not a tokenizer: {}", clip(&error.to_string()))))?;
     let beyond =
         tokenizer.get_vocab(true).into_iter().filter(|(_, id)| *id as usize >= vocab).min_by_key(|(_, id)| *id);
     match beyond {
         Some((token, id)) => Err(ImportError::tokenizer(
             path,
             format!(
-                "token {token:?} has id {id}, but `vocab_size` in config.json is {vocab}: not this model's tokenizer"
+                "token {} has id {id}, but `vocab_size` in config.json is {vocab}: not this model's tokenizer",
+                quote(&token)
             ),
         )),
         None => Ok(tokenizer),

@@ -9,7 +9,7 @@ use moec_ir::math::build_silu;
 use moec_ir::tile::{Function, Memory, Value, build::Builder};
 
 use super::common::{VECTOR, counted, load_f32, store_f32, zeros};
-use crate::plan::layout::{BLOCK, Format, GROUP, QuantizedRow, scale_bytes};
+use crate::plan::layout::{BLOCK, Format, GROUP, QuantizedRow, SPAN, scale_bytes};
 
 /// What becomes of the sums of a unit.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -248,7 +248,7 @@ impl Matmul {
         let blocks = self.k.div_ceil(BLOCK);
         let per_group = GROUP / BLOCK;
         let (groups, rest) = (blocks / per_group, blocks % per_group);
-        let mut cursor = Cursor::new(b, rows, [GROUP as i64, 4, 4 * per_group as i64]);
+        let mut cursor = Cursor::new(b, rows, [GROUP as i64, 4 * (GROUP / SPAN) as i64, 4 * per_group as i64]);
         let steps = |b: &mut Builder, cursor: &Cursor<3>, w: Value, mut acc: Vec<Value>, count: usize| {
             for group in 0..count {
                 acc = self.group(b, cursor, rows, (w, group), acc, per_group);
@@ -291,7 +291,7 @@ impl Matmul {
         (after[0], after[1 + S..].to_vec())
     }
 
-    /// One activation block: `blocks` weight blocks, the `group`-th after `w` and the cursor.
+    /// `blocks` weight blocks whose scales lie together, the `group`-th such group after `w` and the cursor.
     fn group(
         &self,
         b: &mut Builder,
@@ -349,11 +349,16 @@ impl Matmul {
                     partial[i] = b.fma(dot, scale, partial[i]);
                 }
             }
-        }
-        for (i, acc) in acc.iter_mut().enumerate() {
-            let (base, offset) = scales[i % self.tokens];
-            let scale = b.load_splat(Memory::F32, base, offset);
-            *acc = b.fma(partial[i], scale, *acc);
+            let elements = (block + 1) * BLOCK;
+            if elements % SPAN == 0 || block + 1 == blocks {
+                let span = (elements - 1) / SPAN;
+                for (i, acc) in acc.iter_mut().enumerate() {
+                    let (base, offset) = scales[i % self.tokens];
+                    let scale = b.load_splat(Memory::F32, base, offset + 4 * span as i64);
+                    *acc = b.fma(partial[i], scale, *acc);
+                    partial[i] = zeros(b);
+                }
+            }
         }
         acc
     }

@@ -9,7 +9,7 @@ use moec_ir::math::{build_quantize_scale, build_rms_scale};
 use moec_ir::tile::{Function, Memory, Reduce, Value, build::Builder};
 
 use super::common::{VECTOR, counted, load_f32, store_f32, zeros};
-use crate::plan::layout::{BLOCK, GROUP, QuantizedRow};
+use crate::plan::layout::{BLOCK, QuantizedRow, SPAN};
 
 /// What a [`Norm`] writes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -200,13 +200,13 @@ fn quantize_row(
             b.store_scalar(Memory::I32, sum, to[2], (row.sums() + 4 * part) as i64);
         }
     };
-    let whole = (row.k - 1) / GROUP;
+    let whole = (row.k - 1) / SPAN;
     let after = counted(b, whole, vec![from[0], from[1], q, q, q], |b, at| {
-        block(b, [at[0], at[1]], [at[2], at[3], at[4]], GROUP, false);
-        let bytes = 4 * GROUP as i64;
-        let steps = [bytes, bytes, GROUP as i64, 4, 4 * (GROUP / BLOCK) as i64];
+        block(b, [at[0], at[1]], [at[2], at[3], at[4]], SPAN, false);
+        let bytes = 4 * SPAN as i64;
+        let steps = [bytes, bytes, SPAN as i64, 4, 4 * (SPAN / BLOCK) as i64];
         at.iter().zip(steps).map(|(&p, step)| b.add_int(p, step)).collect()
     });
-    let rest = row.k - whole * GROUP;
+    let rest = row.k - whole * SPAN;
     block(b, [after[0], after[1]], [after[2], after[3], after[4]], rest, true);
 }

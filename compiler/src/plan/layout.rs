@@ -1,7 +1,7 @@
 //! How matrices and activation rows lie in memory: the arithmetic that packing, kernels and the plan share.
 //!
 //! A matrix `[rows, K]` is cut into *tiles* of 16 rows; one logical vector is one column of a tile, and K is walked in order.
-//! Tiles lie one after another. Float formats hold `[K][16]` elements a tile. `q8` and `q4` hold groups of 128 of K (one activation block): first the bf16 scales
+//! Tiles lie one after another. Float formats hold `[K][16]` elements a tile. `q8` and `q4` hold groups of 128 of K: first the bf16 scales
 //! of the group's blocks (`[blocks][16]`, padded to 64 bytes, so that every vector load is aligned), then the blocks' codes.
 //!
 //! Deliberately absent: where a weight lies in the payload ([`super::payload`](crate::plan)) and how codes are chosen (`quant`).
@@ -11,8 +11,12 @@ use moec_abi::{LANES, round_up};
 /// Elements of K that share one weight scale.
 pub const BLOCK: usize = 32;
 
-/// Elements of K that share one activation scale, and whose weight scales lie together.
+/// Elements of K whose weight scales lie together.
 pub const GROUP: usize = 128;
+
+/// Elements of K that share one activation scale. Longer spans cost fewer multiply-adds and more precision: on a real model of 0.7 B
+/// parameters the mean NLL at `q8` is 0.11 % above that of the stored weights with spans of 128.
+pub const SPAN: usize = 64;
 
 /// Alignment of tiles and of quantized activation rows, in bytes.
 pub const TILE_ALIGN: usize = 64;
@@ -102,7 +106,7 @@ pub const fn scale_bytes(blocks: usize) -> usize {
     round_up(blocks * LANES * 2, TILE_ALIGN)
 }
 
-/// A quantized activation row of `k` elements: signed bytes, then an f32 scale for each 128, then −128 × their sum for each 32.
+/// A quantized activation row of `k` elements: signed bytes, then an f32 scale for each [`SPAN`], then −128 × their sum for each 32.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct QuantizedRow {
     /// Elements, padded with zeros to a multiple of [`BLOCK`].
@@ -122,7 +126,7 @@ impl QuantizedRow {
 
     /// Offset of the sums in bytes.
     pub const fn sums(self) -> usize {
-        self.scales() + 4 * self.k.div_ceil(GROUP)
+        self.scales() + 4 * self.k.div_ceil(SPAN)
     }
 
     /// Bytes from one row to the next.
@@ -149,7 +153,7 @@ mod tests {
                 assert_eq!(format.tile_bytes(k) % TILE_ALIGN, 0, "{format} {k}");
             }
             let row = QuantizedRow::new(k);
-            assert!(row.stride() >= row.k + 4 * row.k.div_ceil(GROUP) + 4 * row.k / BLOCK);
+            assert!(row.stride() >= row.k + 4 * row.k.div_ceil(SPAN) + 4 * row.k / BLOCK);
         }
     }
 }

@@ -71,6 +71,17 @@ impl Sorted {
     }
 }
 
+/// Which activation row a (token, slot) reads.
+#[derive(Clone, Debug)]
+enum SlotRows {
+    /// The token's.
+    Token,
+    /// Its own, in the order of tokens.
+    Slot,
+    /// Its own, where the list at this address says.
+    Position(Expr),
+}
+
 /// The operands of the experts' second product.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Down {
@@ -318,7 +329,7 @@ impl Stages<'_> {
         epilogue: Epilogue,
         experts: Place,
         slots: usize,
-        x_by_slot: bool,
+        rows: &SlotRows,
         y: Place,
     ) {
         let units = product.tiles / epilogue.tiles();
@@ -334,7 +345,11 @@ impl Stages<'_> {
                 let expert = (experts.row(t.clone()) + slot * WORD).load_u32();
                 let w = Self::weight(product.index) + expert * product.expert_bytes + from.clone() * unit_bytes;
                 let row = t.clone() * slots + slot;
-                let x = product.x.row(if x_by_slot { row.clone() } else { t.clone() });
+                let x = product.x.row(match rows {
+                    SlotRows::Token => t.clone(),
+                    SlotRows::Slot => row.clone(),
+                    SlotRows::Position(at) => (at.clone() + row.clone() * WORD).load_u32(),
+                });
                 let y = y.row(row) + from.clone() * (LANES * WORD);
                 actions.push(call(kernel.clone(), [w, x, y, to - from]));
             }
@@ -397,13 +412,23 @@ impl Stages<'_> {
         y: ValueId,
     ) -> Result<(), PlanError> {
         let slots = self.slots(y)?;
-        let x_by_slot = matches!(self.rows(x), Rows::Slots(_));
+        let order = self.by_expert.get(&x).copied();
+        let rows = match (self.rows(x), order) {
+            (Rows::Slots(_), Some(order)) => {
+                let (place, layout) = self.sorted(order, self.graph.weight(w).experts(), slots);
+                SlotRows::Position(place.row(Expr::Int(0)) + layout.position)
+            }
+            (Rows::Slots(_), None) => SlotRows::Slot,
+            (Rows::Tokens | Rows::Logits, _) => SlotRows::Token,
+        };
         let product = self.product(x, w);
         let chosen = self.place(experts);
         let to = self.allot(y, Scope::Shared);
-        self.planner.begin("expert_matmul", Split::Other, &[product.x.buffer, chosen.buffer], &[to.buffer]);
+        let mut reads = vec![product.x.buffer, chosen.buffer];
+        reads.extend(order.map(|o| self.place(o).buffer));
+        self.planner.begin("expert_matmul", Split::Other, &reads, &[to.buffer]);
         let mut actions = Vec::new();
-        self.by_slot(&mut actions, &product, Epilogue::Store, chosen, slots, x_by_slot, to);
+        self.by_slot(&mut actions, &product, Epilogue::Store, chosen, slots, &rows, to);
         self.planner.push(actions);
         Ok(())
     }
@@ -432,10 +457,10 @@ impl Stages<'_> {
                 let units = self.planner.share(&mut actions, product.tiles / 2);
                 let epilogue = Epilogue::SiluMul;
                 self.experts_in_turn(&mut actions, &product, epilogue, place, layout, count, true, to, &units);
-                self.by_expert.insert(y);
+                self.by_expert.insert(y, order);
             }
             (Dispatch::Decode | Dispatch::General | Dispatch::Grouped, _) => {
-                self.by_slot(&mut actions, &product, Epilogue::SiluMul, chosen, slots, false, to);
+                self.by_slot(&mut actions, &product, Epilogue::SiluMul, chosen, slots, &SlotRows::Token, to);
             }
         }
         self.planner.push(actions);
@@ -459,7 +484,7 @@ impl Stages<'_> {
         let mut actions = Vec::new();
         let tiles = self.planner.share(&mut actions, product.tiles);
         let count = self.row_count(Rows::Tokens);
-        let order = down.order.filter(|_| self.by_expert.contains(&down.h));
+        let order = down.order.filter(|_| self.by_expert.contains_key(&down.h));
         let positions = match (down.dispatch, order) {
             (Dispatch::Grouped, Some(order)) => {
                 let experts = self.graph.weight(down.w).experts();

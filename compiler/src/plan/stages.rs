@@ -21,7 +21,7 @@ use crate::kernels::{
 };
 use moec_abi::{LANES, PAGE_TOKENS, ROW_ALIGN, padded_head_dim, round_up};
 use moec_ir::graph::{Dim, Graph, Kind, Mode, NodeId, Op, Selection, Type, ValueId, WeightId};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 /// Bytes of an f32 or u32.
 pub(super) const WORD: usize = 4;
@@ -80,7 +80,7 @@ pub fn plan_stages(
         heads,
         planner,
         places: HashMap::new(),
-        by_expert: HashSet::new(),
+        by_expert: HashMap::new(),
         routed: 0,
         kept,
     };
@@ -110,8 +110,8 @@ pub(super) struct Stages<'a> {
     pub(super) heads: &'a HeadLayout,
     pub(super) planner: Planner,
     pub(super) places: HashMap<ValueId, Place>,
-    /// Values whose rows, one for each (token, slot), lie by expert and not by token.
-    pub(super) by_expert: HashSet<ValueId>,
+    /// Values whose rows, one for each (token, slot), lie by expert and not by token, with the order that they lie in.
+    pub(super) by_expert: HashMap<ValueId, ValueId>,
     /// Routers planned so far: the layer of the next.
     routed: usize,
     kept: [BufferId; 3],
@@ -345,8 +345,8 @@ impl Stages<'_> {
         let (scope, _) = self.small(self.rows(x));
         let to = self.allot(q, scope);
         self.quantize_into(x, to);
-        if self.by_expert.contains(&x) {
-            self.by_expert.insert(q);
+        if let Some(&order) = self.by_expert.get(&x) {
+            self.by_expert.insert(q, order);
         }
         Ok(())
     }

@@ -198,10 +198,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_id_has_a_token() {
+    fn the_tokenizer_speaks() {
         for vocab in [512, 32000] {
-            let tokenizer = tokenizer(vocab);
-            assert_eq!(tokenizer["model"]["vocab"].as_object().unwrap().len(), vocab);
+            let json = tokenizer(vocab).to_string();
+            let tokenizer = tokenizers::Tokenizer::from_bytes(json).unwrap();
+            assert_eq!(tokenizer.get_vocab_size(true), vocab);
+            let ids = tokenizer.encode("Hello, wörld 日本", true).unwrap();
+            assert_eq!(ids.get_ids()[0], 1);
+            assert_eq!(tokenizer.decode(ids.get_ids(), true).unwrap(), "Hello, wörld 日本");
+            let all: Vec<u32> = (259..vocab as u32).collect();
+            assert!(tokenizer.decode(&all, true).unwrap().contains(" "));
         }
     }
 

@@ -194,7 +194,7 @@ operations! {
         dispatch: Dispatch, order: Option<ValueId>
     }
 
-    /// Rows quantized to signed bytes, a scale for each 128 elements: `f32[.., C]` → `q8[.., C]`.
+    /// Rows quantized to signed bytes, a scale for each 64 elements: `f32[.., C]` → `q8[.., C]`.
     "quantize" Fused Quantize(x: ValueId) {}
 
     /// [`Op::RmsNorm`] → the result quantized, and as f32: `f32[R, H]` → `q8[R, H]`, `f32[R, H]`.

@@ -8,7 +8,8 @@ use std::path::Path;
 /// All values of one matrix of a weight.
 fn read(table: &TensorTable, name: &str, expert: usize) -> Vec<f32> {
     let shape = &table.info(name).shape;
-    let (rows, cols) = if let [cols] = shape[..] { (1, cols) } else { (shape[shape.len() - 2], shape[shape.len() - 1]) };
+    let (rows, cols) =
+        if let [cols] = shape[..] { (1, cols) } else { (shape[shape.len() - 2], shape[shape.len() - 1]) };
     let mut values = vec![f32::NAN; rows * cols];
     table.read_rows(name, expert, 0..rows, &mut values);
     values
@@ -99,10 +100,9 @@ fn fused_experts_read_as_those_on_the_hub() {
         fused.tensor(&gate).name = format!("model.layers.{layer}.mlp.gate.weight");
         let gate_up = (0..EXPERTS).flat_map(|number| [expert(number, "w1"), expert(number, "w3")].concat()).collect();
         let down = (0..EXPERTS).flat_map(|number| expert(number, "w2")).collect();
-        for (name, shape, values) in [
-            ("gate_up_proj", vec![EXPERTS, 2 * FFN, HIDDEN], gate_up),
-            ("down_proj", vec![EXPERTS, HIDDEN, FFN], down),
-        ] {
+        for (name, shape, values) in
+            [("gate_up_proj", vec![EXPERTS, 2 * FFN, HIDDEN], gate_up), ("down_proj", vec![EXPERTS, HIDDEN, FFN], down)]
+        {
             let name = format!("model.layers.{layer}.mlp.experts.{name}");
             fused.tensors.push(Tensor { name, dtype: "F32", shape, values });
         }
@@ -204,10 +204,13 @@ fn absent_keys_mean_what_transformers_means() {
         assert_eq!((config.sliding_window, config.ffn, config.context), (window, ffn, context), "{name}");
         assert_eq!((config.vocab, config.hidden, config.layers, config.head_dim), (32000, 4096, 32, 128));
         assert_eq!((config.bos_token_id, config.eos_token_ids, config.tied), (Some(1), vec![2], false));
-        assert_eq!(config.experts.map(|experts| (experts.count, experts.per_token)), match architecture {
-            Architecture::Mixtral => Some((8, 2)),
-            Architecture::Mistral | Architecture::Llama => None,
-        });
+        assert_eq!(
+            config.experts.map(|experts| (experts.count, experts.per_token)),
+            match architecture {
+                Architecture::Mixtral => Some((8, 2)),
+                Architecture::Mistral | Architecture::Llama => None,
+            }
+        );
     }
 }
 
@@ -251,7 +254,11 @@ fn theta_and_scaling_are_found_wherever_they_are() {
         (json!({"rope_parameters": {"rope_theta": 3e5}, "rope_scaling": {}}), 3e5, RopeScaling::None),
         (json!({"rope_scaling": {"type": "linear", "factor": 4.0}}), 1e4, linear(4.0)),
         (json!({"rope_scaling": {"rope_type": "linear", "factor": 4}, "rope_theta": 2e4}), 2e4, linear(4.0)),
-        (json!({"rope_scaling": {"type": "linear", "factor": 2, "rope_theta": 9e4}, "rope_theta": 2e4}), 9e4, linear(2.0)),
+        (
+            json!({"rope_scaling": {"type": "linear", "factor": 2, "rope_theta": 9e4}, "rope_theta": 2e4}),
+            9e4,
+            linear(2.0),
+        ),
         (
             json!({"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {"rope_theta": 3e5}}),
             1e4,
@@ -283,8 +290,10 @@ fn chat_templates_and_special_tokens_come_from_many_places() {
     assert_eq!(template(with(json!({"chat_template": [named("x", "X")]}))).as_deref(), Some("X"));
     assert_eq!(template(with(json!({"chat_template": [named("x", "X"), named("y", "Y")]}))), None);
     assert_eq!(template(with(list).file("chat_template.jinja", "J")).as_deref(), Some("J"));
-    let tokens = open(with(json!({"bos_token": {"content": "<b>", "lstrip": false}, "eos_token": null, "model_max_length": 1e30}))
-        .file("special_tokens_map.json", json!({"eos_token": "<e>", "bos_token": "<other>"}).to_string()));
+    let tokens = open(
+        with(json!({"bos_token": {"content": "<b>", "lstrip": false}, "eos_token": null, "model_max_length": 1e30}))
+            .file("special_tokens_map.json", json!({"eos_token": "<e>", "bos_token": "<other>"}).to_string()),
+    );
     assert_eq!(tokens.tokenizer.bos_token.as_deref(), Some("<b>"));
     assert_eq!(tokens.tokenizer.eos_token.as_deref(), Some("<e>"));
     assert_eq!(tokens.tokenizer.json, Model::mixtral().tokenizer.to_string().into_bytes());

@@ -103,7 +103,7 @@ impl Matrix {
             Activations::Quantized(x) => {
                 for (b, &xscale) in x.scales.iter().enumerate() {
                     let mut t = 0.0f32;
-                    for j in 4 * b..(4 * b + 4).min(x.sums.len()) {
+                    for j in 2 * b..(2 * b + 2).min(x.sums.len()) {
                         let mut i = x.sums[j];
                         for k in 32 * j..32 * j + 32 {
                             i += i32::from(self.codes[row][k]) * i32::from(x.q[k]);
@@ -161,7 +161,7 @@ pub fn quantize(x: &[f32]) -> QRow {
     let mut x = x.to_vec();
     x.resize(up(x.len(), 32), 0.0);
     let mut row = QRow { q: vec![], scales: vec![], sums: vec![] };
-    for block in x.chunks(128) {
+    for block in x.chunks(64) {
         let amax = block.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         row.scales.push(amax * (1.0f32 / 127.0));
         let inv = if amax == 0.0 { 0.0 } else { 127.0 / amax };

@@ -70,7 +70,7 @@ fn f32_is_narrowed_to_the_nearest_f16() {
     for high in 0..=0x1ff_u32 {
         xs.extend([0, 1, 0xfff, 0x1000, 0x1001, 0x2000, 0x3f_f000, 0x40_0000, 0x7f_ffff].map(|m| high << 23 | m));
     }
-    while xs.len() % 16 != 0 {
+    while !xs.len().is_multiple_of(16) {
         xs.push(0);
     }
     let input: Vec<u8> = xs.iter().flat_map(|x| x.to_le_bytes()).collect();
@@ -307,19 +307,19 @@ fn offsets_reach_two_gigabytes_either_way() {
 
 /// Words are the same, or both NaN.
 fn same_outputs(argument: usize, expected: &[u8], got: &[u8]) -> Result<(), String> {
-    let f32_nan = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_nan();
-    let f16_nan = |b: &[u8]| f16::from_le_bytes([b[0], b[1]]).is_nan();
-    let (bytes, nan): (usize, &dyn Fn(&[u8]) -> bool) = match argument {
-        1 => (4, &f32_nan),
-        2 => (2, &f16_nan),
-        _ => return same_bytes(argument, expected, got),
-    };
-    for (i, (e, g)) in expected.chunks_exact(bytes).zip(got.chunks_exact(bytes)).enumerate() {
-        if e != g && !(nan(e) && nan(g)) {
-            return Err(format!("word {i}: expected {e:02x?}, found {g:02x?}"));
-        }
+    match argument {
+        1 => same_floats(expected, got, |b: [u8; 4]| f32::from_le_bytes(b).is_nan()),
+        2 => same_floats(expected, got, |b: [u8; 2]| f16::from_le_bytes(b).is_nan()),
+        _ => same_bytes(argument, expected, got),
     }
-    Ok(())
+}
+
+fn same_floats<const N: usize>(expected: &[u8], got: &[u8], is_nan: impl Fn([u8; N]) -> bool) -> Result<(), String> {
+    let (expected, got) = (expected.as_chunks::<N>().0, got.as_chunks::<N>().0);
+    match expected.iter().zip(got).position(|(e, g)| e != g && !(is_nan(*e) && is_nan(*g))) {
+        None => Ok(()),
+        Some(i) => Err(format!("word {i}: expected {:02x?}, found {:02x?}", expected[i], got[i])),
+    }
 }
 
 proptest! {

@@ -82,7 +82,8 @@ impl Generator {
     fn pick(&self, ty: Type, n: u16) -> Value {
         let pool = &self.pools[TYPES.iter().position(|t| *t == ty).expect("all types are listed")];
         // Recent values more often than old ones.
-        let back = if n % 4 == 0 { usize::from(n / 4) % pool.len() } else { usize::from(n / 4) % pool.len().min(4) };
+        let back =
+            if n.is_multiple_of(4) { usize::from(n / 4) % pool.len() } else { usize::from(n / 4) % pool.len().min(4) };
         pool[pool.len() - 1 - back]
     }
 

@@ -137,10 +137,10 @@ proptest! {
         let start = at.index(text.len());
         let end = (start + cut).min(text.len());
         let damaged = format!("{}{insert}{}", &text[..start], &text[end..]);
-        if let Ok(function) = parse(&damaged) {
-            if let Err(error) = verify(&function) {
-                prop_assert!(error.annotate(&function).contains("error: "), "{}", damaged);
-            }
+        if let Ok(function) = parse(&damaged)
+            && let Err(error) = verify(&function)
+        {
+            prop_assert!(error.annotate(&function).contains("error: "), "{}", damaged);
         }
     }
 }

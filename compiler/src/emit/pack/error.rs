@@ -83,7 +83,8 @@ impl fmt::Display for Place {
     }
 }
 
-/// Finds the first of `weights`, rows of `columns`, that `format` cannot hold. `name` turns a row and a column into a place.
+/// Finds the first of `weights`, rows of `columns`, that `format` cannot hold. `name` turns a row and a column into a
+/// place.
 pub(crate) fn unfit(
     format: Format,
     columns: usize,

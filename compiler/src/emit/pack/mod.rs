@@ -1,11 +1,12 @@
 //! Packing: writes the model's weights into the payload, each in its final format and place.
 //!
-//! [`Packing::write`] is the way in. The payload's map ([`crate::plan::payload`]) says what goes where; the work is cut into pieces of a few megabytes
-//! ([`work`]) that threads take one after another: read rows ([`source`]), lay them out in tiles ([`rows`]), encode ([`tile`]), write. Memory does not
-//! grow with the model, and the bytes do not depend on the number of threads. [`values`] gives the same numbers to an evaluator.
+//! [`Packing::write`] is the way in. The payload's map ([`crate::plan::payload`]) says what goes where; the work is cut
+//! into pieces of a few megabytes ([`work`]) that threads take one after another: read rows ([`source`]), lay them out
+//! in tiles ([`rows`]), encode ([`tile`]), write. Memory does not grow with the model, and the bytes do not depend on
+//! the number of threads. [`values`] gives the same numbers to an evaluator.
 //!
-//! Bytes between items and after padded tensors are not written: the file must be new there, so that they read as zeros.
-//! Deliberately absent: the payload's header, metadata and tokenizer, and who makes and renames the file.
+//! Bytes between items and after padded tensors are not written: the file must be new there, so that they read as
+//! zeros. Deliberately absent: the payload's header, metadata and tokenizer, and who makes and renames the file.
 
 mod error;
 mod report;
@@ -49,7 +50,8 @@ impl Packing<'_> {
     /// Writes all items into `file`, in which the payload starts at byte `start`.
     ///
     /// # Errors
-    /// Weights that cannot be read or are not finite or too large for their format, a full disk, cancellation. What was written until then stays in the file.
+    /// Weights that cannot be read or are not finite or too large for their format, a full disk, cancellation. What was
+    /// written until then stays in the file.
     pub fn write(&self, file: &File, start: u64) -> Result<PackReport, PackError> {
         work::run(self, file, start)
     }

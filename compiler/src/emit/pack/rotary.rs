@@ -1,6 +1,7 @@
 //! Rotary position embedding: angles, and their cosines and sines as tables.
 //!
-//! Computed in f64 and rounded once. The rules are those of transformers (`modeling_rope_utils.py`), which computes in f32.
+//! Computed in f64 and rounded once. The rules are those of transformers (`modeling_rope_utils.py`), which computes in
+//! f32.
 
 use crate::import::{Rope, RopeScaling};
 use std::f64::consts::TAU;
@@ -22,7 +23,8 @@ pub fn frequencies(rope: &Rope, head_dim: usize) -> Vec<f64> {
     (0..head_dim / 2).map(|pair| scaled(plain(pair))).collect()
 }
 
-/// Writes rows `positions` of a table into `out`: f32, `columns` (at least one for each frequency, the rest is 0) a row.
+/// Writes rows `positions` of a table into `out`: f32, `columns` (at least one for each frequency, the rest is 0) a
+/// row.
 pub(crate) fn encode(sine: bool, frequencies: &[f64], columns: usize, positions: Range<usize>, out: &mut [u8]) {
     for (position, row) in positions.zip(out.chunks_exact_mut(4 * columns)) {
         row.fill(0);

@@ -1,6 +1,7 @@
 //! Which stored rows and columns make which part of an item of the payload.
 //!
-//! The sizes are the plan's ([`crate::plan::payload`]). Deliberately absent: reading rows ([`super::source`]) and the bytes of a tile ([`super::tile`]).
+//! The sizes are the plan's ([`crate::plan::payload`]). Deliberately absent: reading rows ([`super::source`]) and the
+//! bytes of a tile ([`super::tile`]).
 
 use crate::plan::payload::{Arrangement, PayloadItem};
 use moec_abi::{LANES, padded_head_dim};

@@ -24,8 +24,8 @@ impl Loss {
     }
 }
 
-/// Writes a tile of `columns`, `[K][lane]`, into `out`. For the quantized formats K is a whole number of blocks, and `real` says which of their
-/// columns are not padding ([`real_columns`](crate::plan::quant::real_columns)).
+/// Writes a tile of `columns`, `[K][lane]`, into `out`. For the quantized formats K is a whole number of blocks, and
+/// `real` says which of their columns are not padding ([`real_columns`](crate::plan::quant::real_columns)).
 pub(crate) fn encode_tile(format: Format, columns: &[Lanes<f32>], real: &[u32], out: &mut [u8]) -> Result<Loss, Unfit> {
     debug_assert_eq!(out.len(), format.tile_bytes(columns.len()));
     match format {
@@ -109,7 +109,8 @@ impl Vectorized for Floats<'_> {
     }
 }
 
-/// Keeps track of the largest magnitude of what was stored, as bits (rounding never brings an infinity back, so it tells of both), and of the loss.
+/// Keeps track of the largest magnitude of what was stored, as bits (rounding never brings an infinity back, so it
+/// tells of both), and of the loss.
 #[inline(always)]
 fn watch(
     elements: &Lanes<f32>,

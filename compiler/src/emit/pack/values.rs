@@ -1,6 +1,7 @@
 //! The numbers that the payload holds, for whoever computes with them outside of the kernels.
 //!
-//! They come from the model's rows by the same conversions that packing uses, so an evaluator and the compiled code agree.
+//! They come from the model's rows by the same conversions that packing uses, so an evaluator and the compiled code
+//! agree.
 
 use super::error::{PackError, Place, unfit};
 use super::rows::column_runs;
@@ -44,7 +45,8 @@ pub fn float_rows(source: &dyn RowSource, stored: &Stored, format: Format) -> Re
     })
 }
 
-/// Quantizes rows. When the columns are divided into heads of `column_heads`, the columns of the result are those of padded heads.
+/// Quantizes rows. When the columns are divided into heads of `column_heads`, the columns of the result are those of
+/// padded heads.
 ///
 /// # Errors
 /// Rows that cannot be read; weights that are not finite.

@@ -1,7 +1,7 @@
 //! Dividing the payload into pieces, and threads that make them.
 //!
-//! Every piece has its place in the file, so threads share nothing but a counter of the next piece. What a piece lost by rounding is added up in the
-//! order of the pieces, so the report does not depend on the threads either.
+//! Every piece has its place in the file, so threads share nothing but a counter of the next piece. What a piece lost
+//! by rounding is added up in the order of the pieces, so the report does not depend on the threads either.
 
 use super::error::{PackError, Place, unfit};
 use super::report::{PackReport, Packed};
@@ -18,7 +18,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-/// Bytes of payload that a piece should have. Each thread holds one, and the rows of one tile as they are read and as they are laid out.
+/// Bytes of payload that a piece should have. Each thread holds one, and the rows of one tile as they are read and as
+/// they are laid out.
 const PIECE: usize = 2 << 20;
 
 /// A part of an item: some tiles of one expert, or some rows.
@@ -298,7 +299,8 @@ fn describe(item: &PayloadItem) -> Packed {
     }
 }
 
-/// Puts row-major `rows` of `stored` columns into the lanes from `lane` on. Works on squares of 16, so that both sides stay in the nearest cache.
+/// Puts row-major `rows` of `stored` columns into the lanes from `lane` on. Works on squares of 16, so that both sides
+/// stay in the nearest cache.
 fn transpose(rows: &[f32], stored: usize, runs: &[Run], lane: usize, columns: &mut [Lanes<f32>]) {
     for run in runs {
         for first in (0..run.length).step_by(LANES) {

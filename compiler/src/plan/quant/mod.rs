@@ -1,28 +1,31 @@
 //! Choosing codes: how the weights of a `q8` or `q4` matrix become codes and scales.
 //!
-//! A weight is `scale × value`. 32 weights of one row share a bf16 scale; the value is an integer from −127 to 127, stored as
-//! `value + 128`: directly in `q8`, through the 16 entries of [`CODEBOOK`] in `q4`. The scale is chosen by a search that
-//! minimizes the squared error, and rounded to bf16 *before* the weights are quantized against it.
+//! A weight is `scale × value`. 32 weights of one row share a bf16 scale; the value is an integer from −127 to 127,
+//! stored as `value + 128`: directly in `q8`, through the 16 entries of [`CODEBOOK`] in `q4`. The scale is chosen by a
+//! search that minimizes the squared error, and rounded to bf16 *before* the weights are quantized against it.
 //!
 //! ## The code book
-//! At 4.5 bits a weight, an uneven grid beats an even one; kernels look values up with one byte shuffle, so any book costs
-//! them the same. Ours was found by Lloyd's iteration (assign the weights, move each level to the mean of its weights) over blocks
-//! scaled by the exhaustive search, 70 % Gaussian and 30 % Student t with 8 degrees of freedom, from many starts. No level
-//! is zero and the book is not symmetric: a negative scale mirrors it, so each block has two grids to choose from.
+//! At 4.5 bits a weight, an uneven grid beats an even one; kernels look values up with one byte shuffle, so any book
+//! costs them the same. Ours was found by Lloyd's iteration (assign the weights, move each level to the mean of its
+//! weights) over blocks scaled by the exhaustive search, 70 % Gaussian and 30 % Student t with 8 degrees of freedom,
+//! from many starts. No level is zero and the book is not symmetric: a negative scale mirrors it, so each block has two
+//! grids to choose from.
 //!
 //! Relative RMS error in percent:
 //!
-//! | | Gaussian | Laplace | Student t, 4 | Student t, 8 | numerals |
+//! | | Gaussian | Student t, 8 | Laplace | Student t, 4 | numerals |
 //! | --- | --- | --- | --- | --- | --- |
-//! | even −8..7, scale from the maximum | 8.61 | 10.68 | 11.60 | 9.78 | 8.56 |
-//! | even −8..7, exhaustive search | 8.10 | 10.20 | 11.13 | 9.28 | 8.07 |
-//! | normal-float (NF4), exhaustive search | 7.50 | 8.24 | 8.65 | 7.85 | 7.50 |
-//! | the levels of llama.cpp's IQ4_NL, its search | 7.45 | 8.57 | 9.15 | 8.08 | 7.44 |
-//! | the same levels, exhaustive search | 7.32 | 8.45 | 9.03 | 7.96 | 7.33 |
-//! | this book, exhaustive search | 7.27 | 8.21 | 8.71 | 7.77 | 7.28 |
+//! | even −8..7, scale from the maximum | 8.61 | 9.78 | 10.68 | 11.60 | 8.62 |
+//! | even −8..7, exhaustive search | 8.10 | 9.28 | 10.20 | 11.13 | 8.11 |
+//! | normal-float (NF4), exhaustive search | 7.50 | 7.85 | 8.24 | 8.65 | 7.51 |
+//! | the levels of llama.cpp's IQ4_NL, exhaustive search | 7.32 | 7.96 | 8.45 | 9.03 | 7.35 |
+//! | this book, exhaustive search | 7.27 | 7.77 | 8.21 | 8.71 | 7.29 |
+//! | this book, the search of `quantize_q4` | 7.28 | 7.77 | 8.22 | 8.72 | 7.30 |
+//! | `q8`, scale from the maximum | 0.540 | 0.616 | 0.678 | 0.738 | 0.543 |
+//! | `q8`, the search of `quantize_q8` | 0.492 | 0.565 | 0.626 | 0.687 | 0.496 |
 //!
-//! Deliberately absent: where codes go in memory ([`layout`](super::layout) and [`pack`](crate::emit::pack)), and which weight gets which
-//! format.
+//! Deliberately absent: where codes go in memory ([`layout`](super::layout) and [`pack`](crate::emit::pack)), and which
+//! weight gets which format.
 
 mod block;
 mod vectors;
@@ -84,8 +87,8 @@ pub fn quantize_matrix(format: Format, columns: usize, data: &[f32]) -> Result<Q
     quantize_spread(format, columns, &real_columns(columns, [(0, columns)]), data)
 }
 
-/// The columns of each block that hold weights, not padding: bit `i` of the `b`-th number is column `32 b + i`. `runs` are the first columns and the
-/// lengths of what there is among `columns`.
+/// The columns of each block that hold weights, not padding: bit `i` of the `b`-th number is column `32 b + i`. `runs`
+/// are the first columns and the lengths of what there is among `columns`.
 pub(crate) fn real_columns(columns: usize, runs: impl IntoIterator<Item = (usize, usize)>) -> Vec<u32> {
     let mut real = vec![0; columns.div_ceil(BLOCK)];
     for (first, length) in runs {

@@ -1,8 +1,9 @@
 //! Running one loop with the widest vectors that this machine has.
 //!
 //! The loops of quantization and packing are plain Rust over arrays of 16 lanes, which the compiler turns into vector
-//! instructions. A release of moec is compiled for the oldest CPU it supports; here the same code is compiled for newer ones too,
-//! and chosen when it runs. All operations round exactly and none are contracted, so the results are the same on every CPU.
+//! instructions. A release of moec is compiled for the oldest CPU it supports; here the same code is compiled for newer
+//! ones too, and chosen when it runs. All operations round exactly and none are contracted, so the results are the same
+//! on every CPU.
 //!
 //! Deliberately absent: instructions by name.
 

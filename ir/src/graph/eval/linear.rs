@@ -9,8 +9,8 @@ use crate::math::silu;
 const LANES: usize = 16;
 /// Rows of a float matrix whose products are computed side by side.
 const SIDE_BY_SIDE: usize = 8;
-/// Activation blocks of 128 have so many weight blocks.
-const BLOCKS_PER_GROUP: usize = 4;
+/// Weight blocks for which activations have one scale.
+const BLOCKS_PER_SPAN: usize = 2;
 
 /// The numbers of a stored weight with its shape.
 #[derive(Clone, Debug)]
@@ -164,7 +164,7 @@ fn quantized_product(codes: &[u8], scales: &[f32], (q, x_scales, sums): (&[i8], 
         .zip(sums)
         .map(|((c, q), sum)| sum + c.iter().zip(q).map(|(&c, &q)| i32::from(c) * i32::from(q)).sum::<i32>());
     let mut total = 0.0f32;
-    for (scales, x_scale) in scales.chunks(BLOCKS_PER_GROUP).zip(x_scales) {
+    for (scales, x_scale) in scales.chunks(BLOCKS_PER_SPAN).zip(x_scales) {
         let mut group = 0.0f32;
         for (scale, dot) in scales.iter().zip(&mut dots) {
             group = (dot as f32).mul_add(*scale, group);

@@ -338,7 +338,7 @@ fn hidden(graph: &Graph, x: ValueId, normed: &[f32]) -> Option<Vec<Vec<f32>>> {
 }
 
 /// Values that are made of heads and multiplied: what attention gives, and the same quantized. Heads are padded in memory, so blocks
-/// of 32 and 128 are counted in padded rows.
+/// of 32 and 64 are counted in padded rows.
 fn heads(graph: &Graph) -> BTreeMap<ValueId, usize> {
     let mut heads = BTreeMap::new();
     for node in graph.nodes() {

@@ -3,7 +3,7 @@
 use super::super::types::Type;
 
 /// Elements of K that share an activation scale.
-const GROUP: usize = 128;
+const SPAN: usize = 64;
 /// Elements of K that share a weight scale.
 pub(super) const BLOCK: usize = 32;
 
@@ -60,14 +60,14 @@ fn pad_heads(row: &[f32], head_dim: usize) -> Vec<f32> {
     spread
 }
 
-/// Rows of signed bytes with a scale for each 128 elements.
+/// Rows of signed bytes with a scale for each 64 elements.
 #[derive(Clone, PartialEq, Debug)]
 pub struct QuantizedRows {
     /// Elements of a row, padding of heads included.
     pub columns: usize,
     /// Bytes, each row padded with zeros to a multiple of 32.
     pub codes: Vec<i8>,
-    /// For each row and each 128 of its columns.
+    /// For each row and each 64 of its columns.
     pub scales: Vec<f32>,
     /// −128 × the sum of each 32 bytes.
     pub sums: Vec<i32>,
@@ -89,7 +89,7 @@ impl QuantizedRows {
 
     fn push(&mut self, row: &[f32]) {
         let start = self.codes.len();
-        for group in row.chunks(GROUP) {
+        for group in row.chunks(SPAN) {
             let amax = group.iter().fold(0.0f32, |max, x| if x.abs() > max { x.abs() } else { max });
             self.scales.push(amax * (1.0f32 / 127.0));
             let inverse = if amax == 0.0 { 0.0 } else { 127.0 / amax };
@@ -109,7 +109,7 @@ impl QuantizedRows {
     /// The codes, scales and sums of a row.
     pub(super) fn row(&self, row: usize) -> (&[i8], &[f32], &[i32]) {
         let part = |count: usize| row * count..(row + 1) * count;
-        let (padded, groups) = (self.padded(), self.columns.div_ceil(GROUP));
+        let (padded, groups) = (self.padded(), self.columns.div_ceil(SPAN));
         (&self.codes[part(padded)], &self.scales[part(groups)], &self.sums[part(padded / BLOCK)])
     }
 
