@@ -2,12 +2,7 @@
 //!
 //! The models are tiny and random; `golden.safetensors` beside each holds f32 outputs of transformers for its weights.
 
-use moec::pipeline::{self, Options};
-use moec_abi::KvType;
-use moec_ir::graph::Mode;
-use moec_ir::graph::eval::{self, Evaluator};
-use moec_tests::reference::{self, ModelWeights};
-use moec_tests::{Golden, build, build_with, models};
+use moec_tests::{Golden, build, models};
 
 /// Largest difference of a logit, relative to the largest logit.
 const TOLERANCE: f64 = 2e-5;
@@ -26,31 +21,6 @@ fn logits_equal_those_of_transformers() {
         assert!(relative <= TOLERANCE, "{}: logits differ by {relative:.2e} of the largest", model.display());
         println!("{}: {relative:.2e}", model.display());
         assert_eq!(found.experts, golden.experts, "{}: chosen experts", model.display());
-    }
-}
-
-/// The graph's evaluator is the meaning of a model: compiled code gives its bits, whatever the quantization.
-#[test]
-fn logits_have_the_bits_of_the_evaluator() {
-    for path in models() {
-        let golden = Golden::read(&path);
-        let model = reference::open(&path);
-        let weights = ModelWeights::new(&model);
-        let ids = &golden.full_ids;
-        let positions: Vec<usize> = (0..ids.len()).collect();
-        for (quant, kv) in [("none", KvType::F32), ("none", KvType::F16), ("q8", KvType::F16), ("q4", KvType::F32)] {
-            let options = Options { quant: quant.parse().expect("a quantization"), kv, ..Options::default() };
-            let cache = match kv {
-                KvType::F16 => eval::KvType::F16,
-                KvType::F32 => eval::KvType::F32,
-            };
-            let (graph, _) = pipeline::rewrite(&model, &options, Mode::Batch).expect("the passes run");
-            let mut evaluator = Evaluator::new(&graph, &weights, ids.len(), cache).expect("the model has its weights");
-            let expected = evaluator.step(ids, &positions, &positions).expect("the step fits").logits;
-            let expected: Vec<u32> = expected.iter().flatten().map(|x| x.to_bits()).collect();
-            let found = build_with(&path, &options).logits(ids, &[]);
-            assert!(expected == found.bits(), "{} {quant} {kv:?}", path.display());
-        }
     }
 }
 
