@@ -69,3 +69,29 @@ fn bits_do_not_depend_on_passes() {
         }
     }
 }
+
+#[test]
+fn bits_do_not_depend_on_the_cpu_level() {
+    let host = moec::target::host();
+    let triple = target_lexicon::Triple::host();
+    let runs: Vec<&str> =
+        moec::target::levels(&triple).iter().filter(|l| l.features & !host == 0).map(|l| l.name).collect();
+    let levels = moec::target::find_levels(&runs.join(","), &triple).expect("known levels");
+    for model in models() {
+        let golden = Golden::read(&model);
+        for quant in ["none", "q8", "q4"] {
+            let options = moec::pipeline::Options {
+                quant: quant.parse().expect("a quantization"),
+                levels: levels.clone(),
+                ..moec::pipeline::Options::default()
+            };
+            // All levels in one executable, over one copy of the weights.
+            let compiled = moec_tests::build_with(&model, &options);
+            let first = compiled.logits(&golden.full_ids, &["--level", levels[0].name]);
+            for level in &levels {
+                let other = compiled.logits(&golden.full_ids, &["--level", level.name, "--chunk", "5"]);
+                assert!(first.bits() == other.bits(), "{} {quant}: {}", model.display(), level.name);
+            }
+        }
+    }
+}
