@@ -108,12 +108,22 @@ pub struct Compiled {
     pub plan: Plan,
 }
 
+/// The longest sequence to compile for.
+fn context(model: &Model, options: &Options) -> Result<usize, BuildError> {
+    let limit = model.config.context;
+    match options.context {
+        Some(asked) if asked > limit || asked == 0 => Err(BuildError::Context { asked, limit }),
+        asked => Ok(asked.unwrap_or(limit)),
+    }
+}
+
 /// The graph of one mode after the passes that `options` leave.
 ///
 /// # Errors
 /// A pass that cannot be disabled, or a bug in one.
 pub fn rewrite(model: &Model, options: &Options, mode: Mode) -> Result<(Graph, Trace), BuildError> {
     let mut graph = build_graph(&model.config, &model.tensors, mode);
+    graph.set_context(context(model, options)?);
     let trace = passes::run(
         &mut graph,
         &passes::Options {
@@ -131,14 +141,9 @@ pub fn rewrite(model: &Model, options: &Options, mode: Mode) -> Result<(Graph, T
 /// # Errors
 /// Whatever keeps the model from being planned.
 pub fn compile(model: &Model, options: &Options) -> Result<Compiled, BuildError> {
-    let limit = model.config.context;
-    let context = match options.context {
-        Some(asked) if asked > limit || asked == 0 => return Err(BuildError::Context { asked, limit }),
-        asked => asked.unwrap_or(limit),
-    };
     let (decode, first) = rewrite(model, options, Mode::Decode)?;
     let (batch, second) = rewrite(model, options, Mode::Batch)?;
-    let shape = ModelShape::new(&model.name, &model.config, options.kv, context);
+    let shape = ModelShape::new(&model.name, &model.config, options.kv, context(model, options)?);
     let mut plan = plan(&decode, &batch, shape)?;
     payload::seal(&mut plan, model);
     Ok(Compiled { decode, batch, traces: [first, second], plan })

@@ -69,8 +69,8 @@ fn bits(graphs: &[Graph; 2], weights: &ModelWeights, ids: &[u32], kv: KvType) ->
     let positions: Vec<usize> = (0..prompt).collect();
     let mut outputs = vec![batch.step(&ids[..prompt], &positions, &positions).expect("the step fits")];
     decode.cache = batch.cache;
-    for position in prompt..ids.len() {
-        outputs.push(decode.step(&[ids[position]], &[position], &[0]).expect("the step fits"));
+    for (position, &id) in ids.iter().enumerate().skip(prompt) {
+        outputs.push(decode.step(&[id], &[position], &[0]).expect("the step fits"));
     }
     let rows = outputs.iter().flat_map(|outputs| outputs.logits.iter().chain(&outputs.hidden));
     rows.flatten().map(|x| x.to_bits()).collect()

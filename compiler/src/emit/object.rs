@@ -5,7 +5,7 @@
 
 use super::EmitError;
 use crate::kernels::Kernel;
-use crate::lower;
+use crate::lower::backend::KernelBackend;
 use crate::lower::step::{ScratchSizes, build_step, entry_signature, kernel_signature};
 use crate::plan::Plan;
 use crate::plan::program::Program;
@@ -19,6 +19,7 @@ use cranelift_module::{DataDescription, DataId, FuncId, Linkage, Module, ModuleR
 use cranelift_object::{ObjectBuilder, ObjectModule};
 use moec_abi::{ABI_VERSION, DESCRIPTOR_MAGIC, LANES, Level, ModelDescriptor, PAGE_TOKENS, round_up};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::mem::{offset_of, size_of};
 
 /// A CPU level and the code generator set up for it.
@@ -101,9 +102,9 @@ impl Object {
         let mut kernels = HashMap::new();
         for program in [&plan.decode, &plan.batch] {
             for kernel in program.kernels() {
-                if !kernels.contains_key(&kernel) {
-                    let id = self.kernel(&kernel, isa, prefix)?;
-                    kernels.insert(kernel, id);
+                if let Entry::Vacant(entry) = kernels.entry(kernel) {
+                    let id = self.kernel(entry.key(), target, prefix)?;
+                    entry.insert(id);
                 }
             }
         }
@@ -112,13 +113,18 @@ impl Object {
         Ok(Entries { decode, batch })
     }
 
-    fn kernel(&mut self, kernel: &Kernel, isa: &dyn TargetIsa, prefix: &str) -> Result<FuncId, EmitError> {
+    fn kernel(&mut self, kernel: &Kernel, target: &LevelTarget, prefix: &str) -> Result<FuncId, EmitError> {
+        let isa = &*target.isa;
         let tile = kernel.generate();
         let name = format!("{prefix}_{}", tile.name);
         let signature = kernel_signature(isa.default_call_conv(), tile.params.len());
         let id = self.module.declare_function(&name, Linkage::Local, &signature).map_err(EmitError::module)?;
-        let function = lower::build_function(&tile, UserFuncName::user(0, id.as_u32()), isa, &mut self.context);
-        self.define(id, &name, function, isa)?;
+        let backend = KernelBackend::choose(&tile, target.level.features);
+        let compiled = backend
+            .compile(&tile, isa)
+            .map_err(|error| EmitError::Compile { function: name.clone(), error: error.to_string() })?;
+        let alignment = u64::from(compiled.alignment);
+        self.module.define_function_bytes(id, alignment, &compiled.code, &[]).map_err(EmitError::module)?;
         Ok(id)
     }
 
@@ -188,7 +194,7 @@ impl Object {
         for (i, (target, entry)) in targets.iter().zip(entries).enumerate() {
             let at = i * size_of::<Level>();
             table.put(at + offset_of!(Level, features), &target.level.features.to_le_bytes());
-            let text = self.text(&format!("{prefix}_level{i}_name"), &target.level.name)?;
+            let text = self.text(&format!("{prefix}_level{i}_name"), target.level.name)?;
             let text = self.module.declare_data_in_data(text, &mut data);
             data.write_data_addr(offset(at + offset_of!(Level, name)), text, 0);
             for (field, id) in [(offset_of!(Level, decode), entry.decode), (offset_of!(Level, batch), entry.batch)] {

@@ -350,7 +350,7 @@ impl Matmul {
                 }
             }
             let elements = (block + 1) * BLOCK;
-            if elements % SPAN == 0 || block + 1 == blocks {
+            if elements.is_multiple_of(SPAN) || block + 1 == blocks {
                 let span = (elements - 1) / SPAN;
                 for (i, acc) in acc.iter_mut().enumerate() {
                     let (base, offset) = scales[i % self.tokens];

@@ -17,15 +17,14 @@
 //!
 //! What it does not do: arithmetic on weights' numbers, which a graph does not know; and nothing that would round differently.
 
-use moec_ir::graph::{Graph, NodeId, Op, Patch, PatchError, ValueId};
+use moec_ir::graph::{Graph, NodeId, Op, Patch, PatchError};
 
 use super::Rewriter;
 
 pub(super) fn run(rewriter: &mut Rewriter<'_>) -> Result<(), PatchError> {
-    rewriter.each_node(|graph, node| match graph.op(node) {
-        Op::Attention { .. } => Ok(window(graph, node)),
-        &Op::Slice { x, start, len } => slice(graph, node, x, start, len),
-        _ => Ok(None),
+    rewriter.each_node(|graph, node| match window(graph, node) {
+        Some(patch) => Ok(Some(patch)),
+        None => slice(graph, node),
     })
 }
 
@@ -40,7 +39,8 @@ fn window(graph: &Graph, node: NodeId) -> Option<Patch> {
     Some(patch)
 }
 
-fn slice(graph: &Graph, node: NodeId, x: ValueId, start: usize, len: usize) -> Result<Option<Patch>, PatchError> {
+fn slice(graph: &Graph, node: NodeId) -> Result<Option<Patch>, PatchError> {
+    let &Op::Slice { x, start, len } = graph.op(node) else { return Ok(None) };
     let result = graph.results(node)[0];
     if graph.ty(result) == graph.ty(x) {
         let mut patch = Patch::new(graph, node, format!("{result} is all of {x}"));

@@ -11,7 +11,7 @@
 //!
 //! What it does not do: fuse weights that will lie in different formats, or products that something else reads too.
 
-use moec_ir::graph::{Dispatch, Graph, NodeId, Op, Patch, PatchError, Source, ValueId};
+use moec_ir::graph::{Dispatch, Graph, NodeId, Op, Patch, PatchError, Source, ValueId, WeightId};
 
 use super::Rewriter;
 use super::matching::{compose, only_reader, sibling};
@@ -31,15 +31,7 @@ fn fuse(graph: &Graph, node: NodeId, activated: ValueId, up: ValueId) -> Result<
     if [activated, gate, up].iter().any(|&value| only_reader(graph, value).is_none()) {
         return Ok(None);
     }
-    let (x, experts, parts) = match (graph.definition(gate), graph.definition(up)) {
-        (&Op::Matmul { x, w: gate }, &Op::Matmul { x: other, w: up }) if x == other => (x, None, [gate, up]),
-        (&Op::ExpertMatmul { x, experts, w: gate }, &Op::ExpertMatmul { x: other, experts: others, w: up })
-            if x == other && experts == others =>
-        {
-            (x, Some(experts), [gate, up])
-        }
-        _ => return Ok(None),
-    };
+    let Some((x, experts, parts)) = products(graph, gate, up) else { return Ok(None) };
     let [first, second] = parts.map(|part| graph.weight(part));
     if first.shape != second.shape {
         return Ok(None);
@@ -62,4 +54,15 @@ fn fuse(graph: &Graph, node: NodeId, activated: ValueId, up: ValueId) -> Result<
         patch.retire(graph.producer(value));
     }
     Ok(Some(patch))
+}
+
+/// The rows, the experts if any, and the weights of two products that differ in their weights only.
+fn products(graph: &Graph, gate: ValueId, up: ValueId) -> Option<(ValueId, Option<ValueId>, [WeightId; 2])> {
+    let (gate, up) = (graph.definition(gate), graph.definition(up));
+    if let (&Op::Matmul { x, w: gate }, &Op::Matmul { x: other, w: up }) = (gate, up) {
+        return (x == other).then_some((x, None, [gate, up]));
+    }
+    let &Op::ExpertMatmul { x, experts, w: gate } = gate else { return None };
+    let &Op::ExpertMatmul { x: other, experts: others, w: up } = up else { return None };
+    (x == other && experts == others).then_some((x, Some(experts), [gate, up]))
 }

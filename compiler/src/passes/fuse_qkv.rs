@@ -29,10 +29,7 @@ struct Projection {
 
 /// The product behind `value`, with a rotation between them or without.
 fn projection(graph: &Graph, value: ValueId) -> Option<Projection> {
-    let y = match *graph.definition(value) {
-        Op::Rope { x, .. } => x,
-        _ => value,
-    };
+    let y = if let &Op::Rope { x, .. } = graph.definition(value) { x } else { value };
     let node = graph.producer(y);
     let &Op::Matmul { x, w } = graph.op(node) else { return None };
     only_reader(graph, y)?;

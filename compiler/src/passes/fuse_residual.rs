@@ -12,7 +12,7 @@
 //! What it does not do: fuse a product that something else reads too, or products for the router or the logits. Sums commute
 //! to the bit, so the residual may be either operand.
 
-use moec_ir::graph::{Dispatch, Graph, NodeId, Op, Patch, PatchError, Role, ValueId};
+use moec_ir::graph::{Dispatch, Graph, NodeId, Op, Patch, PatchError, Role, ValueId, WeightId};
 
 use super::Rewriter;
 use super::matching::only_reader;
@@ -31,18 +31,7 @@ fn fuse(graph: &Graph, node: NodeId, residual: ValueId, y: ValueId) -> Result<Op
     if only_reader(graph, y).is_none() {
         return Ok(None);
     }
-    let (op, w, inner) = match *graph.definition(y) {
-        Op::Matmul { x, w } => (Op::MatmulAdd { x, w, residual }, w, None),
-        Op::ExpertCombine { y: products, weights } => {
-            let &Op::ExpertMatmul { x: h, experts, w } = graph.definition(products) else { return Ok(None) };
-            if only_reader(graph, products).is_none() || graph.ty(h).shape.len() != 3 {
-                return Ok(None);
-            }
-            let (dispatch, order) = (Dispatch::General, None);
-            (Op::ExpertDownAdd { h, experts, weights, w, residual, dispatch, order }, w, Some(products))
-        }
-        _ => return Ok(None),
-    };
+    let Some((op, w, inner)) = product(graph, residual, y) else { return Ok(None) };
     let weight = graph.weight(w);
     if !matches!(weight.role, Role::Attention | Role::Ffn | Role::Experts) {
         return Ok(None);
@@ -55,4 +44,18 @@ fn fuse(graph: &Graph, node: NodeId, residual: ValueId, y: ValueId) -> Result<Op
         patch.retire(graph.producer(value));
     }
     Ok(Some(patch))
+}
+
+/// The fused operation for `residual + y`, its weight, and the value between the product and `y`, if there is one.
+fn product(graph: &Graph, residual: ValueId, y: ValueId) -> Option<(Op, WeightId, Option<ValueId>)> {
+    if let &Op::Matmul { x, w } = graph.definition(y) {
+        return Some((Op::MatmulAdd { x, w, residual }, w, None));
+    }
+    let &Op::ExpertCombine { y: products, weights } = graph.definition(y) else { return None };
+    let &Op::ExpertMatmul { x: h, experts, w } = graph.definition(products) else { return None };
+    if only_reader(graph, products).is_none() || graph.ty(h).shape.len() != 3 {
+        return None;
+    }
+    let (dispatch, order) = (Dispatch::General, None);
+    Some((Op::ExpertDownAdd { h, experts, weights, w, residual, dispatch, order }, w, Some(products)))
 }

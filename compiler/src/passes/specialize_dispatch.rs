@@ -35,15 +35,13 @@ pub(super) fn run(rewriter: &mut Rewriter<'_>) -> Result<(), PatchError> {
 
 /// The operation with another dispatch, if it has a general one.
 fn dispatched(op: &Op, dispatch: Dispatch, order: Option<ValueId>) -> Option<Op> {
-    match *op {
-        Op::ExpertGateUp { x, experts, w, dispatch: Dispatch::General, order: None } => {
-            Some(Op::ExpertGateUp { x, experts, w, dispatch, order })
-        }
-        Op::ExpertDownAdd { h, experts, weights, w, residual, dispatch: Dispatch::General, order: None } => {
-            Some(Op::ExpertDownAdd { h, experts, weights, w, residual, dispatch, order })
-        }
-        _ => None,
+    if let &Op::ExpertGateUp { x, experts, w, dispatch: Dispatch::General, order: None } = op {
+        return Some(Op::ExpertGateUp { x, experts, w, dispatch, order });
     }
+    let &Op::ExpertDownAdd { h, experts, weights, w, residual, dispatch: Dispatch::General, order: None } = op else {
+        return None;
+    };
+    Some(Op::ExpertDownAdd { h, experts, weights, w, residual, dispatch, order })
 }
 
 fn specialize(graph: &Graph, node: NodeId) -> Result<Option<Patch>, PatchError> {

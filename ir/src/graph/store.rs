@@ -8,6 +8,7 @@
 //! rules ([`super::verify`]).
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::sync::Arc;
 
 use petgraph::Direction;
 use petgraph::stable_graph::{NodeIndex, StableDiGraph};
@@ -36,16 +37,16 @@ struct Value {
     producer: NodeId,
 }
 
-/// What a model computes in one of its modes.
+/// What a model computes in one of its modes. Copies share what they do not change, so that a patch can work on a copy.
 #[derive(Clone, Debug)]
 pub struct Graph {
     mode: Mode,
     stage: Stage,
     context: Option<usize>,
-    nodes: StableDiGraph<Node, ValueId>,
+    nodes: StableDiGraph<Arc<Node>, ValueId>,
     schedule: Vec<NodeId>,
-    values: BTreeMap<ValueId, Value>,
-    weights: BTreeMap<WeightId, Weight>,
+    values: BTreeMap<ValueId, Arc<Value>>,
+    weights: BTreeMap<WeightId, Arc<Weight>>,
     /// Counts the patches applied, so that a patch made for another state is refused.
     pub(super) revision: u64,
 }
@@ -141,7 +142,7 @@ impl Graph {
 
     /// A node, unless it has been removed.
     pub fn get(&self, id: NodeId) -> Option<&Node> {
-        self.nodes.node_weight(index(id))
+        self.nodes.node_weight(index(id)).map(Arc::as_ref)
     }
 
     /// What a node does.
@@ -170,7 +171,7 @@ impl Graph {
 
     /// Attaches a family of kernels.
     pub fn set_kernel(&mut self, id: NodeId, kernel: Option<Kernel>) {
-        self.nodes[index(id)].kernel = kernel;
+        Arc::make_mut(&mut self.nodes[index(id)]).kernel = kernel;
     }
 
     /// The type of a value.
@@ -230,7 +231,7 @@ impl Graph {
 
     /// The weight table, by id: the parts of a composed weight come before it.
     pub fn weights(&self) -> impl Iterator<Item = (WeightId, &Weight)> {
-        self.weights.iter().map(|(id, weight)| (*id, weight))
+        self.weights.iter().map(|(id, weight)| (*id, weight.as_ref()))
     }
 
     /// A weight.
@@ -243,7 +244,7 @@ impl Graph {
 
     /// A weight, if there is such a weight.
     pub fn get_weight(&self, id: WeightId) -> Option<&Weight> {
-        self.weights.get(&id)
+        self.weights.get(&id).map(Arc::as_ref)
     }
 
     /// A weight, to change its layout.
@@ -251,7 +252,7 @@ impl Graph {
     /// # Panics
     /// If it has been removed.
     pub fn weight_mut(&mut self, id: WeightId) -> &mut Weight {
-        self.weights.get_mut(&id).expect("the weight is in the table")
+        Arc::make_mut(self.weights.get_mut(&id).expect("the weight is in the table"))
     }
 
     /// The weight of that name.
@@ -265,7 +266,7 @@ impl Graph {
             return Err(BuildError::WeightRedeclared(weight.name));
         }
         let id = self.next_weight();
-        self.weights.insert(id, weight);
+        self.weights.insert(id, Arc::new(weight));
         Ok(id)
     }
 
@@ -294,12 +295,12 @@ impl Graph {
         }
         let read = op.values();
         let ids = results.iter().map(|(id, _)| *id).collect();
-        let node = id(self.nodes.add_node(Node { op, results: ids, kernel }));
+        let node = id(self.nodes.add_node(Arc::new(Node { op, results: ids, kernel })));
         for value in read {
             self.nodes.add_edge(index(self.values[&value].producer), index(node), value);
         }
         for (value, ty) in results {
-            self.values.insert(value, Value { ty, producer: node });
+            self.values.insert(value, Arc::new(Value { ty, producer: node }));
         }
         self.schedule.push(node);
         Ok(node)
@@ -311,11 +312,11 @@ impl Graph {
             Graph { revision: self.revision, stage: self.stage, context: self.context, ..Graph::new(self.mode) };
         let mut weights = BTreeMap::new();
         for (old, weight) in &self.weights {
-            let mut weight = weight.clone();
+            let mut weight = Weight::clone(weight);
             weight.source.visit_parts(&mut |part| *part = weights[part]);
             let new = graph.next_weight();
             weights.insert(*old, new);
-            graph.weights.insert(new, weight);
+            graph.weights.insert(new, Arc::new(weight));
         }
         let mut values = BTreeMap::new();
         for node in self.nodes().map(|id| self.node(id)) {
@@ -368,7 +369,7 @@ impl Graph {
                 self.nodes.add_edge(index(self.values[&new].producer), index(reader), new);
             }
         }
-        self.nodes[index(reader)].op.visit_values(&mut |value| {
+        Arc::make_mut(&mut self.nodes[index(reader)]).op.visit_values(&mut |value| {
             if *value == old {
                 *value = new;
             }
@@ -385,7 +386,7 @@ impl Graph {
         for value in op.values() {
             self.nodes.add_edge(index(self.values[&value].producer), index(node), value);
         }
-        self.nodes[index(node)].op = op;
+        Arc::make_mut(&mut self.nodes[index(node)]).op = op;
         Ok(())
     }
 
@@ -399,8 +400,8 @@ impl Graph {
     /// Removes a node that nobody reads.
     pub(super) fn remove(&mut self, node: NodeId) {
         if let Some(removed) = self.nodes.remove_node(index(node)) {
-            for result in removed.results {
-                self.values.remove(&result);
+            for result in &removed.results {
+                self.values.remove(result);
             }
             self.schedule.retain(|&other| other != node);
         }

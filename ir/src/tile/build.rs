@@ -26,14 +26,12 @@ impl Builder {
         (builder, values)
     }
 
-    /// The finished function; verified in debug builds.
+    /// The finished function, verified.
     pub fn finish(mut self) -> Function {
         let body = self.blocks.pop().expect("a builder has its outermost block");
         assert!(self.blocks.is_empty(), "{}: finished inside a loop", self.name);
         let function = Function { name: self.name, params: self.params, types: self.types, body };
-        if cfg!(debug_assertions)
-            && let Err(error) = verify(&function)
-        {
+        if let Err(error) = verify(&function) {
             panic!("{error}\n{}", error.annotate(&function));
         }
         function

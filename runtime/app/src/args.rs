@@ -196,15 +196,19 @@ pub struct LogitsArgs {
 #[derive(Args, Debug)]
 pub struct Score {
     /// The text, UTF-8
-    #[arg(long, value_name = "FILE", required_unless_present = "tokens", conflicts_with = "tokens")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["tokens", "answers"], conflicts_with = "tokens")]
     pub file: Option<PathBuf>,
+    /// Questions instead of a text, one JSON object a line: {"prompt": "fr 12 =", "answer": "douze"}. Counts the prompts whose
+    /// greedy continuation is the answer, spaces around it aside
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["tokens", "file", "context", "per_token"])]
+    pub answers: Option<PathBuf>,
     /// Token ids instead of a text: 1,2,3 or a JSON array, or `-` for standard input. Nothing is added to them
     #[arg(long, value_name = "IDS")]
     pub tokens: Option<Ids>,
     /// Do not begin the text with what the tokenizer puts there (the bos token)
     #[arg(long, conflicts_with = "tokens")]
     pub no_bos: bool,
-    /// Use the first N tokens only
+    /// Use the first N tokens (or questions) only
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
     /// Window in tokens [default: the model's context]

@@ -343,10 +343,12 @@ fn heads(graph: &Graph) -> BTreeMap<ValueId, usize> {
     let mut heads = BTreeMap::new();
     for node in graph.nodes() {
         let result = graph.results(node).first().copied();
-        let dim = match graph.op(node) {
-            Op::Attention { head_dim, .. } => Some(*head_dim),
-            Op::Quantize { x } => heads.get(x).copied(),
-            _ => None,
+        let dim = if let Op::Attention { head_dim, .. } = graph.op(node) {
+            Some(*head_dim)
+        } else if let Op::Quantize { x } = graph.op(node) {
+            heads.get(x).copied()
+        } else {
+            None
         };
         heads.extend(result.zip(dim));
     }

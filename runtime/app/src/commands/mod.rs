@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+mod answers;
 mod bench;
 mod generate;
 mod info;
@@ -36,7 +37,10 @@ pub(crate) unsafe fn dispatch(cli: &Cli, model: *const ModelDescriptor, payload:
     match &cli.command {
         Command::Generate(args) => generate::run(&context, args),
         Command::Logits(args) => logits::run(&context, args).map(|()| 0),
-        Command::Score(args) => score::run(&context, args).map(|()| 0),
+        Command::Score(args) => match &args.answers {
+            Some(file) => answers::run(&context, args, file).map(|()| 0),
+            None => score::run(&context, args).map(|()| 0),
+        },
         Command::Tokenize(args) => tokenize::run(&context, args).map(|()| 0),
         Command::Bench(args) => bench::run(&context, args).map(|()| 0),
         Command::Info(args) => info::run(&context, args).map(|()| 0),

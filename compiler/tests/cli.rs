@@ -1,0 +1,188 @@
+//! The `moec` command as a user meets it: what it says to bad input, and that nothing half-made is left behind.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+fn moec(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_moec")).args(arguments).output().expect("moec starts")
+}
+
+fn numerals() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/numerals")
+}
+
+/// A copy of the numerals model in a directory of its own, to be broken.
+fn copy() -> TempDir {
+    let directory = TempDir::new().expect("a temporary directory");
+    for file in
+        ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    {
+        std::fs::copy(numerals().join(file), directory.path().join(file)).expect("the model ships with moec");
+    }
+    directory
+}
+
+/// Asserts that a build fails with status 1, a message with all of `words` and no panic, and leaves nothing.
+fn refused(model: &Path, more: &[&str], words: &[&str]) {
+    let out = TempDir::new().expect("a temporary directory");
+    let output = out.path().join("m");
+    let mut arguments = vec!["build", text(model), "-o", text(&output)];
+    arguments.extend(more);
+    let done = moec(&arguments);
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    for word in words {
+        assert!(said.contains(word), "expected `{word}` in: {said}");
+    }
+    assert!(!said.contains("panicked"), "{said}");
+    assert_eq!(std::fs::read_dir(out.path()).expect("readable").count(), 0, "something was left behind");
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a plain path")
+}
+
+#[test]
+fn a_model_becomes_an_executable_that_runs_alone() {
+    let out = TempDir::new().expect("a temporary directory");
+    let executable = out.path().join("numerals");
+    let done = moec(&["build", text(&numerals()), "-o", text(&executable), "--quant", "q4"]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let moved = out.path().join("elsewhere");
+    std::fs::rename(&executable, &moved).expect("it can be moved");
+    let run = |arguments: &[&str]| {
+        let done = Command::new(&moved).args(arguments).env_clear().output().expect("it starts");
+        assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).expect("text")
+    };
+    assert_eq!(run(&["generate", "fr 1987 ="]), "mille neuf cent quatre-vingt-sept\n");
+    assert_eq!(run(&["generate", "de 21 ="]), "einundzwanzig\n");
+    run(&["selftest"]);
+    let info: serde_json::Value = serde_json::from_str(&run(&["info", "--json"])).expect("JSON");
+    assert!(info.is_object());
+    let held = numerals().join("heldout.jsonl");
+    let report = run(&["score", "--answers", text(&held), "--limit", "100"]);
+    let report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
+    assert!(report["accuracy"].as_f64().expect("a number") >= 0.99, "{report}");
+}
+
+#[test]
+fn wrong_usage_is_status_2() {
+    for arguments in
+        [&["build"][..], &["frobnicate"], &["build", "x", "-o", "y", "--quant", "q5"], &["build", "x", "--kv", "f8"]]
+    {
+        assert_eq!(moec(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn what_is_no_model_is_refused_by_name() {
+    refused(Path::new("/nowhere/at/all"), &[], &["/nowhere/at/all", "no such file"]);
+    let empty = TempDir::new().expect("a temporary directory");
+    refused(empty.path(), &[], &["config.json"]);
+}
+
+#[test]
+fn a_missing_tokenizer_is_named() {
+    let model = copy();
+    std::fs::remove_file(model.path().join("tokenizer.json")).expect("it is there");
+    refused(model.path(), &[], &["tokenizer.json", "missing"]);
+}
+
+#[test]
+fn an_unknown_architecture_is_named() {
+    let model = copy();
+    let config = std::fs::read_to_string(model.path().join("config.json")).expect("it is there");
+    let config = config.replace("MixtralForCausalLM", "MambaForCausalLM").replace("\"mixtral\"", "\"mamba\"");
+    std::fs::write(model.path().join("config.json"), config).expect("writable");
+    refused(model.path(), &[], &["MambaForCausalLM"]);
+}
+
+#[test]
+fn truncated_weights_are_named() {
+    let model = copy();
+    let file = model.path().join("model.safetensors");
+    let bytes = std::fs::read(&file).expect("it is there");
+    for length in [0, 4, 100, bytes.len() / 2, bytes.len() - 1] {
+        std::fs::write(&file, &bytes[..length]).expect("writable");
+        refused(model.path(), &[], &["model.safetensors"]);
+    }
+}
+
+#[test]
+fn an_infinite_weight_is_named() {
+    let model = copy();
+    let file = model.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&file).expect("it is there");
+    // The last element of the last tensor becomes bf16 infinity.
+    let end = bytes.len();
+    bytes[end - 2..].copy_from_slice(&[0x80, 0x7f]);
+    std::fs::write(&file, bytes).expect("writable");
+    refused(model.path(), &["--quant", "q8"], &["a weight must be a finite number"]);
+}
+
+#[test]
+fn options_that_do_not_fit_the_model_are_refused() {
+    refused(&numerals(), &["--context", "4096"], &["--context 4096", "128"]);
+    refused(&numerals(), &["--target-cpu", "z80"], &["z80", "native"]);
+    refused(&numerals(), &["--disable-pass", "select_kernels"], &["select_kernels"]);
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_named() {
+    let done = moec(&["build", text(&numerals()), "-o", "/proc/m"]);
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    assert!(said.contains("/proc"), "{said}");
+    let directory = TempDir::new().expect("a temporary directory");
+    let done = moec(&["build", text(&numerals()), "-o", text(directory.path())]);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&done.stderr).contains("is a directory"));
+}
+
+/// A file size limit stands for a full disk: both make a write fail half-way.
+#[test]
+fn a_full_disk_leaves_nothing() {
+    let out = TempDir::new().expect("a temporary directory");
+    let script = format!(
+        "trap '' XFSZ; ulimit -f 12000; exec {} build {} -o {}/m --quant f32",
+        env!("CARGO_BIN_EXE_moec"),
+        text(&numerals()),
+        text(out.path())
+    );
+    let done = Command::new("bash").args(["-c", &script]).output().expect("a shell");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    assert_eq!(std::fs::read_dir(out.path()).expect("readable").count(), 0, "something was left: {said}");
+}
+
+#[test]
+fn inspect_shows_every_stage() {
+    let model = numerals();
+    let show = |arguments: &[&str]| {
+        let mut all = vec!["inspect", text(&model)];
+        all.extend(arguments);
+        let done = moec(&all);
+        assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).expect("text")
+    };
+    assert!(show(&["--after", "import"]).contains("expert_matmul"));
+    let specialized = show(&["--after", "specialize_dispatch"]);
+    assert!(specialized.contains("dispatch=decode") && specialized.contains("dispatch=grouped"));
+    let plan = show(&["--plan"]);
+    assert!(plan.contains("barrier") && plan.contains("@layers.0.experts.gate_up"));
+    let kernels = show(&["--kernel", "all"]);
+    let name = kernels.lines().find(|name| name.starts_with("matmul")).expect("a product");
+    assert!(show(&["--kernel", name]).contains("dot_u8s8"));
+    assert!(show(&["--clif", name]).contains("block0"));
+    assert!(!show(&["--asm", name]).is_empty());
+}
+
+#[test]
+fn targets_lists_this_machine() {
+    let done = moec(&["targets"]);
+    assert!(done.status.success());
+    assert!(String::from_utf8_lossy(&done.stdout).contains("this machine"));
+}
