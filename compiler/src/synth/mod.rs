@@ -30,8 +30,10 @@ pub enum SynthError {
     #[error("--layers: expected 1 to 1024, found {0}")]
     Layers(usize),
     /// The disk is too full.
-    #[error("{}: the model has {:.1} GB, but only {:.1} GB are free there; free some, or give fewer --layers",
-        path.display(), *needed as f64 / 1e9, *free as f64 / 1e9)]
+    #[error(
+        "{}: the model takes {}, but only {} are free there; free some, or give fewer --layers",
+        path.display(), size(*needed), size(*free)
+    )]
     NoSpace {
         /// Where it was to be.
         path: PathBuf,
@@ -89,12 +91,6 @@ pub fn write(
     let config = text(&preset.config(layers));
     let model = ModelConfig::parse(config.as_bytes(), Path::new("config.json")).expect("the presets are models");
     let shards = files::lay_out(&model, seed);
-    let needed = shards.iter().map(Shard::bytes).sum::<u64>() + (4 << 20);
-    let free = free_bytes(parent).map_err(failed(parent))?;
-    if free < needed {
-        return Err(SynthError::NoSpace { path: directory.into(), needed, free });
-    }
-
     let mut prefix = directory.file_name().unwrap_or_default().to_owned();
     prefix.push(".partial-");
     let partial = tempfile::Builder::new()
@@ -102,6 +98,11 @@ pub fn write(
         .permissions(std::fs::Permissions::from_mode(0o777))
         .tempdir_in(parent)
         .map_err(failed(parent))?;
+    let needed = shards.iter().map(Shard::bytes).sum::<u64>() + (4 << 20);
+    let free = free_bytes(parent).map_err(failed(parent))?;
+    if free < needed {
+        return Err(SynthError::NoSpace { path: directory.into(), needed, free });
+    }
     let put = |name: &str, content: &str| {
         let path = partial.path().join(name);
         std::fs::write(&path, content).map_err(failed(&path))
@@ -116,6 +117,14 @@ pub fn write(
     std::fs::rename(partial.path(), directory).map_err(failed(directory))?;
     let _renamed = partial.keep();
     Ok(())
+}
+
+fn size(bytes: u64) -> String {
+    if bytes < 1_000_000_000 {
+        format!("{:.1} MB", bytes as f64 / 1e6)
+    } else {
+        format!("{:.1} GB", bytes as f64 / 1e9)
+    }
 }
 
 fn text(value: &Value) -> String {
