@@ -3,6 +3,7 @@
 //! Read [`pipeline`] first: it is the table of contents.
 #![warn(missing_docs)]
 
+mod disk;
 pub mod emit;
 pub mod import;
 pub mod kernels;

@@ -3,6 +3,7 @@
 pub mod filetest;
 pub mod native;
 pub mod reference;
+pub mod simulate;
 
 use moec::emit::executable::output_when_closed;
 use moec::import;

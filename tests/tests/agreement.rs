@@ -1,10 +1,13 @@
-//! The evaluator of the graph IR and compiled code agree to the bit, in every quantization, on every tiny model.
+//! The evaluator of the graph IR, the evaluator of the tile IR and compiled code agree to the bit, in every quantization, on every
+//! tiny model.
 
 use moec::import::build_graph;
 use moec::passes::QuantConfig;
+use moec::pipeline::{self, Options};
 use moec_ir::graph::Mode;
 use moec_ir::graph::eval::{Evaluator, KvType};
 use moec_tests::reference::{ModelWeights, open};
+use moec_tests::simulate::Simulation;
 use moec_tests::{Golden, build, models};
 
 #[test]
@@ -46,4 +49,24 @@ fn compiled_models_give_the_evaluators_bits() {
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn simulated_plans_give_the_bits_of_compiled_models() {
+    for directory in models() {
+        let (model, golden) = (open(&directory), Golden::read(&directory));
+        let ids = &golden.full_ids;
+        let (prompt, rest) = ids.split_at(ids.len() - 3);
+        for quant in ["none", "q8", "q4"] {
+            let options = Options { quant: quant.parse().expect("a --quant option"), ..Options::default() };
+            let compiled = pipeline::compile(&model, &options).expect("the model compiles");
+            let mut simulation = Simulation::new(&model, &compiled, ids.len());
+            let mut bits = simulation.step(prompt, false);
+            for &id in rest {
+                bits.extend(simulation.step(&[id], true));
+            }
+            let found = build(&directory, quant, "f16").logits(ids, &[]);
+            assert!(bits == found.bits(), "{} {quant}", model.name);
+        }
+    }
 }

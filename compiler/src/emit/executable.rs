@@ -7,6 +7,7 @@
 //! nothing under the final name. Deliberately absent: packing itself (the caller writes the payload), and cross linking.
 
 use super::EmitError;
+use crate::disk;
 use moec_abi::{PAYLOAD_ALIGN, Plain, TRAILER_MAGIC, Trailer, round_up};
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::Write;
@@ -78,6 +79,11 @@ pub fn link(objects: &Objects, output: &Path, payload_bytes: u64, key: [u8; 32])
     let code = std::fs::read(&linked).map_err(EmitError::io("cannot read", &linked))?;
     file.as_file().write_all_at(&code, 0).map_err(EmitError::io("cannot write", output))?;
     let offset = round_up(code.len(), PAYLOAD_ALIGN) as u64;
+    let needed = offset + payload_bytes;
+    let free = disk::free_bytes(directory).map_err(EmitError::io("cannot measure the disk of", directory))?;
+    if free < needed {
+        return Err(EmitError::NoSpace { path: output.to_path_buf(), needed, free });
+    }
     let payload = Placement { offset, bytes: payload_bytes, key };
     Ok(Unfinished { file, output: output.to_path_buf(), payload })
 }

@@ -38,6 +38,17 @@ pub enum EmitError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// The disk is too full.
+    #[error("{}: the executable takes {:.2} GB, but only {:.2} GB are free there; free some, choose fewer bits (--quant) or another disk",
+        path.display(), *needed as f64 / 1e9, *free as f64 / 1e9)]
+    NoSpace {
+        /// Where it was to be.
+        path: PathBuf,
+        /// Its size in bytes.
+        needed: u64,
+        /// Bytes that the disk has left.
+        free: u64,
+    },
     /// The C compiler is missing or failed.
     #[error("{0}")]
     Link(String),

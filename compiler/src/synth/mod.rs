@@ -10,13 +10,12 @@ mod preset;
 
 pub use preset::Preset;
 
+use crate::disk;
 use crate::import::ModelConfig;
 use files::Shard;
 use serde_json::Value;
-use std::ffi::CString;
 use std::io;
 use std::ops::ControlFlow;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -99,7 +98,7 @@ pub fn write(
         .tempdir_in(parent)
         .map_err(failed(parent))?;
     let needed = shards.iter().map(Shard::bytes).sum::<u64>() + (4 << 20);
-    let free = free_bytes(parent).map_err(failed(parent))?;
+    let free = disk::free_bytes(parent).map_err(failed(parent))?;
     if free < needed {
         return Err(SynthError::NoSpace { path: directory.into(), needed, free });
     }
@@ -129,17 +128,4 @@ fn size(bytes: u64) -> String {
 
 fn text(value: &Value) -> String {
     format!("{value:#}\n")
-}
-
-/// Bytes that an ordinary user may still write on the disk of `path`.
-fn free_bytes(path: &Path) -> io::Result<u64> {
-    let name = CString::new(path.as_os_str().as_bytes())?;
-    let mut stat = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: `name` ends with NUL, and `stat` has room for the answer.
-    if unsafe { libc::statvfs(name.as_ptr(), stat.as_mut_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call succeeded, so it filled `stat`.
-    let stat = unsafe { stat.assume_init() };
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }

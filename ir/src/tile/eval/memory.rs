@@ -109,7 +109,11 @@ impl Memory {
         }
     }
 
-    pub(super) fn read(&self, address: i64, bytes: usize) -> Result<&[u8], Fault> {
+    /// The `bytes` bytes at any address within a region.
+    ///
+    /// # Errors
+    /// When they are not all in one region.
+    pub fn read(&self, address: i64, bytes: usize) -> Result<&[u8], Fault> {
         let (number, start) = self.locate(address, bytes)?;
         Ok(&self.regions[number][start..start + bytes])
     }
