@@ -39,8 +39,8 @@ pub enum EmitError {
         error: std::io::Error,
     },
     /// The disk is too full.
-    #[error("{}: the executable takes {:.2} GB, but only {:.2} GB are free there; free some, choose fewer bits (--quant) or another disk",
-        path.display(), *needed as f64 / 1e9, *free as f64 / 1e9)]
+    #[error("{}: the executable takes {}, but only {} are free there; free some, choose fewer bits (--quant) or another disk",
+        path.display(), indicatif::HumanBytes(*needed), indicatif::HumanBytes(*free))]
     NoSpace {
         /// Where it was to be.
         path: PathBuf,
