@@ -231,7 +231,7 @@ mod tests {
         let scales: Vec<f32> = (0..padded / BLOCK).map(|j| 0.5f32.powi(j as i32 - 3)).collect();
         let found = quantized_product(&codes, &scales, rows.row(0));
         let weight = |k: usize| f64::from(scales[k / BLOCK]) * (f64::from(codes[k]) - 128.0);
-        let rounded = |k: usize| f64::from(rows.codes[k]) * f64::from(rows.scales[k / 128]);
+        let rounded = |k: usize| f64::from(rows.codes[k]) * f64::from(rows.scales[k / 64]);
         let expected: f64 = (0..columns).map(|k| weight(k) * rounded(k)).sum();
         assert!((f64::from(found) - expected).abs() < 1e-4 * expected.abs(), "{found} {expected}");
         let exact: f64 = (0..columns).map(|k| weight(k) * f64::from(x[k])).sum();
@@ -239,11 +239,11 @@ mod tests {
     }
 
     #[test]
-    fn quantized_rows_have_a_scale_for_128() {
+    fn quantized_rows_have_a_scale_for_64() {
         let mut x = vec![0.0f32; 130];
         (x[0], x[1], x[129]) = (-12.7, 0.25, 3.0);
         let rows = QuantizedRows::new(&x, 130, None);
-        assert_eq!((rows.codes.len(), rows.scales.len(), rows.sums.len()), (160, 2, 5));
+        assert_eq!((rows.codes.len(), rows.scales.len(), rows.sums.len()), (160, 3, 5));
         assert_eq!((rows.codes[0], rows.codes[1], rows.codes[129]), (-127, 2, 127), "2.5 is rounded to even");
         assert_eq!(rows.sums, [-128 * (2 - 127), 0, 0, 0, -128 * 127]);
         assert_eq!(QuantizedRows::new(&[0.0; 4], 4, None).scales, [0.0], "zeros stay zeros");
