@@ -44,6 +44,13 @@ pub struct CompileError {
     pub reason: String,
 }
 
+impl CompileError {
+    /// Of the wide back end.
+    pub(super) fn wide(function: &tile::Function, cpu: Cpu, reason: String) -> CompileError {
+        CompileError { kernel: function.name.clone(), target: cpu.to_string(), reason }
+    }
+}
+
 impl KernelBackend {
     /// The best one for CPUs of `isa`'s architecture and calling convention with these [`moec_abi::features`].
     pub fn choose(features: u64, isa: &dyn TargetIsa) -> KernelBackend {
@@ -58,11 +65,9 @@ impl KernelBackend {
     pub fn compile(self, function: &tile::Function, isa: &dyn TargetIsa) -> Result<CompiledKernel, CompileError> {
         match self {
             KernelBackend::Cranelift => compile_by_cranelift(function, isa),
-            KernelBackend::Wide(cpu) => wide::compile_kernel(function, cpu).map_err(|reason| CompileError {
-                kernel: function.name.clone(),
-                target: format!("{:?}", cpu),
-                reason,
-            }),
+            KernelBackend::Wide(cpu) => {
+                wide::compile_kernel(function, cpu).map_err(|reason| CompileError::wide(function, cpu, reason))
+            }
         }
     }
 }

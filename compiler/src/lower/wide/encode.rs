@@ -102,6 +102,9 @@ impl Encoder<'_> {
     fn whole(&mut self) -> Result<(), String> {
         self.prologue()?;
         for index in 0..self.function.blocks.len() {
+            if self.is_empty(index) {
+                continue;
+            }
             self.labels[index] = self.next_address();
             let block = Block::new(index);
             let mut at = self.function.blocks[index].insts.start;
@@ -188,21 +191,17 @@ impl Encoder<'_> {
             Inst::Entry(_) => Ok(()),
             Inst::Return => self.epilogue(at),
             Inst::Jump { to, .. } => {
-                if to.index() != block + 1 {
-                    self.jump(Name::Jump, *to, at)?;
-                }
-                Ok(())
+                let to = self.destination(*to);
+                if Some(to) != self.after(block) { self.jump(Name::Jump, to, at) } else { Ok(()) }
             }
             Inst::Branch { name, then, otherwise } => {
-                let name = *name;
-                if then.index() == block + 1 {
-                    self.jump(opposite(name), *otherwise, at)
-                } else if otherwise.index() == block + 1 {
-                    self.jump(name, *then, at)
-                } else {
-                    self.jump(name, *then, at)?;
-                    self.jump(Name::Jump, *otherwise, at)
+                let (then, otherwise) = (self.destination(*then), self.destination(*otherwise));
+                let after = self.after(block);
+                if Some(then) == after {
+                    return self.jump(opposite(*name), otherwise, at);
                 }
+                self.jump(*name, then, at)?;
+                if Some(otherwise) == after { Ok(()) } else { self.jump(Name::Jump, otherwise, at) }
             }
             Inst::Machine { name, operands, mask } => {
                 let mut allocs = allocs.iter().filter_map(|a| a.as_reg());
@@ -222,9 +221,30 @@ impl Encoder<'_> {
         }
     }
 
-    fn jump(&mut self, name: Name, to: Block, origin: usize) -> Result<(), String> {
+    /// Whether a block is nothing but a jump, to which the allocator added no moves.
+    fn is_empty(&self, block: usize) -> bool {
+        let insts = &self.function.blocks[block].insts;
+        let moved = |at: &regalloc2::ProgPoint| insts.contains(&at.inst().index());
+        matches!(&self.function.insts[insts.clone()], [Inst::Jump { .. }])
+            && !self.output.edits.iter().any(|(at, _)| moved(at))
+    }
+
+    /// The block that a jump to `block` ends up in.
+    fn destination(&self, block: Block) -> usize {
+        match &self.function.insts[self.function.blocks[block.index()].insts.start] {
+            Inst::Jump { to, .. } if self.is_empty(block.index()) => self.destination(*to),
+            _ => block.index(),
+        }
+    }
+
+    /// The block that is laid out after `block`.
+    fn after(&self, block: usize) -> Option<usize> {
+        (block + 1..self.function.blocks.len()).find(|&b| !self.is_empty(b))
+    }
+
+    fn jump(&mut self, name: Name, to: usize, origin: usize) -> Result<(), String> {
         // Its address follows when all blocks are placed.
-        let instruction = Instruction::with_branch(self.code(name), to.index() as u64).map_err(|e| e.to_string())?;
+        let instruction = Instruction::with_branch(self.code(name), to as u64).map_err(|e| e.to_string())?;
         self.push(instruction, origin);
         Ok(())
     }
@@ -357,33 +377,15 @@ impl Encoder<'_> {
 
     /// Gives jumps and constants the addresses of what they mean.
     fn resolve(&mut self, constants: &[u64]) {
-        let labels: Vec<u64> = (0..self.labels.len()).map(|b| self.labels[self.thread(b)]).collect();
         for (instruction, _) in &mut self.listing {
             if instruction.op0_kind() == OpKind::NearBranch64 {
-                instruction.set_near_branch64(labels[instruction.near_branch64() as usize]);
+                instruction.set_near_branch64(self.labels[instruction.near_branch64() as usize]);
             } else if instruction.memory_base() == Register::RIP {
                 let (index, offset) = constant_of(instruction.memory_displacement64());
                 let at = constants[index] + offset / 4;
                 instruction.set_memory_displacement64(at);
             }
         }
-    }
-
-    /// The block that a jump to `block` may go to at once: over blocks that only jump on.
-    fn thread(&self, block: usize) -> usize {
-        let here = self.labels[block];
-        let end = self.labels.get(block + 1).copied().unwrap_or(self.next_address());
-        let data = &self.function.blocks[block];
-        match &self.function.insts[data.insts.clone()] {
-            // Nothing, or one jump, was encoded for it.
-            [Inst::Jump { to, .. }] if end - here <= 1 && !self.moves(here, end) => self.thread(to.index()),
-            _ => block,
-        }
-    }
-
-    /// Whether something other than a jump was encoded there.
-    fn moves(&self, from: u64, to: u64) -> bool {
-        (from..to).any(|address| self.listing[address as usize - 1].0.code() != self.code(Name::Jump))
     }
 
     /// Encodes the listing, `padding` and `data`, one after another; also gives the length of the code and the instructions' offsets.

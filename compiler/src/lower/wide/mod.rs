@@ -24,6 +24,7 @@ use super::backend::CompiledKernel;
 use allocate::Allocatable;
 use encode::{ALIGNMENT, Encoded, encode};
 use select::{Selected, select};
+use std::fmt;
 use table::Width;
 
 /// What the back end needs to know of a CPU.
@@ -43,6 +44,16 @@ impl Cpu {
             return Some(Cpu { width: Width::Zmm, dot: has(AVX512_VNNI) });
         }
         has(AVX2 | FMA | F16C).then_some(Cpu { width: Width::Ymm, dot: has(AVX_VNNI) })
+    }
+}
+
+impl fmt::Display for Cpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let registers = match self.width {
+            Width::Ymm => "AVX2",
+            Width::Zmm => "AVX-512",
+        };
+        write!(f, "{registers}{}", if self.dot { " with VNNI" } else { "" })
     }
 }
 
