@@ -53,6 +53,8 @@ pub mod features {
     pub const AVX_VNNI: u64 = 1 << 6;
     /// AVX-512 BF16.
     pub const AVX512_BF16: u64 = 1 << 7;
+    /// AVX-512 VBMI.
+    pub const AVX512_VBMI: u64 = 1 << 8;
     /// AArch64 Advanced SIMD with FMA (every AArch64 CPU).
     pub const NEON: u64 = 1 << 32;
     /// AArch64 `sdot`/`udot`.
@@ -70,6 +72,7 @@ pub mod features {
         (AVX512_VNNI, "avx512vnni"),
         (AVX_VNNI, "avxvnni"),
         (AVX512_BF16, "avx512bf16"),
+        (AVX512_VBMI, "avx512vbmi"),
         (NEON, "neon"),
         (DOTPROD, "dotprod"),
         (I8MM, "i8mm"),
