@@ -70,6 +70,9 @@ pub fn link(objects: &Objects, output: &Path, payload_bytes: u64, key: [u8; 32])
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
     };
+    if !directory.is_dir() {
+        return Err(EmitError::NoDirectory(directory.into()));
+    }
     let file = tempfile::Builder::new()
         .prefix(".moec-")
         .suffix(".unfinished")
