@@ -4,6 +4,7 @@ use super::{Context, id_argument, session};
 use crate::args::LogitsArgs;
 use crate::failure::{Failure, Result};
 use crate::interrupt;
+use crate::progress::Progress;
 use moec_runtime::Routes;
 use safetensors::tensor::{Dtype, TensorView};
 use std::fs;
@@ -23,7 +24,12 @@ pub(super) fn run(context: &Context, args: &LogitsArgs) -> Result<()> {
     let bytes = tokens.len() as u64 * vocab as u64 * 4;
     moec_runtime::memory::check("the logits of all tokens", bytes, "give fewer tokens")?;
     let mut logits: Vec<u8> = Vec::with_capacity(bytes as usize);
-    session.feed_each(&tokens, |_, row| logits.extend(row.iter().flat_map(|value| value.to_le_bytes())))?;
+    let mut progress = Progress::new("tokens", tokens.len());
+    session.feed_each(&tokens, |i, row| {
+        logits.extend(row.iter().flat_map(|value| value.to_le_bytes()));
+        progress.at(i + 1);
+    })?;
+    drop(progress);
 
     let mut tensors =
         vec![Tensor { name: "logits".into(), dtype: Dtype::F32, shape: vec![tokens.len(), vocab], bytes: logits }];
