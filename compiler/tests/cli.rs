@@ -1,5 +1,6 @@
 //! The `moec` command as a user meets it: what it says to bad input, and that nothing half-made is left behind.
 
+use moec::emit::executable::output_when_closed;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;
@@ -65,6 +66,41 @@ fn a_model_becomes_an_executable_that_runs_alone() {
     let report = run(&["score", "--answers", text(&held), "--limit", "100"]);
     let report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
     assert!(report["accuracy"].as_f64().expect("a number") >= 0.99, "{report}");
+}
+
+#[test]
+fn an_executable_that_is_cut_or_stripped_is_told() {
+    let out = TempDir::new().expect("a temporary directory");
+    let executable = out.path().join("numerals");
+    let done = moec(&["build", text(&numerals()), "-o", text(&executable)]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let whole = std::fs::read(&executable).expect("it is there");
+    let cut = |length: usize| {
+        std::fs::write(&executable, &whole[..length]).expect("writable");
+        output_when_closed(Command::new(&executable).arg("info"))
+    };
+    let mut starts = false;
+    for length in (0..24).map(|part| whole.len() / 24 * part + 1).chain([whole.len() - 1]) {
+        match cut(length) {
+            // The system refuses to start it: it ends inside the code.
+            Err(_) => assert!(!starts, "cut at {length}"),
+            Ok(done) => {
+                starts = true;
+                let said = String::from_utf8_lossy(&done.stderr);
+                assert_eq!(done.status.code(), Some(1), "cut at {length}: {}: {said}", done.status);
+                assert!(said.contains("has lost its weights"), "cut at {length}: {said}");
+            }
+        }
+    }
+    assert!(starts, "cuts inside the weights are found by the executable");
+    let done = cut(whole.len()).expect("it starts");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    // A linker comes with `strip`, usually.
+    if Command::new("strip").arg(&executable).output().is_ok_and(|done| done.status.success()) {
+        let done = output_when_closed(Command::new(&executable).arg("info")).expect("it starts");
+        assert_eq!(done.status.code(), Some(1), "{}", done.status);
+        assert!(String::from_utf8_lossy(&done.stderr).contains("stripped"));
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use target_lexicon::Triple;
 
 /// What the executable is to be.
@@ -193,6 +194,7 @@ fn cached(model: &Model, options: &Options) -> anyhow::Result<PathBuf> {
 /// The progress bar of packing, and the flag that Ctrl-C sets.
 struct Bar {
     bar: OnceLock<ProgressBar>,
+    recording: OnceLock<ProgressBar>,
     cancelled: Arc<AtomicBool>,
 }
 
@@ -207,13 +209,11 @@ impl Bar {
             }
         });
         drop(handled);
-        Bar { bar: OnceLock::new(), cancelled }
+        Bar { bar: OnceLock::new(), recording: OnceLock::new(), cancelled }
     }
 
     fn finish(&self) {
-        if let Some(bar) = self.bar.get() {
-            bar.finish_and_clear();
-        }
+        [&self.bar, &self.recording].into_iter().filter_map(OnceLock::get).for_each(ProgressBar::finish_and_clear);
     }
 }
 
@@ -235,6 +235,12 @@ impl Progress for Bar {
 
     fn end(&self) {
         self.finish();
+    }
+
+    fn recording(&self) {
+        let bar = ProgressBar::new_spinner().with_message("running it once, to record what `selftest` compares with");
+        bar.enable_steady_tick(Duration::from_millis(100));
+        let _first = self.recording.set(bar);
     }
 
     fn cancelled(&self) -> &AtomicBool {

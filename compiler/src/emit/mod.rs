@@ -2,6 +2,7 @@
 
 pub mod cache;
 pub mod executable;
+mod loader_path;
 pub mod object;
 pub mod pack;
 pub mod payload;
