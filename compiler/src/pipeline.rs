@@ -16,6 +16,7 @@ use crate::plan::{ModelShape, Plan, PlanError, plan};
 use crate::target::{self, CpuLevel, TargetError, Tuning};
 use moec_abi::KvType;
 use moec_ir::graph::{Graph, Mode};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use target_lexicon::Triple;
@@ -155,10 +156,12 @@ pub fn compile(model: &Model, options: &Options) -> Result<Compiled, BuildError>
 pub trait Progress: Sync {
     /// The executable will have this size; its weights are packed, or copied from an earlier build.
     fn begin(&self, bytes: u64, reused: bool);
-    /// So many bytes of so many are packed. Called by any thread.
+    /// So many bytes of so many are packed or copied. Called by any thread.
     fn packed(&self, done: u64, all: u64);
     /// All weights are in place.
     fn end(&self);
+    /// The executable runs for the first time, to record what `selftest` compares with.
+    fn recording(&self);
     /// Set when the user wants to stop.
     fn cancelled(&self) -> &AtomicBool;
 }
@@ -209,7 +212,14 @@ pub fn build(model: &Model, options: &Options, output: &Path, progress: &dyn Pro
     progress.begin(place.offset + place.bytes, earlier.is_some());
     let packed = match earlier {
         Some(earlier) => {
-            earlier.copy_to(unfinished.file(), place.offset)?;
+            earlier.copy_to(unfinished.file(), place.offset, |done, all| {
+                progress.packed(done, all);
+                if progress.cancelled().load(Ordering::Relaxed) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            })?;
             None
         }
         None => Some(pack(model, plan, key, &unfinished, progress)?),
@@ -220,8 +230,10 @@ pub fn build(model: &Model, options: &Options, output: &Path, progress: &dyn Pro
     unfinished.seal(&[])?;
     let host = target::host();
     if options.target == Triple::host() && options.levels.iter().any(|l| l.features & !host == 0) {
-        let golden = unfinished.record()?;
-        unfinished.seal(&golden)?;
+        progress.recording();
+        let golden = unfinished.record();
+        stop()?;
+        unfinished.seal(&golden?)?;
     }
     stop()?;
     let bytes = unfinished.finish()?;

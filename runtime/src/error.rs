@@ -30,8 +30,8 @@ pub enum Error {
     },
     /// No level of the model's code runs on this CPU.
     #[error(
-        "this CPU lacks {missing}, which the model's code for {level} needs: build it again with `--target-cpu {remedy}` \
-         (this model was compiled for {compiled})"
+        "this CPU lacks {missing}, which the model's code for {level} needs: {remedy} (this model was compiled for \
+         {compiled})"
     )]
     CpuFeatures {
         /// The level that needs least.
@@ -40,7 +40,7 @@ pub enum Error {
         missing: String,
         /// All levels compiled in.
         compiled: String,
-        /// What to pass to the compiler.
+        /// What to do about it.
         remedy: &'static str,
     },
     /// The caller asked for a level that is not compiled in.

@@ -189,14 +189,15 @@ impl Descriptor {
     }
 }
 
-/// What to compile for on a CPU with these features.
+/// What the owner of a CPU with these features can do.
 fn remedy(present: u64) -> &'static str {
     let v3 = features::X86_64_V2 | features::AVX2 | features::FMA | features::F16C;
     let v4 = v3 | features::AVX512;
     match present {
-        _ if present & v4 == v4 => "x86-64-v4",
-        _ if present & v3 == v3 => "x86-64-v3",
-        _ => "native",
+        _ if present & v4 == v4 => "build it again with `--target-cpu x86-64-v4`",
+        _ if present & v3 == v3 => "build it again with `--target-cpu x86-64-v3`",
+        _ if cfg!(target_arch = "x86_64") => "moec needs AVX2 and FMA, so use a CPU of 2013 or later that has them",
+        _ => "build it again with `--target-cpu native`",
     }
 }
 

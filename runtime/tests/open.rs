@@ -57,11 +57,19 @@ fn a_level_is_chosen_by_what_the_cpu_has() {
     assert_eq!(descriptor.choose_level(None, u64::MAX).unwrap().name(), "impossible");
     assert_eq!(descriptor.choose_level(Some("plain"), u64::MAX).unwrap().name(), "plain");
     let error = descriptor.choose_level(None, features::AVX2).unwrap_err();
+    let remedy = match cfg!(target_arch = "x86_64") {
+        true => "moec needs AVX2 and FMA, so use a CPU of 2013 or later that has them",
+        false => "build it again with `--target-cpu native`",
+    };
     assert_eq!(
         error.to_string(),
-        "this CPU lacks fma, which the model's code for plain needs: build it again with `--target-cpu native` (this model \
-         was compiled for impossible, plain)"
+        format!(
+            "this CPU lacks fma, which the model's code for plain needs: {remedy} (this model was compiled for impossible, plain)"
+        )
     );
+    let v3 = features::X86_64_V2 | features::AVX2 | features::FMA | features::F16C;
+    let error = descriptor.choose_level(Some("impossible"), v3).unwrap_err().to_string();
+    assert!(error.contains("build it again with `--target-cpu x86-64-v3`"), "{error}");
     let error = descriptor.choose_level(Some("zen9"), u64::MAX).unwrap_err();
     assert_eq!(error.to_string(), "the model has no code for zen9; it was compiled for impossible, plain");
 }

@@ -1,5 +1,7 @@
 //! `moec build` and `moec run`.
 
+use super::failure::Usage;
+use super::output::say;
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -15,6 +17,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use target_lexicon::Triple;
 
 /// What the executable is to be.
@@ -30,8 +33,8 @@ pub struct BuildOptions {
     #[arg(long, value_enum, default_value = "f16")]
     kv: Kv,
     /// Longest sequence in tokens; the model's own limit without this
-    #[arg(long, value_name = "N")]
-    context: Option<usize>,
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..))]
+    context: Option<u32>,
     /// CPUs to make code for, several in one file separated by commas; `moec targets` lists them
     #[arg(long, value_name = "CPU,…", default_value = "native")]
     target_cpu: String,
@@ -69,14 +72,14 @@ impl BuildOptions {
     /// As the library takes them.
     pub fn resolve(&self) -> anyhow::Result<Options> {
         let target = Triple::host();
-        let levels = target::find_levels(&self.target_cpu, &target)?;
+        let levels = target::find_levels(&self.target_cpu, &target).map_err(Usage::new)?;
         Ok(Options {
             quant: self.quant,
             kv: match self.kv {
                 Kv::F16 => KvType::F16,
                 Kv::F32 => KvType::F32,
             },
-            context: self.context,
+            context: self.context.map(|tokens| tokens as usize),
             target,
             levels,
             prefix: self.name.clone(),
@@ -111,7 +114,7 @@ impl Build {
         bar.finish();
         let built = match built {
             Err(pipeline::BuildError::Cancelled) => {
-                eprintln!("moec: interrupted; nothing was written");
+                say("moec: interrupted; nothing was written");
                 return Ok(130);
             }
             other => other?,
@@ -119,14 +122,14 @@ impl Build {
         if let Some(report) = &built.packed {
             for role in report.by_role().iter().filter(|r| r.error > 0.0) {
                 let name = role.role.map_or("rope", |r| r.name());
-                eprintln!(
+                say(format_args!(
                     "{name:>10}: {} weights, relative RMS error {:.2} %",
                     role.format,
                     100.0 * role.relative_rms()
-                );
+                ));
             }
         }
-        eprintln!("wrote {} ({})", self.output.display(), indicatif::HumanBytes(built.bytes));
+        say(format_args!("wrote {} ({})", self.output.display(), indicatif::HumanBytes(built.bytes)));
         Ok(0)
     }
 }
@@ -154,7 +157,7 @@ impl Run {
             bar.finish();
             match built {
                 Err(pipeline::BuildError::Cancelled) => {
-                    eprintln!("moec: interrupted");
+                    say("moec: interrupted");
                     return Ok(130);
                 }
                 other => other?,
@@ -191,6 +194,7 @@ fn cached(model: &Model, options: &Options) -> anyhow::Result<PathBuf> {
 /// The progress bar of packing, and the flag that Ctrl-C sets.
 struct Bar {
     bar: OnceLock<ProgressBar>,
+    recording: OnceLock<ProgressBar>,
     cancelled: Arc<AtomicBool>,
 }
 
@@ -205,13 +209,11 @@ impl Bar {
             }
         });
         drop(handled);
-        Bar { bar: OnceLock::new(), cancelled }
+        Bar { bar: OnceLock::new(), recording: OnceLock::new(), cancelled }
     }
 
     fn finish(&self) {
-        if let Some(bar) = self.bar.get() {
-            bar.finish_and_clear();
-        }
+        [&self.bar, &self.recording].into_iter().filter_map(OnceLock::get).for_each(ProgressBar::finish_and_clear);
     }
 }
 
@@ -233,6 +235,12 @@ impl Progress for Bar {
 
     fn end(&self) {
         self.finish();
+    }
+
+    fn recording(&self) {
+        let bar = ProgressBar::new_spinner().with_message("running it once, to record what `selftest` compares with");
+        bar.enable_steady_tick(Duration::from_millis(100));
+        let _first = self.recording.set(bar);
     }
 
     fn cancelled(&self) -> &AtomicBool {

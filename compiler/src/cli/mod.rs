@@ -3,7 +3,9 @@
 //! Deliberately absent: the work, which is the library's ([`moec::pipeline`]).
 
 mod build;
+pub mod failure;
 mod inspect;
+mod output;
 mod synth;
 mod targets;
 

@@ -7,6 +7,8 @@ use super::EmitError;
 use super::executable::Placement;
 use moec_abi::{PAYLOAD_MAGIC, PayloadHeader, Plain, TRAILER_MAGIC, Trailer};
 use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -60,21 +62,32 @@ pub fn find(wanted: &Placement) -> Option<Earlier> {
 }
 
 impl Earlier {
-    /// Copies the payload to `at` of another file, inside the kernel where the file system can.
+    /// Copies the payload to `at` of another file, inside the kernel where the file system can. `progress` is told the bytes copied and those
+    /// to copy; when it breaks, the rest is not copied.
     ///
     /// # Errors
     /// When it cannot be read or written.
-    pub fn copy_to(&self, to: &File, at: u64) -> Result<(), EmitError> {
-        use std::io::{Read, Seek, SeekFrom};
+    pub fn copy_to(
+        &self,
+        to: &File,
+        at: u64,
+        mut progress: impl FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<(), EmitError> {
+        /// Bytes copied between two reports.
+        const CHUNK: u64 = 64 << 20;
         let error = || EmitError::io("cannot copy the payload of", &self.path);
         let (mut from, mut to) = (&self.file, to);
         from.seek(SeekFrom::Start(self.offset)).map_err(error())?;
         to.seek(SeekFrom::Start(at)).map_err(error())?;
-        let copied = std::io::copy(&mut from.take(self.bytes), &mut to).map_err(error())?;
-        if copied == self.bytes {
-            return Ok(());
+        let mut done = 0;
+        while done < self.bytes && progress(done, self.bytes).is_continue() {
+            let copied = std::io::copy(&mut from.take(CHUNK.min(self.bytes - done)), &mut to).map_err(error())?;
+            if copied == 0 {
+                return Err(error()(ErrorKind::UnexpectedEof.into()));
+            }
+            done += copied;
         }
-        Err(error()(std::io::Error::from(std::io::ErrorKind::UnexpectedEof)))
+        Ok(())
     }
 }
 

@@ -1,12 +1,12 @@
 //! The standalone executable: code and runtime linked by `cc`, the payload at the end of the file, and a trailer that says where.
 //!
 //! ```text
-//! [ linked ELF file | zeros up to a page | payload | golden values (JSON) | trailer ]
+//! [ linked ELF file, its loader's path last | zeros up to a page | payload | golden values (JSON) | trailer ]
 //! ```
 //! Everything is written to a temporary file beside the output and renamed at the very end, so that an interrupted build leaves
 //! nothing under the final name. Deliberately absent: packing itself (the caller writes the payload), and cross linking.
 
-use super::EmitError;
+use super::{EmitError, loader_path};
 use crate::disk;
 use moec_abi::{PAYLOAD_ALIGN, Plain, TRAILER_MAGIC, Trailer, round_up};
 use std::fs::{File, OpenOptions, Permissions};
@@ -70,13 +70,17 @@ pub fn link(objects: &Objects, output: &Path, payload_bytes: u64, key: [u8; 32])
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
     };
+    if !directory.is_dir() {
+        return Err(EmitError::NoDirectory(directory.into()));
+    }
     let file = tempfile::Builder::new()
         .prefix(".moec-")
         .suffix(".unfinished")
         .permissions(Permissions::from_mode(0o700))
         .tempfile_in(directory)
         .map_err(EmitError::io("cannot create a file in", directory))?;
-    let code = std::fs::read(&linked).map_err(EmitError::io("cannot read", &linked))?;
+    let mut code = std::fs::read(&linked).map_err(EmitError::io("cannot read", &linked))?;
+    loader_path::move_to_end(&mut code);
     file.as_file().write_all_at(&code, 0).map_err(EmitError::io("cannot write", output))?;
     let offset = round_up(code.len(), PAYLOAD_ALIGN) as u64;
     let needed = offset + payload_bytes;
@@ -158,6 +162,9 @@ impl Unfinished {
 
     /// Runs the sealed file once (`selftest --record`) and returns what it prints: the golden values.
     ///
+    /// It runs a dozen tokens in one step, so it reads each weight at most once, which is less than packing has read; and it may read them from
+    /// the disk, as the machine that builds a model need not have the memory to use it.
+    ///
     /// # Errors
     /// When it cannot run or fails, with what it said.
     pub fn record(&mut self) -> Result<Vec<u8>, EmitError> {
@@ -167,7 +174,7 @@ impl Unfinished {
         let handle = std::mem::replace(self.file.as_file_mut(), reopened);
         drop(handle);
         let mut command = Command::new(&path);
-        command.args(["selftest", "--record"]).stdin(Stdio::null());
+        command.args(["selftest", "--record", "--low-memory"]).stdin(Stdio::null());
         let run = output_when_closed(&mut command);
         let writable = OpenOptions::new().read(true).write(true).open(&path);
         *self.file.as_file_mut() = writable.map_err(EmitError::io("cannot open", &path))?;

@@ -213,7 +213,7 @@ impl ModelConfig {
             layers,
             heads,
             kv_heads,
-            head_dim: head_dim(config, hidden, heads)?,
+            head_dim: head_dim(config, architecture, hidden, heads)?,
             experts: experts(config, architecture)?,
             norm_eps: config.positive("rms_norm_eps", 1.0)?.some().unwrap_or(defaults.norm_eps) as f32,
             context,
@@ -283,10 +283,17 @@ fn refuse_unsupported(config: Object) -> Result<(), ImportError> {
     Ok(())
 }
 
-fn head_dim(config: Object, hidden: usize, heads: usize) -> Result<usize, ImportError> {
+/// Without a value it is `hidden / heads`; where that leaves a remainder, Mixtral and Mistral round down and Llama refuses.
+fn head_dim(config: Object, architecture: Architecture, hidden: usize, heads: usize) -> Result<usize, ImportError> {
+    let rounds = match architecture {
+        Architecture::Mixtral | Architecture::Mistral => true,
+        Architecture::Llama => false,
+    };
     let head_dim = match config.integer("head_dim", 1..=MAX_HEAD_DIM)?.some() {
         Some(value) => value,
-        None if hidden.is_multiple_of(heads) && hidden / heads <= MAX_HEAD_DIM => hidden / heads,
+        None if (rounds || hidden.is_multiple_of(heads)) && (1..=MAX_HEAD_DIM).contains(&(hidden / heads)) => {
+            hidden / heads
+        }
         None => {
             let expected = format!("a value, as `hidden_size` / `num_attention_heads` is {hidden} / {heads}");
             return Err(config.wrong("head_dim", expected, "none"));

@@ -12,6 +12,7 @@ mod failure;
 mod interrupt;
 mod machine;
 mod output;
+mod progress;
 
 use moec_abi::ModelDescriptor;
 use moec_runtime::PayloadSource;
