@@ -4,50 +4,15 @@
 //! All methods take `&self` and may be called from many threads. Deliberately absent: conversion to packed layouts.
 
 use super::config::ModelConfig;
+use super::dequantize;
+use super::dtype::Dtype;
 use super::error::{ImportError, clip};
-use super::header::Entry;
-use super::names::{self, Slot};
+use super::header::{Element, Entry};
+use super::names::{self, Naming, Slot};
 use super::shards::{self, Files, Shard, ShardIdentity};
-use half::slice::HalfFloatSliceExt;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
-
-/// How the elements of a stored weight are kept.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Dtype {
-    /// IEEE single.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// IEEE half.
-    F16,
-}
-
-impl Dtype {
-    /// Bytes of one element.
-    pub const fn bytes(self) -> usize {
-        match self {
-            Dtype::F32 => 4,
-            Dtype::Bf16 | Dtype::F16 => 2,
-        }
-    }
-
-    /// The name used in dumps and on the command line.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Dtype::F32 => "f32",
-            Dtype::Bf16 => "bf16",
-            Dtype::F16 => "f16",
-        }
-    }
-}
-
-impl std::fmt::Display for Dtype {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// What is known of a weight without reading it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -92,30 +57,40 @@ struct Weight {
 #[derive(Debug)]
 struct Piece {
     shard: usize,
+    /// Of its first row.
     offset: usize,
     dtype: Dtype,
+    /// The size of the heads whose halves lie interleaved, row by row.
+    interleaved: Option<usize>,
 }
 
 impl TensorTable {
     /// Maps the weight files of a directory and checks that they hold just what the configuration needs.
     ///
     /// # Errors
-    /// A file that is missing or damaged; a tensor that is missing, foreign, of another shape or of a type other than f32, bf16, f16.
+    /// A file that is missing or damaged; a tensor that is missing, foreign, of another shape or of a type that is not supported.
     pub fn open(directory: &Path, config: &ModelConfig) -> Result<TensorTable, ImportError> {
-        let Files { shards, tensors } = shards::open(directory)?;
+        TensorTable::new(shards::open(directory)?, config, Naming::HuggingFace, directory)
+    }
+
+    /// Finds the weights of `config` in files. `place` is only for messages.
+    pub(crate) fn new(
+        files: Files,
+        config: &ModelConfig,
+        naming: Naming,
+        place: &Path,
+    ) -> Result<TensorTable, ImportError> {
+        let Files { shards, tensors } = files;
         let by_name: HashMap<&str, usize> =
             tensors.iter().enumerate().map(|(number, (_, entry))| (entry.name.as_str(), number)).collect();
-        let mut finder = Finder::new(&shards, &tensors, &by_name);
+        let mut finder = Finder::new(&shards, &tensors, &by_name, naming);
         let mut weights = Vec::new();
-        names::for_each_slot(
-            config,
-            |name| by_name.contains_key(name),
-            |slot| {
-                weights.extend(finder.take(slot)?);
-                Ok::<(), ImportError>(())
-            },
-        )?;
-        finder.finish(directory, config)?;
+        let shape_of = |name: &str| by_name.get(name).map(|&number| tensors[number].1.shape.clone());
+        names::for_each_slot(config, naming, &shape_of, |slot| {
+            weights.extend(finder.take(slot)?);
+            Ok::<(), ImportError>(())
+        })?;
+        finder.finish(place, config)?;
         let parameters = finder.parameters;
         let by_name = weights.iter().enumerate().map(|(number, weight)| (weight.name.clone(), number)).collect();
         Ok(TensorTable { shards, weights, by_name, parameters })
@@ -152,27 +127,51 @@ impl TensorTable {
 
     /// Reads rows as f32, exactly. `out` has `rows.len() × cols` elements.
     pub fn read_rows(&self, name: &str, expert: usize, rows: Range<usize>, out: &mut [f32]) {
-        let raw = self.raw(name, expert, rows);
-        assert_eq!(out.len() * raw.dtype.bytes(), raw.bytes.len(), "reading `{name}` into a buffer of another size");
-        widen(raw, out);
+        let (weight, piece) = self.piece(name, expert, &rows);
+        assert_eq!(out.len(), rows.len() * weight.cols, "reading `{name}` into a buffer of another size");
+        let shard = &self.shards[piece.shard];
+        let read = |rows: Range<usize>, out: &mut [f32]| {
+            dequantize::read(piece.dtype, shard.bytes(piece.range(weight.cols, rows)), out);
+        };
+        match piece.interleaved {
+            None => read(rows, out),
+            Some(head_dim) if weight.info.shape.len() == 1 => {
+                // A vector is one row, and its elements are interleaved.
+                let mut stored = vec![0.0; weight.cols];
+                read(rows, &mut stored);
+                for (i, out) in out.iter_mut().enumerate() {
+                    *out = stored[interleaved_place(i, head_dim)];
+                }
+            }
+            Some(head_dim) => {
+                for (row, out) in rows.zip(out.chunks_exact_mut(weight.cols)) {
+                    let row = interleaved_place(row, head_dim);
+                    read(row..row + 1, out);
+                }
+            }
+        }
     }
 
     /// Rows as they are stored.
+    ///
+    /// # Panics
+    /// When the rows do not lie one after the other.
     pub fn raw(&self, name: &str, expert: usize, rows: Range<usize>) -> RawRows<'_> {
-        let (shard, range, dtype) = self.locate(name, expert, rows);
-        RawRows { dtype, bytes: shard.bytes(range) }
+        let (weight, piece) = self.piece(name, expert, &rows);
+        assert!(piece.interleaved.is_none(), "the rows of `{name}` do not lie one after the other");
+        RawRows { dtype: piece.dtype, bytes: self.shards[piece.shard].bytes(piece.range(weight.cols, rows)) }
     }
 
     /// Gives the memory of rows that were read back to the system, so that a walk over a model larger than memory stays small.
     /// They can be read again.
     pub fn release(&self, name: &str, expert: usize, rows: Range<usize>) {
-        let (shard, range, _) = self.locate(name, expert, rows);
+        let (shard, range) = self.stretch(name, expert, rows);
         shard.release(range);
     }
 
     /// Asks the system to start reading rows from disk.
     pub fn prefetch(&self, name: &str, expert: usize, rows: Range<usize>) {
-        let (shard, range, _) = self.locate(name, expert, rows);
+        let (shard, range) = self.stretch(name, expert, rows);
         shard.prefetch(range);
     }
 
@@ -183,7 +182,7 @@ impl TensorTable {
         }
     }
 
-    fn locate(&self, name: &str, expert: usize, rows: Range<usize>) -> (&Shard, Range<usize>, Dtype) {
+    fn piece(&self, name: &str, expert: usize, rows: &Range<usize>) -> (&Weight, &Piece) {
         let weight = self.weight(name);
         assert!(
             rows.start <= rows.end && rows.end <= weight.rows && expert < weight.pieces.len(),
@@ -191,38 +190,36 @@ impl TensorTable {
             weight.pieces.len(),
             weight.rows
         );
-        let piece = &weight.pieces[expert];
-        let stride = weight.cols * piece.dtype.bytes();
-        let range = piece.offset + rows.start * stride..piece.offset + rows.end * stride;
-        (&self.shards[piece.shard], range, piece.dtype)
+        (weight, &weight.pieces[expert])
+    }
+
+    /// The part of a file in which rows lie, with others between them if they are interleaved.
+    fn stretch(&self, name: &str, expert: usize, rows: Range<usize>) -> (&Shard, Range<usize>) {
+        let (weight, piece) = self.piece(name, expert, &rows);
+        let rows = match piece.interleaved {
+            Some(head_dim) if weight.info.shape.len() > 1 => {
+                rows.start / head_dim * head_dim..rows.end.next_multiple_of(head_dim)
+            }
+            Some(_) | None => rows,
+        };
+        (&self.shards[piece.shard], piece.range(weight.cols, rows))
     }
 }
 
-/// Converts stored elements to f32. Every value of the narrow types is one.
-fn widen(raw: RawRows, out: &mut [f32]) {
-    const CHUNK: usize = 1024;
-    match raw.dtype {
-        Dtype::F32 => {
-            for (value, bytes) in out.iter_mut().zip(raw.bytes.as_chunks::<4>().0) {
-                *value = f32::from_le_bytes(*bytes);
-            }
-        }
-        Dtype::Bf16 => {
-            for (value, bytes) in out.iter_mut().zip(raw.bytes.as_chunks::<2>().0) {
-                *value = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
-            }
-        }
-        Dtype::F16 => {
-            let mut aligned = [half::f16::ZERO; CHUNK];
-            for (values, bytes) in out.chunks_mut(CHUNK).zip(raw.bytes.chunks(2 * CHUNK)) {
-                let aligned = &mut aligned[..values.len()];
-                for (value, bytes) in aligned.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *value = half::f16::from_le_bytes(*bytes);
-                }
-                aligned.convert_to_f32_slice(values);
-            }
-        }
+impl Piece {
+    /// The bytes of rows of `cols` elements.
+    fn range(&self, cols: usize, rows: Range<usize>) -> Range<usize> {
+        let stride = self.dtype.bytes(cols).expect("rows are whole blocks");
+        self.offset + rows.start * stride..self.offset + rows.end * stride
     }
+}
+
+/// Where element `i` of rows of heads lies when the two halves of each head are interleaved: first of the first half, first of the second, …
+fn interleaved_place(i: usize, head_dim: usize) -> usize {
+    let (head, within) = (i / head_dim, i % head_dim);
+    let half = head_dim / 2;
+    let within = if within < half { 2 * within } else { 2 * (within - half) + 1 };
+    head * head_dim + within
 }
 
 /// Matches what is stored with what is needed.
@@ -230,6 +227,7 @@ struct Finder<'a> {
     shards: &'a [Shard],
     entries: &'a [(usize, Entry)],
     by_name: &'a HashMap<&'a str, usize>,
+    naming: Naming,
     used: Vec<bool>,
     parameters: u64,
     /// The first missing tensor, its shape, and how many are missing.
@@ -237,8 +235,13 @@ struct Finder<'a> {
 }
 
 impl<'a> Finder<'a> {
-    fn new(shards: &'a [Shard], entries: &'a [(usize, Entry)], by_name: &'a HashMap<&'a str, usize>) -> Finder<'a> {
-        Finder { shards, entries, by_name, used: vec![false; entries.len()], parameters: 0, missing: None }
+    fn new(
+        shards: &'a [Shard],
+        entries: &'a [(usize, Entry)],
+        by_name: &'a HashMap<&'a str, usize>,
+        naming: Naming,
+    ) -> Finder<'a> {
+        Finder { shards, entries, by_name, naming, used: vec![false; entries.len()], parameters: 0, missing: None }
     }
 
     /// The weight of a slot; `None` if a part is missing, which [`Finder::finish`] reports.
@@ -251,23 +254,34 @@ impl<'a> Finder<'a> {
             };
             let (shard, entry) = &self.entries[number];
             let path = &self.shards[*shard].path;
-            if entry.shape != part.stored_shape {
+            if !names::same_shape(&entry.shape, &part.stored_shape) {
                 let (expected, found) = (format!("shape {:?}", part.stored_shape), format!("{:?}", entry.shape));
                 return Err(ImportError::tensor(path, &part.stored, expected, found));
             }
-            let dtype = match entry.dtype {
-                safetensors::Dtype::F32 => Dtype::F32,
-                safetensors::Dtype::BF16 => Dtype::Bf16,
-                safetensors::Dtype::F16 => Dtype::F16,
+            let dtype = match &entry.element {
+                Element::Known(dtype) if dtype.block().is_some() => *dtype,
                 other => {
-                    let expected = "elements of type F32, BF16 or F16";
+                    let expected = match self.naming {
+                        Naming::HuggingFace => "elements of type F32, BF16 or F16".to_string(),
+                        Naming::Gguf => {
+                            let blocks = Dtype::ALL.into_iter().filter(|dtype| dtype.block().is_some());
+                            format!("one of the types {}", blocks.map(Dtype::name).collect::<Vec<_>>().join(", "))
+                        }
+                    };
                     return Err(ImportError::tensor(path, &part.stored, expected, other.to_string()));
                 }
             };
             if !std::mem::replace(&mut self.used[number], true) {
-                self.parameters += (entry.bytes / dtype.bytes()) as u64;
+                self.parameters += entry.shape.iter().product::<usize>() as u64;
             }
-            pieces.push(Piece { shard: *shard, offset: entry.offset + part.skip * dtype.bytes(), dtype });
+            // What is skipped are rows, or elements of a vector.
+            let row = if slot.shape.len() == 1 { 1 } else { slot.shape[slot.shape.len() - 1] };
+            let Some(skipped) = dtype.bytes(part.skip * row) else {
+                let expected = "a type whose elements are no blocks, as it is several vectors in one";
+                return Err(ImportError::tensor(path, &part.stored, expected, dtype.name()));
+            };
+            let offset = entry.offset + skipped;
+            pieces.push(Piece { shard: *shard, offset, dtype, interleaved: part.interleaved });
         }
         let (&cols, rows) = slot.shape.split_last().expect("a weight has at least one dimension");
         let rows = rows.last().copied().unwrap_or(1);

@@ -13,6 +13,7 @@ mod combine;
 mod common;
 mod elementwise;
 mod embed;
+mod gate;
 mod matmul;
 mod norm;
 mod rope;
@@ -22,6 +23,7 @@ pub use attention::Attention;
 pub use combine::Combine;
 pub use elementwise::{Elementwise, ElementwiseOp};
 pub use embed::Embed;
+pub use gate::GateRow;
 pub use matmul::{Epilogue, Matmul, MatmulTuning};
 pub use norm::{Norm, Outputs, Quantize};
 pub use rope::{Rope, StoreKey, StoreValue};
@@ -136,4 +138,6 @@ kernel_table! {
     Combine,
     /// One elementary operation on rows.
     Elementwise,
+    /// Multiplies a row by the sigmoid of its gate.
+    GateRow,
 }

@@ -7,7 +7,7 @@
 use super::SynthError;
 use super::gauss::{Normal, Quantiles};
 use crate::import::ModelConfig;
-use crate::import::names::{Part, for_each_slot};
+use crate::import::names::{Naming, Part, for_each_slot};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -59,7 +59,8 @@ pub(super) fn lay_out(model: &ModelConfig, seed: u64) -> Vec<Shard> {
     let mut start = SHARD;
     let placed: Result<(), Infallible> = for_each_slot(
         model,
-        |_| false,
+        Naming::HuggingFace,
+        &|_| None,
         |slot| {
             for Part { stored: name, stored_shape: shape, .. } in slot.parts {
                 let bytes = 2 * shape.iter().product::<usize>() as u64;
