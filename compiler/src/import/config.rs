@@ -6,8 +6,9 @@
 
 use super::architecture::{Architecture, AttentionBias, Description, HeadNorm, Window, WindowedLayers};
 use super::error::ImportError;
-use super::rope::{self, Rope};
 use super::json::{self, Field, Object, describe, quote};
+use super::packed::{self, Packing};
+use super::rope::{self, Rope};
 use serde_json::Value;
 use std::path::Path;
 
@@ -63,6 +64,8 @@ pub struct ModelConfig {
     pub head_norm: Option<HeadNorm>,
     /// Rotary position embedding.
     pub rope: Rope,
+    /// How matrices are stored, when the directory says that they are quantized.
+    pub packing: Option<Packing>,
     /// Whether the output projection is the embedding (after [`open`](super::open): and none is stored).
     pub tied: bool,
     /// Id that starts a text.
@@ -153,6 +156,7 @@ impl ModelConfig {
             ffn_bias,
             head_norm: description.head_norm,
             rope,
+            packing: packed::parse(config)?,
             tied: config.boolean("tie_word_embeddings")?.some().unwrap_or(false),
             bos_token_id: bos_token_id(config, vocab)?.unwrap_or(defaults.bos.filter(|&id| (id as usize) < vocab)),
             eos_token_ids: eos_token_ids(config, vocab)?
@@ -210,13 +214,6 @@ fn refuse_unsupported(config: Object, description: &Description) -> Result<(), I
         && !matches!(name, "silu" | "swish")
     {
         return Err(config.unsupported("hidden_act", quote(name), "\"silu\""));
-    }
-    for key in ["quantization_config", "compression_config"] {
-        if let Field::Value(value) = config.field(key) {
-            let method = value.get("quant_method").and_then(Value::as_str);
-            let found = method.map_or_else(|| describe(value), quote);
-            return Err(config.unsupported(key, found, "weights that are not quantized (bf16, f16 or f32)"));
-        }
     }
     if let Field::Value(value) = config.field("clip_qkv") {
         return Err(config.unsupported("clip_qkv", describe(value), "null"));

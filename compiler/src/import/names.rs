@@ -161,9 +161,11 @@ const GGUF: &[Row] = &[
 /// The divisors of rotary frequencies in a GGUF file.
 pub(crate) const GGUF_ROPE_DIVISORS: &str = "rope_freqs.weight";
 
-/// Whether a stored tensor belongs to no weight on purpose: rotary frequencies, which follow from the configuration.
-pub(crate) fn is_ignored(stored: &str) -> bool {
-    stored.ends_with("rotary_emb.inv_freq") || stored == GGUF_ROPE_DIVISORS
+/// Whether a stored tensor belongs to no weight on purpose: rotary frequencies, which follow from the configuration, and in `packed` models
+/// the scales of activations, which moec finds anew for each row.
+pub(crate) fn is_ignored(stored: &str, packed: bool) -> bool {
+    let scale = || ["input_scale", "k_scale", "v_scale", "output_scale"].iter().any(|name| stored.ends_with(name));
+    stored.ends_with("rotary_emb.inv_freq") || stored == GGUF_ROPE_DIVISORS || (packed && scale())
 }
 
 /// Every weight that a layer needs, without the layer's name, and its shape, in the order in which a step reads them.
@@ -265,7 +267,12 @@ impl Scheme<'_> {
         let right = found.iter().find(|(place, stored)| {
             stored.as_ref().is_some_and(|stored| same_shape(stored, &parts(place)[0].stored_shape))
         });
-        let there = || found.iter().find(|(_, stored)| stored.is_some());
+        // A tensor of another shape is meant, unless it is another weight's own.
+        let others = |place: &Place| {
+            let own = |other: &Place| matches!(other, Own(template) if *template == place.template());
+            matches!(place, Rows(..)) && self.table.iter().any(|(_, places)| places.iter().any(own))
+        };
+        let there = || found.iter().find(|(place, stored)| stored.is_some() && !others(place));
         let module = format!(".{}.", self.module);
         let likely = || found.iter().find(|(place, _)| place.template().contains(&module));
         let (place, stored) = right.or_else(there).or_else(likely).unwrap_or(&found[0]);

@@ -8,7 +8,8 @@ use super::dequantize;
 use super::dtype::Dtype;
 use super::error::{ImportError, clip};
 use super::header::{Element, Entry};
-use super::names::{self, Naming, Slot};
+use super::names::{self, Naming, Part, Slot};
+use super::packed::{self, Packed, Packing, Stored};
 use super::shards::{self, Files, Shard, ShardIdentity};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -53,9 +54,17 @@ struct Weight {
     pieces: Vec<Piece>,
 }
 
-/// The matrix of one expert (or the only one), inside a file.
+/// The matrix of one expert (or the only one).
 #[derive(Debug)]
-struct Piece {
+enum Piece {
+    /// Rows of blocks inside a file.
+    Blocks(Blocks),
+    /// Codes and scales in several tensors.
+    Packed(Packed),
+}
+
+#[derive(Debug)]
+struct Blocks {
     shard: usize,
     /// Of its first row.
     offset: usize,
@@ -83,9 +92,14 @@ impl TensorTable {
         let Files { shards, tensors } = files;
         let by_name: HashMap<&str, usize> =
             tensors.iter().enumerate().map(|(number, (_, entry))| (entry.name.as_str(), number)).collect();
-        let mut finder = Finder::new(&shards, &tensors, &by_name, naming);
+        let mut finder = Finder::new(&shards, &tensors, &by_name, naming, config.packing);
         let mut weights = Vec::new();
-        let shape_of = |name: &str| by_name.get(name).map(|&number| tensors[number].1.shape.clone());
+        let stored = Tensors { entries: &tensors, by_name: &by_name };
+        let shape_of = |name: &str| match (stored.get(name), config.packing) {
+            (Some((_, entry)), _) => Some(entry.shape.clone()),
+            (None, Some(packing)) => packed::shape(&stored, packing, name),
+            (None, None) => None,
+        };
         names::for_each_slot(config, naming, &shape_of, |slot| {
             weights.extend(finder.take(slot)?);
             Ok::<(), ImportError>(())
@@ -115,7 +129,13 @@ impl TensorTable {
     pub fn is_tied(&self) -> bool {
         let start = |name: &str| {
             let piece = &self.weight(name).pieces[0];
-            (piece.shard, piece.offset)
+            match piece {
+                Piece::Blocks(blocks) => (blocks.shard, blocks.offset),
+                Piece::Packed(packed) => {
+                    let (shard, range) = packed.stretch(0..0);
+                    (shard, range.start)
+                }
+            }
         };
         start("embed") == start("output")
     }
@@ -129,11 +149,15 @@ impl TensorTable {
     pub fn read_rows(&self, name: &str, expert: usize, rows: Range<usize>, out: &mut [f32]) {
         let (weight, piece) = self.piece(name, expert, &rows);
         assert_eq!(out.len(), rows.len() * weight.cols, "reading `{name}` into a buffer of another size");
-        let shard = &self.shards[piece.shard];
-        let read = |rows: Range<usize>, out: &mut [f32]| {
-            dequantize::read(piece.dtype, shard.bytes(piece.range(weight.cols, rows)), out);
+        let blocks = match piece {
+            Piece::Blocks(blocks) => blocks,
+            Piece::Packed(packed) => return packed.read(&self.shards, rows, out),
         };
-        match piece.interleaved {
+        let shard = &self.shards[blocks.shard];
+        let read = |rows: Range<usize>, out: &mut [f32]| {
+            dequantize::read(blocks.dtype, shard.bytes(blocks.range(weight.cols, rows)), out);
+        };
+        match blocks.interleaved {
             None => read(rows, out),
             Some(head_dim) if weight.info.shape.len() == 1 => {
                 // A vector is one row, and its elements are interleaved.
@@ -155,11 +179,15 @@ impl TensorTable {
     /// Rows as they are stored.
     ///
     /// # Panics
-    /// When the rows do not lie one after the other.
+    /// When the rows do not lie one after the other in one tensor.
     pub fn raw(&self, name: &str, expert: usize, rows: Range<usize>) -> RawRows<'_> {
         let (weight, piece) = self.piece(name, expert, &rows);
-        assert!(piece.interleaved.is_none(), "the rows of `{name}` do not lie one after the other");
-        RawRows { dtype: piece.dtype, bytes: self.shards[piece.shard].bytes(piece.range(weight.cols, rows)) }
+        match piece {
+            Piece::Blocks(blocks) if blocks.interleaved.is_none() => {
+                RawRows { dtype: blocks.dtype, bytes: self.shards[blocks.shard].bytes(blocks.range(weight.cols, rows)) }
+            }
+            Piece::Blocks(_) | Piece::Packed(_) => panic!("the rows of `{name}` do not lie one after the other"),
+        }
     }
 
     /// Gives the memory of rows that were read back to the system, so that a walk over a model larger than memory stays small.
@@ -196,17 +224,33 @@ impl TensorTable {
     /// The part of a file in which rows lie, with others between them if they are interleaved.
     fn stretch(&self, name: &str, expert: usize, rows: Range<usize>) -> (&Shard, Range<usize>) {
         let (weight, piece) = self.piece(name, expert, &rows);
-        let rows = match piece.interleaved {
+        let blocks = match piece {
+            Piece::Blocks(blocks) => blocks,
+            Piece::Packed(packed) => {
+                let (shard, range) = packed.stretch(rows);
+                return (&self.shards[shard], range);
+            }
+        };
+        let rows = match blocks.interleaved {
             Some(head_dim) if weight.info.shape.len() > 1 => {
                 rows.start / head_dim * head_dim..rows.end.next_multiple_of(head_dim)
             }
             Some(_) | None => rows,
         };
-        (&self.shards[piece.shard], piece.range(weight.cols, rows))
+        (&self.shards[blocks.shard], blocks.range(weight.cols, rows))
     }
 }
 
 impl Piece {
+    fn dtype(&self) -> Dtype {
+        match self {
+            Piece::Blocks(blocks) => blocks.dtype,
+            Piece::Packed(packed) => packed.dtype,
+        }
+    }
+}
+
+impl Blocks {
     /// The bytes of rows of `cols` elements.
     fn range(&self, cols: usize, rows: Range<usize>) -> Range<usize> {
         let stride = self.dtype.bytes(cols).expect("rows are whole blocks");
@@ -222,12 +266,26 @@ fn interleaved_place(i: usize, head_dim: usize) -> usize {
     head * head_dim + within
 }
 
+/// The tensors of all files by name.
+struct Tensors<'a> {
+    entries: &'a [(usize, Entry)],
+    by_name: &'a HashMap<&'a str, usize>,
+}
+
+impl Stored for Tensors<'_> {
+    fn get(&self, name: &str) -> Option<(usize, &Entry)> {
+        let (shard, entry) = &self.entries[*self.by_name.get(name)?];
+        Some((*shard, entry))
+    }
+}
+
 /// Matches what is stored with what is needed.
 struct Finder<'a> {
     shards: &'a [Shard],
     entries: &'a [(usize, Entry)],
     by_name: &'a HashMap<&'a str, usize>,
     naming: Naming,
+    packing: Option<Packing>,
     used: Vec<bool>,
     parameters: u64,
     /// The first missing tensor, its shape, and how many are missing.
@@ -240,14 +298,28 @@ impl<'a> Finder<'a> {
         entries: &'a [(usize, Entry)],
         by_name: &'a HashMap<&'a str, usize>,
         naming: Naming,
+        packing: Option<Packing>,
     ) -> Finder<'a> {
-        Finder { shards, entries, by_name, naming, used: vec![false; entries.len()], parameters: 0, missing: None }
+        Finder {
+            shards,
+            entries,
+            by_name,
+            naming,
+            packing,
+            used: vec![false; entries.len()],
+            parameters: 0,
+            missing: None,
+        }
     }
 
     /// The weight of a slot; `None` if a part is missing, which [`Finder::finish`] reports.
     fn take(&mut self, slot: Slot) -> Result<Option<Weight>, ImportError> {
         let mut pieces = Vec::with_capacity(slot.parts.len());
         for part in slot.parts {
+            if let Some(packed) = self.packed(&part)? {
+                pieces.push(Piece::Packed(packed));
+                continue;
+            }
             let Some(&number) = self.by_name.get(part.stored.as_str()) else {
                 self.missing.get_or_insert((part.stored, part.stored_shape, 0)).2 += 1;
                 continue;
@@ -281,14 +353,40 @@ impl<'a> Finder<'a> {
                 return Err(ImportError::tensor(path, &part.stored, expected, dtype.name()));
             };
             let offset = entry.offset + skipped;
-            pieces.push(Piece { shard: *shard, offset, dtype, interleaved: part.interleaved });
+            pieces.push(Piece::Blocks(Blocks { shard: *shard, offset, dtype, interleaved: part.interleaved }));
         }
         let (&cols, rows) = slot.shape.split_last().expect("a weight has at least one dimension");
         let rows = rows.last().copied().unwrap_or(1);
-        let Some(first) = pieces.first().map(|piece| piece.dtype) else { return Ok(None) };
-        let dtype = if pieces.iter().all(|piece| piece.dtype == first) { first } else { Dtype::F32 };
+        let Some(first) = pieces.first().map(Piece::dtype) else { return Ok(None) };
+        let dtype = if pieces.iter().all(|piece| piece.dtype() == first) { first } else { Dtype::F32 };
         let info = TensorInfo { dtype, shape: slot.shape };
         Ok(Some(Weight { name: slot.weight, info, rows, cols, pieces }))
+    }
+
+    /// The matrix of a part, if it is stored as codes and scales.
+    fn packed(&mut self, part: &Part) -> Result<Option<Packed>, ImportError> {
+        let Some(packing) = self.packing else { return Ok(None) };
+        let stored = Tensors { entries: self.entries, by_name: self.by_name };
+        let mut names = Vec::new();
+        let mut used = |name: &str| names.push(name.to_string());
+        let found = packed::find(&stored, self.shards, packing, &part.stored, part.skip, &mut used)?;
+        let Some(packed) = found else { return Ok(None) };
+        names.push(part.stored.clone());
+        if !names::same_shape(&packed.shape(), &part.stored_shape) {
+            let (expected, found) = (format!("shape {:?}", part.stored_shape), format!("{:?}", packed.shape()));
+            let path = self.by_name.get(names[0].as_str()).map(|&number| &self.shards[self.entries[number].0].path);
+            return Err(ImportError::tensor(path.unwrap_or(&self.shards[0].path), &part.stored, expected, found));
+        }
+        let mut new = false;
+        for name in &names {
+            if let Some(&number) = self.by_name.get(name.as_str()) {
+                new |= !std::mem::replace(&mut self.used[number], true);
+            }
+        }
+        if new {
+            self.parameters += packed.shape().iter().product::<usize>() as u64;
+        }
+        Ok(Some(packed))
     }
 
     fn finish(&self, directory: &Path, config: &ModelConfig) -> Result<(), ImportError> {
@@ -302,8 +400,12 @@ impl<'a> Finder<'a> {
                 others: count - 1,
             });
         }
-        let mut extra =
-            self.entries.iter().zip(&self.used).filter(|((_, entry), used)| !**used && !names::is_ignored(&entry.name));
+        let packed = self.packing.is_some();
+        let mut extra = self
+            .entries
+            .iter()
+            .zip(&self.used)
+            .filter(|((_, entry), used)| !**used && !names::is_ignored(&entry.name, packed));
         if let Some(((shard, entry), _)) = extra.next() {
             return Err(ImportError::Extra {
                 path: self.shards[*shard].path.clone(),

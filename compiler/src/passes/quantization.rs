@@ -165,7 +165,10 @@ mod tests {
     #[test]
     fn one_word_is_for_all_that_can_have_it() {
         let q4 = parse("q4").unwrap();
-        assert_eq!(q4.to_string(), "embedding=none,norm=f32,bias=f32,attention=q8,router=none,experts=q4,ffn=q4,output=q8");
+        assert_eq!(
+            q4.to_string(),
+            "embedding=none,norm=f32,bias=f32,attention=q8,router=none,experts=q4,ffn=q4,output=q8"
+        );
         let bf16 = parse("bf16").unwrap();
         assert_eq!(
             bf16.to_string(),

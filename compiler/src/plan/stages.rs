@@ -16,8 +16,8 @@ use super::planner::{Place, Planner, Share, Split, call};
 use super::program::{Action, Expr, Field, PlacedWeight, Program};
 use super::{ModelShape, PlanError};
 use crate::kernels::{
-    Attention, Combine, Elementwise, ElementwiseOp, Embed, GateRow, KvFormat, Norm, Outputs, Quantize, Rope, SortByExpert,
-    StoreKey, StoreValue, TopK,
+    Attention, Combine, Elementwise, ElementwiseOp, Embed, GateRow, KvFormat, Norm, Outputs, Quantize, Rope,
+    SortByExpert, StoreKey, StoreValue, TopK,
 };
 use moec_abi::{LANES, PAGE_TOKENS, ROW_ALIGN, padded_head_dim, round_up};
 use moec_ir::graph::{Dim, Graph, Kind, Mode, NodeId, Op, Scores, Selection, Type, ValueId, WeightId};
@@ -724,13 +724,7 @@ impl Stages<'_> {
 
     // Routing.
 
-    fn top_k(
-        &mut self,
-        logits: ValueId,
-        kernel: TopK,
-        experts: ValueId,
-        weights: ValueId,
-    ) -> Result<(), PlanError> {
+    fn top_k(&mut self, logits: ValueId, kernel: TopK, experts: ValueId, weights: ValueId) -> Result<(), PlanError> {
         let (from, k) = (self.place(logits), kernel.k);
         let layer = self.routed;
         self.routed += 1;

@@ -2,16 +2,16 @@
 
 use half::{bf16, f16};
 use moec::kernels::{
-    Attention, Combine, Elementwise, ElementwiseOp, Embed, Epilogue, GateRow, Kernel, KvFormat, Matmul, MatmulTuning, Norm,
-    Outputs, Quantize, Rope, SortByExpert, StoreKey, StoreValue, TopK,
+    Attention, Combine, Elementwise, ElementwiseOp, Embed, Epilogue, GateRow, Kernel, KvFormat, Matmul, MatmulTuning,
+    Norm, Outputs, Quantize, Rope, SortByExpert, StoreKey, StoreValue, TopK,
 };
 use moec::plan::layout::Format;
-use moec_ir::math::silu;
+use moec_ir::math::{sigmoid, silu};
 
 use crate::harness::{Arg, Case, Random, f32s, padded, u32s};
 use crate::reference::{
-    Activations, Matrix, attention, head_place, kv_bytes, kv_round, norm, pad_head, padded_head, quantize, rotate,
-    top_k, up,
+    Activations, Matrix, attention, head_place, kv_bytes, kv_round, norm, norm_of, pad_head, padded_head, quantize,
+    rotate, top_k, up,
 };
 
 const FORMATS: [Format; 5] = [Format::F32, Format::Bf16, Format::F16, Format::Q8, Format::Q4];
@@ -530,7 +530,7 @@ fn gate_rows() -> Vec<Case> {
                 let (x, y) = (c.input("x", f32s(&x)), c.output("y", f32s(&y)));
                 c.at(&[x, gate, y]);
             }
-            c.ints(&[n as i64]);
+            c.ints(&[n]);
             cases.push(c);
         }
     }

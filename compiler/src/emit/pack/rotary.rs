@@ -21,9 +21,8 @@ pub fn frequencies(rope: &Rope, head_dim: usize) -> Vec<f64> {
         }
         RopeScaling::Yarn { factor, beta_fast, beta_slow, original_context, truncate, .. } => {
             // The pair that turns so often within the context of the first training.
-            let pair_of = |turns: f64| {
-                head_dim as f64 * (original_context as f64 / (turns * TAU)).ln() / (2.0 * rope.theta.ln())
-            };
+            let pair_of =
+                |turns: f64| head_dim as f64 * (original_context as f64 / (turns * TAU)).ln() / (2.0 * rope.theta.ln());
             let (low, high) = (pair_of(beta_fast), pair_of(beta_slow));
             let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
             let (low, high) = (low.max(0.0), high.min((head_dim - 1) as f64));

@@ -291,14 +291,20 @@ impl<'a> Reader<'a> {
             7 => match self.array::<1>(key)? {
                 [0] => Value::Bool(false),
                 [1] => Value::Bool(true),
-                [other] => return Err(self.bad(format!("damaged: `{}` is neither true nor false but {other}", clip(key)))),
+                [other] => {
+                    return Err(self.bad(format!("damaged: `{}` is neither true nor false but {other}", clip(key))));
+                }
             },
             8 => Value::Text(self.text(key)?),
             9 => return self.list(key),
             10 => Value::Unsigned(self.u64(key)?),
             11 => Value::Signed(i64::from_le_bytes(self.array(key)?)),
             12 => Value::Float(f64::from_le_bytes(self.array(key)?)),
-            other => return Err(self.bad(format!("damaged: `{}` has a value of type {other}, which there is not", clip(key)))),
+            other => {
+                return Err(
+                    self.bad(format!("damaged: `{}` has a value of type {other}, which there is not", clip(key)))
+                );
+            }
         })
     }
 
@@ -317,7 +323,9 @@ impl<'a> Reader<'a> {
             2 | 3 => 2,
             4..=6 => 4,
             10..=12 => 8,
-            other => return Err(self.bad(format!("`{}` is a list of type {other}, which moec does not read", clip(key)))),
+            other => {
+                return Err(self.bad(format!("`{}` is a list of type {other}, which moec does not read", clip(key))));
+            }
         };
         let count = self.count(key, bytes, MAX_LIST)?;
         let mut numbers = Vec::with_capacity(count);

@@ -68,12 +68,7 @@ impl<'a> Metadata<'a> {
         }
     }
 
-    pub(super) fn wrong(
-        &self,
-        key: &str,
-        expected: impl Into<String>,
-        found: impl Into<String>,
-    ) -> ImportError {
+    pub(super) fn wrong(&self, key: &str, expected: impl Into<String>, found: impl Into<String>) -> ImportError {
         ImportError::Key { path: self.path.into(), key: key.into(), expected: expected.into(), found: found.into() }
     }
 
@@ -93,7 +88,8 @@ impl<'a> Metadata<'a> {
             return Err(self.wrong(KEY, "the name of an architecture", "none"));
         };
         let has_experts = self.get(&format!("{name}.expert_count")).and_then(whole).is_some_and(|count| count > 0);
-        let fits = |one: &Architecture| one.description().gguf == name && one.description().experts.is_some() == has_experts;
+        let fits =
+            |one: &Architecture| one.description().gguf == name && one.description().experts.is_some() == has_experts;
         // Mistral and Llama are one architecture in these files, and Llama has no window in them.
         let found = Architecture::all().filter(fits).find(|one| *one != Architecture::Mistral);
         found.ok_or_else(|| {
@@ -167,9 +163,9 @@ impl<'a> Metadata<'a> {
         names.push(("partial_rotary_factor".into(), format!("{prefix}.rope.dimension_count")));
 
         let object = Object { path: self.path, prefix: "", map: &map };
-        ModelConfig::from_object(object).map_err(|error| error.rename(|key| {
-            names.iter().find(|(ours, _)| ours == key).map(|(_, theirs)| theirs.clone())
-        }))
+        ModelConfig::from_object(object).map_err(|error| {
+            error.rename(|key| names.iter().find(|(ours, _)| ours == key).map(|(_, theirs)| theirs.clone()))
+        })
     }
 
     /// A number as JSON. A list of one for each layer must have the same for all.

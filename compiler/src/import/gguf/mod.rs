@@ -65,7 +65,8 @@ fn parts(path: &Path) -> Result<(Files, BTreeMap<String, Value>), ImportError> {
     if count > 1 {
         let own = number(path, &opened[0].1, "split.no")?.unwrap_or(0);
         let Some(names) = part_names(path, own, count) else {
-            let what = format!("part {} of {count}; expected a name that ends in -{:05}-of-{count:05}.gguf", own + 1, own + 1);
+            let what =
+                format!("part {} of {count}; expected a name that ends in -{:05}-of-{count:05}.gguf", own + 1, own + 1);
             return Err(ImportError::path(path, what));
         };
         let first = opened.pop();
@@ -74,7 +75,8 @@ fn parts(path: &Path) -> Result<(Files, BTreeMap<String, Value>), ImportError> {
                 continue;
             }
             if !name.exists() {
-                let what = format!("this part of the model is missing ({} has part {} of {count})", path.display(), own + 1);
+                let what =
+                    format!("this part of the model is missing ({} has part {} of {count})", path.display(), own + 1);
                 return Err(ImportError::path(name, what));
             }
             let (shard, container) = read(name)?;
@@ -119,7 +121,12 @@ fn rope_divisors(files: &Files, head_dim: usize) -> Result<Option<Vec<f32>>, Imp
     let path = &files.shards[*shard].path;
     if entry.element != Element::Known(Dtype::F32) || entry.shape != [head_dim / 2] {
         let expected = format!("f32 of shape [{}], one for each pair of a head", head_dim / 2);
-        return Err(ImportError::tensor(path, &entry.name, expected, format!("{} of shape {:?}", entry.element, entry.shape)));
+        return Err(ImportError::tensor(
+            path,
+            &entry.name,
+            expected,
+            format!("{} of shape {:?}", entry.element, entry.shape),
+        ));
     }
     let mut divisors = vec![0.0; head_dim / 2];
     dequantize::read(Dtype::F32, files.shards[*shard].bytes(entry.offset..entry.offset + entry.bytes), &mut divisors);
