@@ -252,7 +252,7 @@ fn pack(
     let packing = Packing {
         items: &plan.payload.items,
         source: &model.tensors,
-        rope: model.config.rope,
+        rope: model.config.rope.clone(),
         head_dim: model.config.head_dim,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         progress: &|done, all| progress.packed(done, all),

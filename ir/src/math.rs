@@ -91,6 +91,22 @@ pub fn build_silu(b: &mut Builder, x: Value) -> Value {
     b.div(x, below)
 }
 
+/// `1 / (1 + exp(0 - x))`.
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(0.0 - x))
+}
+
+/// [`sigmoid`] of an F32 or VecF32 in tile IR.
+pub fn build_sigmoid(b: &mut Builder, x: Value) -> Value {
+    let ty = b.ty(x);
+    let zero = constant(b, ty, 0.0);
+    let negated = b.sub(zero, x);
+    let e = build_exp(b, negated);
+    let one = constant(b, ty, 1.0);
+    let below = b.add(one, e);
+    b.div(one, below)
+}
+
 /// The sum of 16 lanes in the order of [`Reduce::Add`].
 pub fn reduce_add(lanes: [f32; 16]) -> f32 {
     reduce(lanes, |a, b| a + b)
@@ -114,11 +130,16 @@ pub(crate) fn reduce<T: Copy>(mut lanes: [T; 16], f: impl Fn(T, T) -> T) -> T {
 /// `1 / sqrt(mean(x²) + eps)`, what RMS norm multiplies a row by. The squares go into 16 partial sums, element `i` into
 /// `i mod 16`, by FMA; then [`reduce_add`].
 pub fn rms_scale(x: &[f32], eps: f32) -> f32 {
+    padded_rms_scale(x, x.len(), eps)
+}
+
+/// [`rms_scale`] of a row with zeros between its `width` elements.
+pub fn padded_rms_scale(x: &[f32], width: usize, eps: f32) -> f32 {
     let mut partial = [0.0f32; 16];
     for (i, &v) in x.iter().enumerate() {
         partial[i % 16] = v.mul_add(v, partial[i % 16]);
     }
-    1.0 / (reduce_add(partial) / x.len() as f32 + eps).sqrt()
+    1.0 / (reduce_add(partial) / width as f32 + eps).sqrt()
 }
 
 /// The end of [`rms_scale`] in tile IR: `partial` holds the 16 sums over a row of `width` elements; the result is an F32.
@@ -217,6 +238,14 @@ mod tests {
         assert!((silu(1.0) - 0.731_058_6).abs() < 1e-6);
         assert!((silu(-5.0) + 0.033_464_26).abs() < 1e-7);
         assert!(silu(-1000.0).abs() < 1e-30);
+    }
+
+    #[test]
+    fn sigmoid_follows_its_definition() {
+        assert_eq!(sigmoid(0.0), 0.5);
+        assert_eq!(sigmoid(200.0), 1.0);
+        assert!((sigmoid(1.0) - 0.731_058_6).abs() < 1e-6);
+        assert!(sigmoid(-1000.0) < 1e-30 && sigmoid(-5.0) > 0.006);
     }
 
     #[test]

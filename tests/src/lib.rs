@@ -1,6 +1,7 @@
 //! Helpers shared by the end-to-end tests: tiny models with golden outputs, and compiled models to run.
 
 pub mod filetest;
+pub mod gguf;
 pub mod native;
 pub mod reference;
 pub mod simulate;

@@ -42,7 +42,7 @@ impl<'a> Simulation<'a> {
         let packing = Packing {
             items: &plan.payload.items,
             source: &model.tensors,
-            rope: model.config.rope,
+            rope: model.config.rope.clone(),
             head_dim: model.config.head_dim,
             threads: 1,
             progress: &|_, _| {},

@@ -21,6 +21,9 @@ pub struct Synth {
     /// Layers, if not as many as the real model has
     #[arg(long, value_name = "N")]
     layers: Option<usize>,
+    /// Make the weight files holes: zeros that take no room on the disk, whatever the size of the model
+    #[arg(long, conflicts_with = "seed")]
+    sparse: bool,
     /// Same seed, same weights
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -42,7 +45,7 @@ impl Synth {
         let flag = Arc::clone(&cancelled);
         let handled = ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed));
         drop(handled);
-        let result = synth::write(self.preset, self.layers, self.seed, &self.output, &|done, all| {
+        let result = synth::write(self.preset, self.layers, self.seed, self.sparse, &self.output, &|done, all| {
             bar.set_length(all);
             bar.set_position(done);
             if cancelled.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

@@ -132,7 +132,7 @@ fn bench() {
         }
     }
     for outputs in [Outputs::F32, Outputs::Quantized, Outputs::Both] {
-        report("", row(Norm { h: 4096, eps_bits: 1e-5f32.to_bits(), outputs }.into(), 4096));
+        report("", row(Norm { h: 4096, width: 4096, eps_bits: 1e-5f32.to_bits(), outputs }.into(), 4096));
     }
     report("", row(Quantize { k: 4096 }.into(), 4096));
 }

@@ -51,7 +51,7 @@ pub fn padded_head_dim(head_dim: usize) -> usize {
 }
 
 /// A row with its heads padded.
-fn pad_heads(row: &[f32], head_dim: usize) -> Vec<f32> {
+pub(super) fn pad_heads(row: &[f32], head_dim: usize) -> Vec<f32> {
     let (padded, half) = (padded_head_dim(head_dim), head_dim.div_ceil(2));
     let mut spread = vec![0.0; row.len() / head_dim * padded];
     for (head, spread) in row.chunks(head_dim).zip(spread.chunks_mut(padded)) {
