@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use moec::emit::cache;
 use moec::import::{self, Model};
 use moec::passes::{PassId, QuantConfig};
-use moec::pipeline::{self, Options, Progress};
+use moec::pipeline::{self, Library, Options, Progress};
 use moec::target;
 use moec_abi::KvType;
 use std::io::Write;
@@ -33,8 +33,13 @@ pub struct BuildOptions {
     #[arg(long, value_name = "N")]
     context: Option<usize>,
     /// CPUs to make code for, several in one file separated by commas; `moec targets` lists them
-    #[arg(long, value_name = "CPU,…", default_value = "native")]
-    target_cpu: String,
+    ///
+    /// Without this: native, or what every CPU of another --target has.
+    #[arg(long, value_name = "CPU,…")]
+    target_cpu: Option<String>,
+    /// System to make code for, e.g. aarch64-unknown-linux-gnu; this one without this
+    #[arg(long, value_name = "TRIPLE", value_parser = triple)]
+    target: Option<Triple>,
     /// A pass to leave out, to see what it is worth; may be given several times
     #[arg(long, value_name = "PASS")]
     disable_pass: Vec<PassId>,
@@ -65,11 +70,19 @@ fn symbol(text: &str) -> Result<String, String> {
     }
 }
 
+fn triple(text: &str) -> Result<Triple, String> {
+    text.parse()
+        .map_err(|error| format!("{error}; a target is ARCHITECTURE-VENDOR-SYSTEM, e.g. aarch64-unknown-linux-gnu"))
+}
+
 impl BuildOptions {
     /// As the library takes them.
     pub fn resolve(&self) -> anyhow::Result<Options> {
-        let target = Triple::host();
-        let levels = target::find_levels(&self.target_cpu, &target)?;
+        let target = self.target.clone().unwrap_or_else(Triple::host);
+        let levels = match &self.target_cpu {
+            Some(list) => target::find_levels(list, &target)?,
+            None => vec![target::default_level(&target)?],
+        };
         Ok(Options {
             quant: self.quant,
             kv: match self.kv {
@@ -92,22 +105,44 @@ impl BuildOptions {
 pub struct Build {
     /// The model's directory
     model: PathBuf,
-    /// The executable to write
+    /// The executable to write; the directory to write into for the other kinds
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
+    /// What to write
+    #[arg(long, value_enum, default_value = "exe")]
+    emit: Emit,
     #[command(flatten)]
     options: BuildOptions,
+}
+
+/// What to write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Emit {
+    /// A standalone executable
+    Exe,
+    /// NAME.o, which needs nothing, with NAME.h and NAME.weights: to run on threads of your own
+    Object,
 }
 
 impl Build {
     pub fn run(self) -> anyhow::Result<u8> {
         let options = self.options.resolve()?;
         let model = import::open(&self.model)?;
-        if self.output.is_dir() {
+        let library = match self.emit {
+            Emit::Exe => None,
+            Emit::Object => Some(Library::Object),
+        };
+        if library.is_none() && self.output.is_dir() {
             bail!("{}: is a directory; name the file to write", self.output.display());
         }
+        if library.is_some() && self.output.exists() && !self.output.is_dir() {
+            bail!("{}: is a file; name the directory to write into", self.output.display());
+        }
         let bar = Bar::start();
-        let built = pipeline::build(&model, &options, &self.output, &bar);
+        let built = match library {
+            None => pipeline::build(&model, &options, &self.output, &bar),
+            Some(kind) => pipeline::build_library(&model, &options, kind, &self.output, &bar),
+        };
         bar.finish();
         let built = match built {
             Err(pipeline::BuildError::Cancelled) => {
@@ -220,7 +255,7 @@ impl Progress for Bar {
         let size = indicatif::HumanBytes(bytes);
         let how = if reused { "copying the weights of an earlier build" } else { "packing weights" };
         // A pipe that is gone is no reason to stop building.
-        let _ = writeln!(std::io::stderr(), "{how}; the executable will be {size}");
+        let _ = writeln!(std::io::stderr(), "{how}; the file will be {size}");
     }
 
     fn packed(&self, done: u64, all: u64) {

@@ -1,7 +1,10 @@
-//! From lowered code to files: object, payload, executable.
+//! From lowered code to files: object, C header, payload, executable, libraries.
 
 pub mod cache;
 pub mod executable;
+pub mod files;
+pub mod header;
+pub mod library;
 pub mod object;
 pub mod pack;
 pub mod payload;
@@ -39,7 +42,7 @@ pub enum EmitError {
         error: std::io::Error,
     },
     /// The disk is too full.
-    #[error("{}: the executable takes {}, but only {} are free there; free some, choose fewer bits (--quant) or another disk",
+    #[error("{}: the output takes {}, but only {} are free there; free some, choose fewer bits (--quant) or another disk",
         path.display(), indicatif::HumanBytes(*needed), indicatif::HumanBytes(*free))]
     NoSpace {
         /// Where it was to be.

@@ -1,0 +1,2 @@
+//! The C API of a compiled model.
+#![warn(missing_docs)]
