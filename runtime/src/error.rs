@@ -141,6 +141,43 @@ pub enum Error {
         /// First position still kept.
         kept: usize,
     },
+    /// Going back to where the session has not been.
+    #[error("cannot go back to position {to}: the session has {tokens} tokens")]
+    RewindForward {
+        /// The position asked for.
+        to: usize,
+        /// Tokens of the session.
+        tokens: usize,
+    },
+    /// A session's file cannot be read or written.
+    #[error("cannot {doing} the session {}: {source}; check the path, its permissions and the disk's room", path.display())]
+    SessionFile {
+        /// Read or write.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A session's file is not whole, or is none.
+    #[error("{} is no whole saved session ({what}); save it again, or feed its tokens again", path.display())]
+    SessionDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and what was found.
+        what: String,
+    },
+    /// A session was saved by another model.
+    #[error(
+        "the session {} belongs to another model or another build ({what}); load it with the model that saved it, or feed \
+         its tokens again", path.display()
+    )]
+    SessionForeign {
+        /// The file.
+        path: PathBuf,
+        /// What differs.
+        what: String,
+    },
     /// A worker thread could not be started.
     #[error("cannot start {threads} threads: {source}; ask for fewer with `--threads`")]
     Threads {
@@ -159,6 +196,24 @@ pub enum Error {
     #[error("the model's tokenizer failed: {what}; check tokenizer.json in the model's directory and rebuild")]
     Tokenizer {
         /// The tokenizer's own message.
+        what: String,
+    },
+    /// The payload has no chat template.
+    #[error(
+        "the model carries no chat template (its directory had neither chat_template.jinja nor `chat_template` in \
+         tokenizer_config.json): it is no chat model; use plain text, or add the template and rebuild"
+    )]
+    NoChatTemplate,
+    /// The chat template does not compile or does not run.
+    #[error("the model's chat template failed: {what}; check chat_template in the model's directory and rebuild")]
+    ChatTemplate {
+        /// Jinja's message, with the line.
+        what: String,
+    },
+    /// The chat template refuses the conversation.
+    #[error("the model's chat template refuses this conversation: {what}")]
+    ChatRefused {
+        /// The template's own words.
         what: String,
     },
     /// A dense model has no routes.

@@ -211,6 +211,49 @@ impl Sequence {
         (self.length + tokens).div_ceil(PAGE_TOKENS).saturating_sub(self.pages.len()) + usize::from(copied)
     }
 
+    /// The pages held, each with its number, as their bytes.
+    pub(crate) fn contents(&self) -> impl Iterator<Item = (usize, &[u8])> {
+        let held = self.pages.iter().enumerate().filter_map(|(number, page)| Some((number, page.as_ref()?)));
+        held.map(|(number, page)| {
+            // SAFETY: a page has `page_bytes` bytes, initialized when they were taken. Generated code writes to a page only while its
+            // one holder is borrowed for a step; others copy it first.
+            (number, unsafe { std::slice::from_raw_parts(page.address.0, self.pool.page_bytes) })
+        })
+    }
+
+    /// A sequence of `length` tokens whose pages from number `first` on are filled by `fill`, one after the other.
+    ///
+    /// # Errors
+    /// Those of `fill`, and too little memory.
+    pub(crate) fn restore(
+        pool: &Arc<PagePool>,
+        window: Option<usize>,
+        length: usize,
+        first: usize,
+        mut fill: impl FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<Sequence> {
+        let mut sequence = Sequence::new(pool, window);
+        let pages = length.div_ceil(PAGE_TOKENS);
+        assert!(
+            first * PAGE_TOKENS <= sequence.first_visible(length) && first <= pages,
+            "page {first} of {pages} is the first that is kept"
+        );
+        for number in 0..pages {
+            if number < first {
+                sequence.pages.push(None);
+                sequence.table.push(Address(ptr::null_mut()));
+                continue;
+            }
+            let page = pool.take()?;
+            // SAFETY: a new page has `page_bytes` bytes, all zero, and no other holder.
+            fill(unsafe { std::slice::from_raw_parts_mut(page.address.0, pool.page_bytes) })?;
+            sequence.table.push(page.address);
+            sequence.pages.push(Some(page));
+        }
+        sequence.length = length;
+        Ok(sequence)
+    }
+
     /// Another sequence with the same tokens. Nothing is copied until one of them writes to a shared page.
     pub fn fork(&self) -> Sequence {
         Sequence {
@@ -292,7 +335,7 @@ impl Sequence {
     }
 
     /// First position that a token at `position` attends to.
-    fn first_visible(&self, position: usize) -> usize {
+    pub(crate) fn first_visible(&self, position: usize) -> usize {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 }

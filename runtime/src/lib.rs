@@ -11,6 +11,7 @@
 
 pub mod barrier;
 pub mod cgroup;
+pub mod chat_template;
 pub mod cpus;
 pub mod error;
 pub mod kv;
@@ -20,12 +21,14 @@ pub mod memory;
 pub mod model;
 pub mod payload;
 pub mod sampler;
+pub mod saved;
 pub mod scheduler;
 pub mod session;
 pub mod step;
 pub mod text;
 pub mod threads;
 
+pub use chat_template::{ChatTemplate, Message};
 pub use error::{Error, Result};
 pub use model::{Descriptor, Model, Options};
 pub use payload::{Payload, PayloadSource};

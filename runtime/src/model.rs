@@ -5,6 +5,7 @@
 //! Deliberately absent: sequences of tokens, which are [`Session`](crate::Session)s, and running a step, which is
 //! [`step`](crate::step).
 
+use crate::chat_template::ChatTemplate;
 use crate::cpus;
 use crate::error::{Error, Result, human_bytes};
 use crate::kv::PagePool;
@@ -228,6 +229,7 @@ pub struct Model {
     closed: Arc<AtomicBool>,
     metadata: Metadata,
     tokenizer: OnceLock<std::result::Result<Tokenizer, String>>,
+    chat_template: OnceLock<std::result::Result<ChatTemplate, String>>,
     pages: Arc<PagePool>,
     engine: Mutex<Engine>,
     workers: usize,
@@ -258,6 +260,7 @@ impl Model {
             closed,
             metadata,
             tokenizer: OnceLock::new(),
+            chat_template: OnceLock::new(),
             pages: PagePool::new(descriptor.page_bytes as usize),
             engine: Mutex::new(engine),
             workers,
@@ -289,6 +292,22 @@ impl Model {
         let bytes = self.payload.tokenizer().ok_or(Error::NoTokenizer)?;
         let parsed = self.tokenizer.get_or_init(|| Tokenizer::new(bytes).map_err(|error| error.to_string()));
         parsed.as_ref().map_err(|what| Error::Tokenizer { what: what.clone() })
+    }
+
+    /// The chat template, compiled when first asked for.
+    ///
+    /// # Errors
+    /// When the model has none, or it does not compile.
+    pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        let Metadata { chat_template, bos_token, eos_token, .. } = &self.metadata;
+        let source = chat_template.as_deref().ok_or(Error::NoChatTemplate)?;
+        let compiled = self.chat_template.get_or_init(|| {
+            ChatTemplate::new(source, bos_token.as_deref(), eos_token.as_deref()).map_err(|error| match error {
+                Error::ChatTemplate { what } => what,
+                other => other.to_string(),
+            })
+        });
+        compiled.as_ref().map_err(|what| Error::ChatTemplate { what: what.clone() })
     }
 
     /// Whether `id` ends a text.

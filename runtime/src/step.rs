@@ -10,6 +10,7 @@ use crate::model::{Descriptor, Model};
 use crate::threads::Pool;
 use moec_abi::{ROW_ALIGN, Step};
 use std::ffi::c_void;
+use std::sync::Arc;
 
 /// Which tokens of a part need logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,10 +43,10 @@ pub struct Part<'a> {
     pub logits: Logits,
 }
 
-/// Rows of logits, in memory aligned for generated code.
-#[derive(Default)]
+/// Rows of logits, in memory aligned for generated code. Clones share it until one of them is written.
+#[derive(Clone, Default)]
 pub struct LogitRows {
-    memory: Option<Zeroed>,
+    memory: Option<Arc<Zeroed>>,
     rows: usize,
     vocab: usize,
     stride: usize,
@@ -89,18 +90,38 @@ impl LogitRows {
         &all[row * width..][..width]
     }
 
+    /// One row with these `values`, a logit for each id.
+    pub(crate) fn of_row(descriptor: &Descriptor, values: &[f32]) -> Result<LogitRows> {
+        assert_eq!(values.len(), descriptor.vocab as usize, "a row has a logit for each id");
+        let mut rows = LogitRows::default();
+        let first = rows.prepare(descriptor, 1)?;
+        // SAFETY: a row has room for at least `vocab` values, and the new memory is nobody else's.
+        unsafe { first.copy_from_nonoverlapping(values.as_ptr(), values.len()) };
+        Ok(rows)
+    }
+
+    /// Forgets all rows.
+    pub(crate) fn clear(&mut self) {
+        self.rows = 0;
+    }
+
     /// Room for `rows` rows; their content is undefined until a step has written them.
     fn prepare(&mut self, descriptor: &Descriptor, rows: usize) -> Result<*mut f32> {
         self.vocab = descriptor.vocab as usize;
         self.stride = descriptor.logits_stride as usize;
         let bytes = rows * self.stride * 4;
-        if self.memory.as_ref().is_none_or(|memory| memory.len() < bytes) {
-            self.rows = 0;
+        self.rows = 0;
+        if rows == 0 {
+            return Ok(std::ptr::null_mut());
+        }
+        if self.memory.as_mut().and_then(Arc::get_mut).is_none_or(|memory| memory.len() < bytes) {
             self.memory = None;
-            self.memory = Some(Zeroed::new(bytes, &format!("{rows} rows of logits"), "use a smaller `--chunk`")?);
+            let memory = Zeroed::new(bytes, &format!("{rows} rows of logits"), "use a smaller `--chunk`")?;
+            self.memory = Some(Arc::new(memory));
         }
         self.rows = rows;
-        Ok(self.memory.as_mut().map_or(std::ptr::null_mut(), Zeroed::as_mut_ptr).cast())
+        let memory = self.memory.as_mut().and_then(Arc::get_mut);
+        Ok(memory.expect("memory that nobody shares").as_mut_ptr().cast())
     }
 }
 
