@@ -219,6 +219,12 @@ pub enum Error {
     /// A dense model has no routes.
     #[error("this model has no experts, so there are no routes to show")]
     NoRoutes,
+    /// A constrained answer cannot go on.
+    #[error("the rule for the answer cannot be followed: {what}")]
+    Constraint {
+        /// Why, from the rule itself.
+        what: String,
+    },
     /// The interrupt flag was set.
     #[error("interrupted")]
     Interrupted,

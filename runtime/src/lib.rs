@@ -2,7 +2,8 @@
 //!
 //! On the way from a model's descriptor to text: [`Model::open`] checks the [descriptor](model), maps the
 //! [payload] and starts the [threads]; a [`Session`] keeps a sequence's [pages](kv) and sends tokens through the
-//! generated code, one [step] at a time; a [`Sampler`] chooses from the logits; a [`Tokenizer`] makes text of ids.
+//! generated code, one [step] at a time; a [`Sampler`] chooses from the logits; a [`Tokenizer`] makes text of ids. For many
+//! texts at once there is a [`Scheduler`](scheduler::Scheduler), which batches their steps.
 //!
 //! Deliberately absent: the compiler and everything it knows about the inside of a model; printing and exiting; command
 //! lines and servers, which are the crate `moec-app`.
@@ -14,12 +15,14 @@ pub mod chat_template;
 pub mod cpus;
 pub mod error;
 pub mod kv;
+pub mod logprobs;
 pub mod math;
 pub mod memory;
 pub mod model;
 pub mod payload;
 pub mod sampler;
 pub mod saved;
+pub mod scheduler;
 pub mod session;
 pub mod step;
 pub mod text;

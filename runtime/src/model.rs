@@ -15,7 +15,9 @@ use crate::step::Engine;
 use crate::text::Tokenizer;
 use crate::threads::{Pool, PoolOptions};
 use moec_abi::metadata::Metadata;
-use moec_abi::{ABI_VERSION, DESCRIPTOR_MAGIC, KvType, LANES, Level, ModelDescriptor, PAGE_TOKENS, StepFn, features};
+use moec_abi::{
+    ABI_VERSION, DESCRIPTOR_MAGIC, KvType, LANES, Level, ModelDescriptor, PAGE_TOKENS, ROW_ALIGN, StepFn, features,
+};
 use std::ffi::{CStr, c_char};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -125,6 +127,7 @@ impl Descriptor {
             (d.experts_per_token > d.experts, "experts_per_token"),
             (d.layers == 0 || d.hidden == 0, "layers"),
             (!routes_fit(d), "routes_offset"),
+            (!hidden_fits(d), "final_hidden_offset"),
         ];
         match rules.iter().find(|(broken, _)| *broken) {
             Some((_, field)) => damaged(format!("field `{field}` makes no sense")),
@@ -209,6 +212,12 @@ fn routes_fit(d: &ModelDescriptor) -> bool {
     [d.routes_offset, d.route_weights_offset]
         .iter()
         .all(|offset| offset % 4 == 0 && offset.checked_add(bytes).is_some_and(|end| end <= d.scratch_bytes))
+}
+
+fn hidden_fits(d: &ModelDescriptor) -> bool {
+    let row = (d.hidden as usize).next_multiple_of(ROW_ALIGN) as u64 * 4;
+    let end = u64::from(d.max_tokens).checked_mul(row).and_then(|bytes| d.final_hidden_offset.checked_add(bytes));
+    d.final_hidden_offset.is_multiple_of(4) && end.is_some_and(|end| end <= d.scratch_bytes)
 }
 
 /// An opened model. Shared by its sessions; steps of different sessions take turns.

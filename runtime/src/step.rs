@@ -8,7 +8,7 @@ use crate::kv::Sequence;
 use crate::memory::Zeroed;
 use crate::model::{Descriptor, Model};
 use crate::threads::Pool;
-use moec_abi::Step;
+use moec_abi::{ROW_ALIGN, Step};
 use std::ffi::c_void;
 use std::sync::Arc;
 
@@ -50,6 +50,8 @@ pub struct LogitRows {
     rows: usize,
     vocab: usize,
     stride: usize,
+    /// Final hidden states of the rows, when they are wanted.
+    hidden: Option<Vec<f32>>,
 }
 
 impl LogitRows {
@@ -70,6 +72,22 @@ impl LogitRows {
         let bytes = &memory.bytes()[row * self.stride * 4..][..self.vocab * 4];
         // SAFETY: the memory is aligned to a page and a stride to 64 bytes; every bit pattern is an f32.
         unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), self.vocab) }
+    }
+
+    /// Rows that keep the final hidden states too.
+    pub fn with_hidden() -> LogitRows {
+        LogitRows { hidden: Some(Vec::new()), ..LogitRows::default() }
+    }
+
+    /// The final hidden state of row `row`, after the last norm: `[hidden]`.
+    ///
+    /// # Panics
+    /// When they are not kept.
+    pub fn hidden(&self, row: usize) -> &[f32] {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        let all = self.hidden.as_ref().expect("rows made `with_hidden`");
+        let width = all.len() / self.rows;
+        &all[row * width..][..width]
     }
 
     /// One row with these `values`, a logit for each id.
@@ -172,6 +190,19 @@ impl Engine {
         &self.pool
     }
 
+    /// The final hidden states of the first `rows` rows of the last step.
+    fn read_hidden(&self, rows: usize, hidden: &mut Vec<f32>) {
+        let d = &self.descriptor;
+        let width = d.hidden as usize;
+        let stride = width.next_multiple_of(ROW_ALIGN);
+        hidden.clear();
+        for row in 0..rows {
+            let at = d.final_hidden_offset as usize + row * stride * 4;
+            let words = self.scratch.bytes()[at..][..width * 4].as_chunks::<4>().0;
+            hidden.extend(words.iter().map(|word| f32::from_ne_bytes(*word)));
+        }
+    }
+
     /// Adds the routes of the first `tokens` tokens of the last step to `routes`.
     fn read_routes(&self, tokens: usize, routes: &mut Routes) {
         let d = &self.descriptor;
@@ -258,6 +289,9 @@ impl Model {
         }
         if let Some(routes) = routes {
             engine.read_routes(tokens, routes);
+        }
+        if let Some(hidden) = &mut logits.hidden {
+            engine.read_hidden(engine.logit_rows.len(), hidden);
         }
         Ok(())
     }
