@@ -6,7 +6,7 @@
 
 use crate::emit::cache;
 use crate::emit::executable::{self, Objects, Placement};
-use crate::emit::library::Part;
+use crate::emit::library::Library;
 use crate::emit::object::{LevelTarget, emit_main, emit_object};
 use crate::emit::pack::{PackReport, Packing};
 use crate::emit::{EmitError, header, library, payload};
@@ -183,13 +183,6 @@ pub struct Built {
     pub bytes: u64,
 }
 
-/// What a model is built into for other programs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Library {
-    /// The object alone, which needs nothing.
-    Object,
-}
-
 /// Machine code for the levels of `options`.
 ///
 /// # Errors
@@ -258,6 +251,9 @@ pub fn build_library(
     directory: &Path,
     progress: &dyn Progress,
 ) -> Result<Built, BuildError> {
+    if kind.has_runtime() {
+        check_runtime(&options.target)?;
+    }
     let compiled = compile(model, options)?;
     let plan = &compiled.plan;
     let key = payload::key(plan, model);
@@ -266,11 +262,7 @@ pub fn build_library(
     let object = lower(plan, options, key)?;
     go_on(progress)?;
 
-    let part = |name: String, bytes: Vec<u8>| Part { name, bytes };
-    let mut parts = vec![part(format!("{prefix}.h"), header.into_bytes())];
-    match kind {
-        Library::Object => parts.push(part(format!("{prefix}.o"), object)),
-    }
+    let parts = kind.parts(prefix, header, object, &options.target)?;
     let unfinished = library::begin(directory, prefix, &parts, plan.payload.bytes as u64, key)?;
     let place = unfinished.payload;
     let packed = fill(model, plan, place, unfinished.file(), progress)?;

@@ -130,6 +130,15 @@ pub enum Error {
         /// The model's limit.
         max: usize,
     },
+    /// Nothing to compute with.
+    #[error("there are no tokens: give at least one")]
+    NoTokens,
+    /// No logits to choose a token by.
+    #[error(
+        "the session has no logits: feed it at least one token (after going back to earlier tokens, go back by one more and feed \
+         that token again)"
+    )]
+    NoLogits,
     /// Going back to where keys and values have already been given up.
     #[error(
         "cannot go back to position {to}: the sliding window has moved on and the keys and values before {kept} are gone; \

@@ -42,6 +42,13 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// With the weights in this file, and everything else as it is by default.
+    pub fn weights(path: impl Into<std::path::PathBuf>) -> Options {
+        Options { payload: PayloadSource::File(path.into()), ..Options::default() }
+    }
+}
+
 /// The code for one CPU level, of a descriptor that has been checked.
 #[derive(Clone, Copy, Debug)]
 pub struct CodeLevel(&'static Level);
@@ -51,6 +58,11 @@ impl CodeLevel {
     pub fn name(&self) -> &'static str {
         // SAFETY: levels come from checked descriptors only, whose names are constant C strings.
         unsafe { text(self.0.name) }
+    }
+
+    /// Its name as a C string, constant as the descriptor.
+    pub fn c_name(&self) -> *const c_char {
+        self.0.name
     }
 
     /// Bits of [`moec_abi::features`] that it needs.

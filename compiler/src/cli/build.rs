@@ -4,9 +4,10 @@ use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use moec::emit::cache;
+use moec::emit::library::Library;
 use moec::import::{self, Model};
 use moec::passes::{PassId, QuantConfig};
-use moec::pipeline::{self, Library, Options, Progress};
+use moec::pipeline::{self, Options, Progress};
 use moec::target;
 use moec_abi::KvType;
 use std::io::Write;
@@ -63,6 +64,9 @@ enum Kv {
 fn symbol(text: &str) -> Result<String, String> {
     let mut chars = text.chars();
     let starts = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+    if text == "moec" {
+        return Err("moec_model and moec.h are moec's own; choose another name".to_string());
+    }
     if starts && chars.all(|c| c.is_ascii_alphanumeric() || c == '_') {
         Ok(text.to_string())
     } else {
@@ -122,6 +126,10 @@ enum Emit {
     Exe,
     /// NAME.o, which needs nothing, with NAME.h and NAME.weights: to run on threads of your own
     Object,
+    /// libNAME.a with the runtime, moec.h, NAME.h, NAME.weights and NAME.pc
+    Staticlib,
+    /// libNAME.so with the runtime, moec.h, NAME.h and NAME.weights
+    Cdylib,
 }
 
 impl Build {
@@ -131,6 +139,8 @@ impl Build {
         let library = match self.emit {
             Emit::Exe => None,
             Emit::Object => Some(Library::Object),
+            Emit::Staticlib => Some(Library::Static),
+            Emit::Cdylib => Some(Library::Shared),
         };
         if library.is_none() && self.output.is_dir() {
             bail!("{}: is a directory; name the file to write", self.output.display());
@@ -162,6 +172,9 @@ impl Build {
             }
         }
         eprintln!("wrote {} ({})", self.output.display(), indicatif::HumanBytes(built.bytes));
+        if let Some(kind) = library {
+            eprintln!("link it: {}", kind.link_line(&options.prefix, &self.output));
+        }
         Ok(0)
     }
 }

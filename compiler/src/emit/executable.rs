@@ -6,7 +6,7 @@
 //! Everything is written to a temporary file beside the output and renamed at the very end, so that an interrupted build leaves
 //! nothing under the final name. Deliberately absent: packing itself (the caller writes the payload), and cross linking.
 
-use super::{EmitError, files};
+use super::{EmitError, files, linker};
 use moec_abi::{PAYLOAD_ALIGN, Plain, TRAILER_MAGIC, Trailer, round_up};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
@@ -61,7 +61,8 @@ pub fn link(objects: &Objects, output: &Path, payload_bytes: u64, key: [u8; 32])
     let main = write("main.o", &objects.main)?;
     let library = write("libmoec_app.a", RUNTIME_LIBRARY)?;
     let linked = build.path().join("linked");
-    run_cc(&[&main, &model, &library], &linked)?;
+    let flags = ["-pie", "-static-libgcc", "-Wl,--gc-sections", "-Wl,-z,noexecstack", "-s", "-lpthread", "-ldl", "-lm"];
+    linker::run(&[&main, &model, &library], &linked, &flags, "the executable")?;
 
     let unfinished = files::Unfinished::create(output)?;
     let code = std::fs::read(&linked).map_err(EmitError::io("cannot read", &linked))?;
@@ -70,29 +71,6 @@ pub fn link(objects: &Objects, output: &Path, payload_bytes: u64, key: [u8; 32])
     files::check_room(output, offset + payload_bytes)?;
     let payload = Placement { offset, bytes: payload_bytes, key };
     Ok(Unfinished { unfinished, payload })
-}
-
-/// The C compiler as the linker's driver: `$CC`, else `cc`.
-fn run_cc(inputs: &[&PathBuf], output: &Path) -> Result<(), EmitError> {
-    let cc = std::env::var("CC").unwrap_or_else(|_| "cc".to_string());
-    let result = Command::new(&cc)
-        .args(inputs)
-        .arg("-o")
-        .arg(output)
-        .args(["-pie", "-static-libgcc", "-Wl,--gc-sections", "-Wl,-z,noexecstack", "-s", "-lpthread", "-ldl", "-lm"])
-        .stdin(Stdio::null())
-        .output();
-    match result {
-        Ok(done) if done.status.success() => Ok(()),
-        Ok(done) => Err(EmitError::Link(format!(
-            "the C compiler `{cc}` could not link the executable ({}):\n{}",
-            done.status,
-            String::from_utf8_lossy(&done.stderr)
-        ))),
-        Err(e) => Err(EmitError::Link(format!(
-            "cannot run the C compiler `{cc}`, which links executables: {e}; install one (Debian: apt-get install gcc) or name it in CC"
-        ))),
-    }
 }
 
 /// Runs a command whose executable was written a moment ago. While another thread of this process starts a program, its child holds

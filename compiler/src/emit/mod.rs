@@ -1,10 +1,12 @@
 //! From lowered code to files: object, C header, payload, executable, libraries.
 
+pub mod archive;
 pub mod cache;
 pub mod executable;
 pub mod files;
 pub mod header;
 pub mod library;
+mod linker;
 pub mod object;
 pub mod pack;
 pub mod payload;

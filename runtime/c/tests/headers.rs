@@ -87,6 +87,14 @@ fn plain(header: &str, names: &[(&str, &str)]) -> String {
         text.push_str(rest);
         text.push('\n');
     }
+    // What Rust's callers of unsafe functions must know is what the C API says anyway.
+    let mut safety = false;
+    let lines = text.lines().filter(|line| {
+        safety = line.starts_with("//") && (safety || *line == "// # Safety");
+        !safety
+    });
+    text = lines.collect::<Vec<_>>().join("\n").replace("\n//\nenum ", "\nenum ") + "\n";
+    text = text.replace("MOEC_STATUS_", "MOEC_");
     // Feature bits are 64 bits wide.
     text = text.replace("(1 << ", "(UINT64_C(1) << ");
     for (rust, c) in names.iter().filter(|(_, c)| c.starts_with("MOEC_") && !c.starts_with("MOEC_FEATURE_")) {
@@ -130,4 +138,60 @@ fn the_border_is_as_in_rust() {
     config.export.include = ["ModelDescriptor", "PayloadHeader", "Step", "Level", "KvType"].map(str::to_owned).to_vec();
     config.export.exclude = vec!["Trailer".into()];
     check("moec_abi.h", &generate(&here().join("../abi/src/lib.rs"), config, ABI_NAMES));
+}
+
+const API_NAMES: &[(&str, &str)] = &[
+    ("ModelDescriptor", "moec_model_descriptor"),
+    ("ModelHandle", "moec_model"),
+    ("SessionHandle", "moec_session"),
+    ("GenerateFn", "moec_generate_fn"),
+    ("Sampling", "moec_sampling"),
+    ("Options", "moec_options"),
+    ("Pooling", "moec_pooling"),
+    ("Message", "moec_message"),
+    ("Status", "moec_status"),
+    ("Memory", "moec_memory_use"),
+    ("Info", "moec_model_info"),
+    ("API_VERSION", "MOEC_API_VERSION"),
+    ("NO_TOKEN", "MOEC_NO_TOKEN"),
+];
+
+const PREAMBLE: &str = "/* moec.h: run models that moec compiled. C11, or C++.
+ *
+ * A program includes this header and that of each of its models, and links the model's library:
+ *
+ *     moec_model *model;
+ *     moec_session *session;
+ *     if (moec_open(&mixtral_model, \"mixtral.weights\", NULL, &model) != MOEC_OK) puts(moec_error_text());
+ *     moec_session_new(model, &session);
+ *     moec_feed(session, tokens, count);
+ *     moec_generate(session, 100, callback, NULL, NULL);
+ *     moec_session_free(session);
+ *     moec_close(model);
+ *
+ * Ownership: what a function writes to a `**` place is the caller's, to be freed with the function that is named there. Nothing else is to be
+ * freed. Pointers that are given to a function are used during the call only, unless it says otherwise.
+ * Threads: every function may be called by any thread. Calls on one session must not overlap: the later one gets MOEC_BUSY. A model computes
+ * on its own threads and the calling one; sessions of one model take turns, models do not wait for each other.
+ * Errors: a function that can fail returns a moec_status and leaves a sentence for moec_error_text. Nothing prints, exits or aborts. A handle
+ * that was freed gets MOEC_INVALID_HANDLE. Where a pointer is not said to be allowed to be null, null gets MOEC_INVALID_ARGUMENT.
+ * Units: sizes are in elements of the array that they belong to; bytes where it is text or untyped memory.
+ * Bits: logits depend on the model and the tokens, on nothing else: not on threads, chunks, forks, files or the CPU.
+ *
+ * Made from the crate moec-c; do not edit. */";
+
+#[test]
+fn the_api_is_as_in_rust() {
+    let mut config = config(API_NAMES);
+    config.include_guard = Some("MOEC_H".into());
+    config.header = Some(PREAMBLE.into());
+    config.after_includes = Some("\ntypedef struct moec_model_descriptor moec_model_descriptor;".into());
+    config.export.include = ["Pooling"].map(str::to_owned).to_vec();
+    let mut builder = Builder::new().with_config(config);
+    for file in ["status", "handles", "model", "session", "generate", "text"] {
+        builder = builder.with_src(here().join(format!("src/{file}.rs")));
+    }
+    let mut text = Vec::new();
+    builder.generate().expect("cbindgen reads the sources").write(&mut text);
+    check("moec.h", &plain(&String::from_utf8(text).unwrap(), API_NAMES));
 }
