@@ -5,7 +5,9 @@
  * feeds the token ids as one batch, continues greedily one token at a time, and prints the new ids. The second line is a hash over the bits
  * of all logits: it is the same for every number of threads and on every CPU. C11, and C++ as well. */
 
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* for mmap under -std=c11 */
+#endif
 #include "numerals.h"
 
 #include <fcntl.h>

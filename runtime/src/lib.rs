@@ -30,11 +30,14 @@ macro_rules! include_model {
 pub use moec_abi as abi;
 
 pub mod barrier;
+#[cfg(test)]
+mod barrier_tests;
 pub mod cgroup;
 pub mod chat_template;
 pub mod cpus;
 pub mod embed;
 pub mod error;
+mod futex;
 pub mod generate;
 pub mod kv;
 pub mod logprobs;
@@ -47,6 +50,7 @@ pub mod saved;
 pub mod scheduler;
 pub mod session;
 pub mod step;
+mod sync;
 pub mod text;
 pub mod threads;
 

@@ -2,7 +2,9 @@
  *
  *     two_models NUMERALS.weights OTHER.weights DIRECTORY
  */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include "moec.h"
 #include "numerals.h"
 #include "other.h"
