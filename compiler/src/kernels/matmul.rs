@@ -11,6 +11,9 @@ use moec_ir::tile::{Function, Memory, Value, build::Builder};
 use super::common::{VECTOR, counted, load_f32, store_f32, zeros};
 use crate::plan::layout::{BLOCK, Format, GROUP, QuantizedRow, SPAN, scale_bytes};
 
+/// Most activation rows of one call.
+pub const MAX_TOKENS: usize = 16;
+
 /// What becomes of the sums of a unit.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Epilogue {
@@ -53,8 +56,8 @@ pub struct MatmulTuning {
 }
 
 impl MatmulTuning {
-    /// What suits the 128-bit lowering.
-    pub const fn narrow(format: Format) -> MatmulTuning {
+    /// One row tile at a time.
+    pub const fn plain(format: Format) -> MatmulTuning {
         match format.is_quantized() {
             true => MatmulTuning { tiles: 1, unroll: 1, prefetch: None },
             false => MatmulTuning { tiles: 1, unroll: 8, prefetch: None },
@@ -75,7 +78,7 @@ pub struct Matmul {
     pub format: Format,
     /// Columns of the weight.
     pub k: usize,
-    /// Activation rows, 1 ..= 8.
+    /// Activation rows, 1 ..= [`MAX_TOKENS`].
     pub tokens: usize,
     /// What becomes of the sums.
     pub epilogue: Epilogue,
@@ -100,7 +103,7 @@ impl Matmul {
         if *tokens > 1 || self.gather {
             name += &format!("_x{x_stride}_y{y_stride}");
         }
-        if *tuning != MatmulTuning::narrow(*format) {
+        if *tuning != MatmulTuning::plain(*format) {
             let prefetch = tuning.prefetch.map_or(String::new(), |n| format!("_p{n}"));
             name += &format!("_r{}_u{}{prefetch}", tuning.tiles, tuning.unroll);
         }
@@ -119,7 +122,7 @@ impl Matmul {
 
     /// The code.
     pub fn generate(&self) -> Function {
-        assert!((1..=8).contains(&self.tokens), "{}: 1 to 8 tokens", self.name());
+        assert!((1..=MAX_TOKENS).contains(&self.tokens), "{}: 1 to {MAX_TOKENS} tokens", self.name());
         assert!(self.tuning.tiles.is_power_of_two() && self.tuning.unroll > 0, "{}: tuning", self.name());
         let (mut builder, w, x, y, units, rows) = if self.gather {
             let (b, [w, x, y, units, rows]) = Builder::new(self.name(), ["w", "x", "y", "units", "rows"]);

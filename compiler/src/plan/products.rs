@@ -94,14 +94,6 @@ pub(super) struct Down {
     pub order: Option<ValueId>,
 }
 
-/// Tokens that one call of a kernel takes: as many as have their sums in registers.
-const fn token_tile(format: Format) -> usize {
-    match format {
-        Format::F32 | Format::Bf16 | Format::F16 => 2,
-        Format::Q8 | Format::Q4 => 2,
-    }
-}
-
 impl Stages<'_> {
     /// The weight `w` with rows of `x`, quantized when the weight is.
     pub(super) fn product(&mut self, x: ValueId, w: WeightId) -> Product {
@@ -121,6 +113,8 @@ impl Stages<'_> {
     fn kernel(&self, product: &Product, tokens: usize, epilogue: Epilogue, gather: bool, y_stride: usize) -> Matmul {
         // Strides are immediates only where there is more than one row.
         let strides = tokens > 1 || gather;
+        let tile = self.tuning.tile(product.format);
+        let tiles = if tokens == 1 { self.tuning.single_rows } else { tile.rows };
         Matmul {
             format: product.format,
             k: product.k,
@@ -130,7 +124,7 @@ impl Stages<'_> {
             x_stride: if strides { product.x.stride } else { 0 },
             y_stride: if tokens > 1 { y_stride } else { 0 },
             codebook: CODEBOOK,
-            tuning: MatmulTuning::narrow(product.format),
+            tuning: MatmulTuning { tiles, ..MatmulTuning::plain(product.format) },
         }
     }
 
@@ -158,7 +152,7 @@ impl Stages<'_> {
             actions.push(one(self.kernel(product, 1, epilogue, gather, y_stride), Expr::Int(0)));
             return;
         }
-        let tile = token_tile(product.format);
+        let tile = self.tuning.tile(product.format).tokens;
         let whole = self.planner.bind(actions, of.tokens.clone() / tile * tile);
         let kernel = self.kernel(product, tile, epilogue, gather, y_stride);
         let share = Share { from: Expr::Int(0), to: whole.clone() };
@@ -172,7 +166,8 @@ impl Stages<'_> {
         actions.push(Action::Switch { on: of.tokens.clone() - whole, cases });
     }
 
-    /// The products of all tokens with `units` of one matrix at `w`, written at `y + 64 × unit`. With many tokens unit by unit, so that a unit stays in the cache.
+    /// The products of all tokens with `units` of one matrix at `w`, written at `y + 64 × unit`. With many tokens, as many of them as fit the
+    /// cache are gone through for a few units at a time, so that both stay there.
     #[allow(clippy::too_many_arguments)]
     fn units(
         &mut self,
@@ -184,20 +179,58 @@ impl Stages<'_> {
         all: &Operands,
     ) {
         let unit_bytes = epilogue.tiles() * product.tile_bytes;
-        let at = |unit: Expr| (all.w.clone() + unit.clone() * unit_bytes, all.y.clone() + unit * (LANES * WORD));
         if all.tokens == Expr::Int(1) {
-            let (w, y) = at(units.from.clone());
+            let w = all.w.clone() + units.from.clone() * unit_bytes;
+            let y = all.y.clone() + units.from.clone() * (LANES * WORD);
             let count = units.to - units.from;
             self.tokens(actions, product, epilogue, y_stride, &Operands { w, y, units: count, ..all.clone() });
             return;
         }
+        let tile = self.tuning.tile(product.format);
+        let chunk = (self.tuning.activation_bytes / product.x.stride / tile.tokens).max(1) * tile.tokens;
+        if chunk >= self.row_limit(Rows::Tokens) {
+            self.unit_loop(actions, product, epilogue, y_stride, units, all);
+            return;
+        }
+        let chunks = Share { from: Expr::Int(0), to: all.tokens.clone() };
+        let var = self.planner.var();
+        let mut inner = Vec::new();
+        let first = Expr::from(var);
+        let tokens = self.planner.bind(&mut inner, (all.tokens.clone() - first.clone()).min(chunk));
+        let y = self.planner.bind(&mut inner, all.y.clone() + first.clone() * y_stride);
+        let (x, rows) = match &all.rows {
+            Some(rows) => (all.x.clone(), Some(self.planner.bind(&mut inner, rows.clone() + first * WORD))),
+            None => (self.planner.bind(&mut inner, all.x.clone() + first * product.x.stride), None),
+        };
+        let some = Operands { tokens, y, x, rows, ..all.clone() };
+        self.unit_loop(&mut inner, product, epilogue, y_stride, units, &some);
+        actions.push(Action::Loop { var, from: chunks.from, to: chunks.to, step: chunk as i64, body: inner });
+    }
+
+    /// Goes through the units, a few together, with all tokens for each.
+    #[allow(clippy::too_many_arguments)]
+    fn unit_loop(
+        &mut self,
+        actions: &mut Vec<Action>,
+        product: &Product,
+        epilogue: Epilogue,
+        y_stride: usize,
+        units: Share,
+        all: &Operands,
+    ) {
+        let unit_bytes = epilogue.tiles() * product.tile_bytes;
+        let together = (self.tuning.tile(product.format).rows / epilogue.tiles()).max(1);
         let mut inner = Vec::new();
         let var = self.planner.var();
-        let (w, y) = at(var.into());
-        let w = self.planner.bind(&mut inner, w);
-        let y = self.planner.bind(&mut inner, y);
-        self.tokens(&mut inner, product, epilogue, y_stride, &Operands { w, y, units: Expr::Int(1), ..all.clone() });
-        actions.push(Action::Loop { var, from: units.from, to: units.to, step: 1, body: inner });
+        let unit = Expr::from(var);
+        let w = self.planner.bind(&mut inner, all.w.clone() + unit.clone() * unit_bytes);
+        let y = self.planner.bind(&mut inner, all.y.clone() + unit.clone() * (LANES * WORD));
+        let count = match together {
+            1 => Expr::Int(1),
+            _ => self.planner.bind(&mut inner, (units.to.clone() - unit).min(together)),
+        };
+        self.tokens(&mut inner, product, epilogue, y_stride, &Operands { w, y, units: count, ..all.clone() });
+        actions.push(Action::Loop { var, from: units.from, to: units.to, step: together as i64, body: inner });
     }
 
     /// `y = x·wᵀ` for the given tiles; rows of `y` begin at its place.

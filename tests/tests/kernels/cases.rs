@@ -91,7 +91,7 @@ fn matmuls() -> Vec<Case> {
     };
     let epilogues = [Epilogue::Store, Epilogue::Add, Epilogue::SiluMul];
     for format in FORMATS {
-        let default = MatmulTuning::narrow(format);
+        let default = MatmulTuning::plain(format);
         for (i, k) in [20, 32, 96, 100, 128, 144, 160, 384, 656].into_iter().enumerate() {
             for tokens in 1..=8 {
                 add(format, k, tokens, epilogues[(i + tokens) % 3], default, 1 + tokens % 2);
