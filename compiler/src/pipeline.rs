@@ -6,15 +6,15 @@
 
 use crate::emit::cache;
 use crate::emit::executable::{self, Objects, Placement};
-use crate::emit::library::Library;
+use crate::emit::library::{Contents, Library};
 use crate::emit::object::{LevelTarget, emit_main, emit_object};
 use crate::emit::pack::{PackReport, Packing};
-use crate::emit::{EmitError, header, library, payload};
+use crate::emit::{EmitError, library, payload};
 use crate::import::build::build_graph;
 use crate::import::{self, Model};
+use crate::lower::backend;
 use crate::passes::{self, PassError, PassId, QuantConfig, Trace};
 use crate::plan::{ModelShape, Plan, PlanError, plan};
-use crate::lower::backend;
 use crate::target::{self, CpuLevel, TargetError, Tuning};
 use moec_abi::KvType;
 use moec_ir::graph::{Graph, Mode};
@@ -260,11 +260,12 @@ pub fn build_library(
     let plan = &compiled.plan;
     let key = payload::key(plan, model);
     let prefix = &options.prefix;
-    let header = header::c_header(plan, &options.levels, prefix, &key);
     let object = lower(plan, options, key)?;
     go_on(progress)?;
 
-    let parts = kind.parts(prefix, header, object, &options.target)?;
+    let Options { levels, target, .. } = options;
+    let contents = Contents { plan, levels, prefix, key: &key, object: &object, target, directory };
+    let parts = kind.parts(&contents)?;
     let unfinished = library::begin(directory, prefix, &parts, plan.payload.bytes as u64, key)?;
     let place = unfinished.payload;
     let packed = fill(model, plan, place, unfinished.file(), progress)?;

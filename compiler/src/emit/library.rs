@@ -4,11 +4,16 @@
 //! object     NAME.o       NAME.h           NAME.weights
 //! staticlib  libNAME.a    NAME.h moec.h    NAME.weights  NAME.pc
 //! cdylib     libNAME.so   NAME.h moec.h    NAME.weights
+//! crate      libNAME.a    NAME.rs          NAME.weights     for a build script; the runtime is a crate
 //! ```
 //! The files get their final names when all of them are whole. Deliberately absent: packing, which the caller does into the file of the weights.
 
+use super::bindings::rust_bindings;
 use super::executable::Placement;
+use super::header::c_header;
 use super::{EmitError, archive, files, linker};
+use crate::plan::Plan;
+use crate::target::CpuLevel;
 use std::path::{Path, PathBuf};
 use target_lexicon::Triple;
 use tempfile::TempDir;
@@ -28,43 +33,72 @@ pub enum Library {
     Static,
     /// The object and the runtime in a shared library.
     Shared,
+    /// The object in an archive, and Rust's side of it.
+    Crate,
+}
+
+/// What a library is made of, beside its weights.
+#[derive(Clone, Copy, Debug)]
+pub struct Contents<'a> {
+    /// What was planned.
+    pub plan: &'a Plan,
+    /// The levels of code, best first.
+    pub levels: &'a [CpuLevel],
+    /// Starts the names of symbols and files.
+    pub prefix: &'a str,
+    /// The payload's key.
+    pub key: &'a [u8; 32],
+    /// The code.
+    pub object: &'a [u8],
+    /// What it is for.
+    pub target: &'a Triple,
+    /// Where the library will lie.
+    pub directory: &'a Path,
 }
 
 impl Library {
     /// Whether the runtime is in it.
     pub fn has_runtime(self) -> bool {
         match self {
-            Library::Object => false,
+            Library::Object | Library::Crate => false,
             Library::Static | Library::Shared => true,
         }
     }
 
-    /// The files of a library beside its weights. `header` is the model's, `object` its code.
+    /// The files of a library beside its weights.
     ///
     /// # Errors
     /// When a shared library cannot be linked.
-    pub fn parts(self, prefix: &str, header: String, object: Vec<u8>, target: &Triple) -> Result<Vec<Part>, EmitError> {
-        let part = |name: String, bytes: Vec<u8>| Part { name, bytes };
-        let mut parts = vec![part(format!("{prefix}.h"), header.into_bytes())];
-        if self.has_runtime() {
-            parts.push(part("moec.h".to_string(), API_HEADER.as_bytes().to_vec()));
-        }
-        match self {
-            Library::Object => parts.push(part(format!("{prefix}.o"), object)),
+    pub fn parts(self, contents: &Contents<'_>) -> Result<Vec<Part>, EmitError> {
+        let Contents { plan, levels, prefix, key, object, target, directory } = *contents;
+        let part = |name: String, bytes: &[u8]| Part { name, bytes: bytes.to_vec() };
+        let header = || part(format!("{prefix}.h"), c_header(plan, levels, prefix, key).as_bytes());
+        let api = || part("moec.h".to_string(), API_HEADER.as_bytes());
+        let object_name = format!("{prefix}.o");
+        let archive_name = format!("lib{prefix}.a");
+        Ok(match self {
+            Library::Object => vec![header(), part(object_name, object)],
             Library::Static => {
-                let members = [(format!("{prefix}.o"), &object[..]), ("moec_runtime.o".to_string(), RUNTIME_OBJECT)];
-                parts.push(part(format!("lib{prefix}.a"), archive::write(&members, target)?));
-                parts.push(part(format!("{prefix}.pc"), pkg_config(prefix).into_bytes()));
+                let members = [(object_name, object), ("moec_runtime.o".to_string(), RUNTIME_OBJECT)];
+                let library = part(archive_name, &archive::write(&members, target)?);
+                vec![header(), api(), library, part(format!("{prefix}.pc"), pkg_config(prefix).as_bytes())]
             }
-            Library::Shared => parts.push(part(format!("lib{prefix}.so"), shared(prefix, &object)?)),
-        }
-        Ok(parts)
+            Library::Shared => vec![header(), api(), part(format!("lib{prefix}.so"), &shared(prefix, object)?)],
+            Library::Crate => {
+                let weights = directory.join(format!("{prefix}.weights"));
+                let bindings = part(format!("{prefix}.rs"), rust_bindings(plan, prefix, &weights).as_bytes());
+                vec![bindings, part(archive_name, &archive::write(&[(object_name, object)], target)?)]
+            }
+        })
     }
 
     /// How a C program is linked with the library in `directory`.
     pub fn link_line(self, prefix: &str, directory: &Path) -> String {
         let directory = directory.display();
         match self {
+            Library::Crate => {
+                format!("cargo::rustc-link-search=native={directory} cargo::rustc-link-lib=static={prefix}")
+            }
             Library::Object => format!("cc main.c -I{directory} {directory}/{prefix}.o"),
             Library::Static => format!("cc main.c -I{directory} -L{directory} -l{prefix} {SYSTEM_LIBRARIES}"),
             Library::Shared => format!("cc main.c -I{directory} -L{directory} -l{prefix} -Wl,-rpath,{directory}"),

@@ -1,6 +1,7 @@
 //! From lowered code to files: object, C header, payload, executable, libraries.
 
 pub mod archive;
+pub mod bindings;
 pub mod cache;
 pub mod executable;
 pub mod files;

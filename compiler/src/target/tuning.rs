@@ -42,11 +42,9 @@ impl Tuning {
     /// For kernels of the wide x86 back end.
     pub const fn wide(level: &CpuLevel, cpu: Cpu) -> Tuning {
         match cpu.width {
-            Width::Ymm => Tuning {
-                quantized: Tile { rows: 1, tokens: 6 },
-                float: Tile { rows: 1, tokens: 6 },
-                ..Tuning::NARROW
-            },
+            Width::Ymm => {
+                Tuning { quantized: Tile { rows: 1, tokens: 6 }, float: Tile { rows: 1, tokens: 6 }, ..Tuning::NARROW }
+            }
             // Broadcasts keep up with one multiply-add a cycle, so that only the weights need sharing.
             Width::Zmm if level.wide_per_cycle == 1 && cpu.dot => Tuning {
                 quantized: Tile { rows: 1, tokens: 12 },
