@@ -1,5 +1,7 @@
 //! The words of the command line.
 
+pub mod service;
+
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -28,6 +30,15 @@ pub enum Command {
     /// Continue a text
     #[command(after_help = GENERATE_EXAMPLES)]
     Generate(Generate),
+    /// Talk with the model in the terminal
+    #[command(after_help = service::CHAT_EXAMPLES)]
+    Chat(service::Chat),
+    /// Offer the model to programs and browsers: OpenAI's interface over HTTP, and a web page
+    #[command(after_help = service::SERVE_EXAMPLES)]
+    Serve(service::Serve),
+    /// Print the vectors of texts as JSON
+    #[command(after_help = service::EMBED_EXAMPLES)]
+    Embed(service::Embed),
     /// Write the logits of every token to a safetensors file
     #[command(after_help = LOGITS_EXAMPLES)]
     Logits(LogitsArgs),

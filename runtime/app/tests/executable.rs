@@ -378,7 +378,7 @@ fn tells_about_itself() {
     let table = model.stdout(&["info"]);
     assert!(table.contains("experts        5, 2 per token\n") && table.contains("plain (used here)"), "{table}");
     assert!(model.stdout(&["--help"]).contains("./fake generate \"Once upon a time\""));
-    for command in ["generate", "logits", "score", "tokenize", "bench", "info", "selftest"] {
+    for command in ["generate", "chat", "serve", "embed", "logits", "score", "tokenize", "bench", "info", "selftest"] {
         assert!(model.stdout(&["--help"]).contains(command));
         assert!(model.stdout(&[command, "--help"]).contains("Usage: ./fake"), "{command}");
     }
@@ -431,8 +431,8 @@ fn wrong_usage_is_2() {
     for args in [
         &[][..],
         &["fly"],
-        &["chat"],
-        &["serve"],
+        &["chat", "hello"],
+        &["serve", "--port", "many"],
         &["generate"],
         &["generate", "x", "y"],
         &["generate", "x", "--threads", "many"],
