@@ -14,14 +14,17 @@ pub struct NativeKernel {
 }
 
 impl NativeKernel {
-    /// Compiles `function` for `level`.
+    /// Compiles `function` for `level` by the back end that models get there.
     ///
     /// # Panics
     /// When that fails, or this machine cannot run the level.
     pub fn new(function: &Function, level: CpuLevel) -> NativeKernel {
+        NativeKernel::compile(function, level, back_ends(level)[0])
+    }
+
+    fn compile(function: &Function, level: CpuLevel, backend: KernelBackend) -> NativeKernel {
         assert_eq!(level.features & !target::host(), 0, "this machine cannot run code for {}", level.name);
         let isa = target::isa_for(level.features, &Triple::host()).unwrap_or_else(|e| panic!("{e}"));
-        let backend = KernelBackend::choose(function, level.features);
         let compiled = backend.compile(function, &*isa).unwrap_or_else(|e| panic!("{e}"));
         let mut code = MmapMut::map_anon(compiled.code.len()).expect("memory for code");
         code.copy_from_slice(&compiled.code);
@@ -58,6 +61,16 @@ impl NativeKernel {
             _ => panic!("no kernel has {} parameters", args.len()),
         }
     }
+}
+
+/// The back ends that compile for `level`, the one of choice first.
+pub fn back_ends(level: CpuLevel) -> Vec<KernelBackend> {
+    let isa = target::isa_for(level.features, &Triple::host()).unwrap_or_else(|e| panic!("{e}"));
+    let mut all = vec![KernelBackend::choose(level.features, &*isa)];
+    if all[0] != KernelBackend::Cranelift {
+        all.push(KernelBackend::Cranelift);
+    }
+    all
 }
 
 /// The levels that this machine can run and whose code differs: each set of features once.
@@ -106,9 +119,9 @@ pub fn evaluate(function: &Function, args: &[Arg]) -> Result<Vec<Vec<u8>>, eval:
     Ok(after.collect())
 }
 
-/// Runs `function` as machine code for `level`. The evaluator must have run it on the same arguments before, which shows that
+/// Runs `function` as machine code for `level` by `backend`. The evaluator must have run it on the same arguments before, which shows that
 /// all accesses are within their memory.
-fn execute(function: &Function, args: &[Arg], level: CpuLevel) -> Vec<Vec<u8>> {
+fn execute(function: &Function, args: &[Arg], level: CpuLevel, backend: KernelBackend) -> Vec<Vec<u8>> {
     let mut after: Vec<Vec<u8>> = args
         .iter()
         .map(|arg| match arg {
@@ -125,11 +138,11 @@ fn execute(function: &Function, args: &[Arg], level: CpuLevel) -> Vec<Vec<u8>> {
         })
         .collect();
     // SAFETY: the evaluator found every access within the same memory.
-    unsafe { NativeKernel::new(function, level).call(&values) };
+    unsafe { NativeKernel::compile(function, level, backend).call(&values) };
     after
 }
 
-/// Runs `function` on the evaluator and as machine code for every level of this machine, and compares each argument's memory by
+/// Runs `function` on the evaluator and as machine code for every level of this machine by every back end, and compares each argument's memory by
 /// `same`.
 ///
 /// # Panics
@@ -137,10 +150,12 @@ fn execute(function: &Function, args: &[Arg], level: CpuLevel) -> Vec<Vec<u8>> {
 pub fn assert_same(function: &Function, args: &[Arg], same: impl Fn(usize, &[u8], &[u8]) -> Result<(), String>) {
     let expected = evaluate(function, args).unwrap_or_else(|e| panic!("{e}\n{function}"));
     for level in host_levels() {
-        let got = execute(function, args, level);
-        for (i, (expected, got)) in expected.iter().zip(&got).enumerate() {
-            if let Err(difference) = same(i, expected, got) {
-                panic!("{}: memory of argument {i}: {difference}\n{function}", level.name);
+        for backend in back_ends(level) {
+            let got = execute(function, args, level, backend);
+            for (i, (expected, got)) in expected.iter().zip(&got).enumerate() {
+                if let Err(difference) = same(i, expected, got) {
+                    panic!("{} by {backend:?}: memory of argument {i}: {difference}\n{function}", level.name);
+                }
             }
         }
     }

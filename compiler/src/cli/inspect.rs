@@ -4,6 +4,7 @@ use super::build::BuildOptions;
 use anyhow::bail;
 use clap::Args;
 use moec::import;
+use moec::lower::backend::KernelBackend;
 use moec::lower::dump;
 use moec::passes::PassId;
 use moec::pipeline;
@@ -33,7 +34,7 @@ pub struct Inspect {
     /// Show a kernel as Cranelift IR, with our IR as comments
     #[arg(long, value_name = "NAME")]
     clif: Option<String>,
-    /// Show a kernel's machine code
+    /// Show a kernel's machine code, with our IR as comments where the wide x86 back end made it
     #[arg(long, value_name = "NAME")]
     asm: Option<String>,
 }
@@ -73,6 +74,7 @@ impl Inspect {
             None => bail!("there is no kernel `{name}`; `--kernel all` lists the kernels of this model"),
         };
         let isa = target::isa_for(options.levels[0].features, &options.target)?;
+        let backend = KernelBackend::choose(options.levels[0].features, &*isa);
         match self.kernel.as_deref() {
             Some("all") => kernels.iter().for_each(|k| println!("{}", k.name())),
             Some(name) => println!("{}", find(name)?),
@@ -82,7 +84,7 @@ impl Inspect {
             println!("{}", dump::clif_with_comments(&find(name)?, &*isa));
         }
         if let Some(name) = &self.asm {
-            println!("{}", dump::disassemble(&find(name)?, &*isa)?);
+            println!("{}", dump::disassemble(&find(name)?, backend, &*isa)?);
         }
         if !self.rewrites && !self.plan && self.kernel.is_none() && self.clif.is_none() && self.asm.is_none() {
             println!("{}\n{}", compiled.decode, compiled.batch);

@@ -119,7 +119,7 @@ impl Object {
         let name = format!("{prefix}_{}", tile.name);
         let signature = kernel_signature(isa.default_call_conv(), tile.params.len());
         let id = self.module.declare_function(&name, Linkage::Local, &signature).map_err(EmitError::module)?;
-        let backend = KernelBackend::choose(&tile, target.level.features);
+        let backend = KernelBackend::choose(target.level.features, isa);
         let compiled = backend
             .compile(&tile, isa)
             .map_err(|error| EmitError::Compile { function: name.clone(), error: error.to_string() })?;

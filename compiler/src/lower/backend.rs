@@ -1,23 +1,26 @@
 //! Which code generator takes a kernel; and kernels as finished bytes.
 //!
 //! Every back end gives the same bits for the same tile IR, so the choice is about speed only. Cranelift takes every kernel
-//! for every CPU. A back end for vectors wider than 128 bits is another variant of [`KernelBackend`]: it too turns tile
-//! IR into a [`CompiledKernel`].
+//! for every CPU; on x86-64 with vectors wider than 128 bits, [`super::wide`] does.
 
 use cranelift_codegen::Context;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::UserFuncName;
-use cranelift_codegen::isa::TargetIsa;
+use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_frontend::FunctionBuilderContext;
 use moec_ir::tile;
+use target_lexicon::Architecture;
 
 use super::build_function;
+use super::wide::{self, Cpu};
 
 /// A code generator for kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum KernelBackend {
     /// Cranelift, a logical vector in four 128-bit registers.
     Cranelift,
+    /// The wide x86 back end, a logical vector in one or two registers.
+    Wide(Cpu),
 }
 
 /// Machine code of one kernel, to be placed at any multiple of `alignment`: it refers to nothing outside itself.
@@ -41,16 +44,30 @@ pub struct CompileError {
     pub reason: String,
 }
 
+impl CompileError {
+    /// Of the wide back end.
+    pub(super) fn wide(function: &tile::Function, cpu: Cpu, reason: String) -> CompileError {
+        CompileError { kernel: function.name.clone(), target: cpu.to_string(), reason }
+    }
+}
+
 impl KernelBackend {
-    /// The best one for `function` on CPUs with these [`moec_abi::features`].
-    pub fn choose(_function: &tile::Function, _features: u64) -> KernelBackend {
-        KernelBackend::Cranelift
+    /// The best one for CPUs of `isa`'s architecture and calling convention with these [`moec_abi::features`].
+    pub fn choose(features: u64, isa: &dyn TargetIsa) -> KernelBackend {
+        let wide = match (isa.triple().architecture, isa.default_call_conv()) {
+            (Architecture::X86_64, CallConv::SystemV) => Cpu::new(features),
+            _ => None,
+        };
+        wide.map_or(KernelBackend::Cranelift, KernelBackend::Wide)
     }
 
     /// Compiles `function`; `isa` is set up for the CPU ([`crate::target::isa_for`]).
     pub fn compile(self, function: &tile::Function, isa: &dyn TargetIsa) -> Result<CompiledKernel, CompileError> {
         match self {
             KernelBackend::Cranelift => compile_by_cranelift(function, isa),
+            KernelBackend::Wide(cpu) => {
+                wide::compile_kernel(function, cpu).map_err(|reason| CompileError::wide(function, cpu, reason))
+            }
         }
     }
 }

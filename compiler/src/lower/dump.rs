@@ -12,8 +12,9 @@ use cranelift_codegen::write::{FuncWriter, PlainWriter, decorate_function};
 use cranelift_frontend::FunctionBuilderContext;
 use moec_ir::tile::{self, text};
 
-use super::backend::CompileError;
+use super::backend::{CompileError, KernelBackend};
 use super::cranelift::build_traced;
+use super::wide;
 
 /// The Cranelift IR of `function` before optimization, with each instruction of the tile IR as a comment before those it
 /// became.
@@ -28,8 +29,25 @@ pub fn clif_with_comments(function: &tile::Function, isa: &dyn TargetIsa) -> Str
     text
 }
 
-/// The machine code of `function` as Cranelift's listing.
-pub fn disassemble(function: &tile::Function, isa: &dyn TargetIsa) -> Result<String, CompileError> {
+/// The machine code of `function` as text, by the back end that compiles it.
+///
+/// # Errors
+/// When it cannot be compiled, which is a bug in moec.
+pub fn disassemble(
+    function: &tile::Function,
+    backend: KernelBackend,
+    isa: &dyn TargetIsa,
+) -> Result<String, CompileError> {
+    match backend {
+        KernelBackend::Cranelift => cranelift_listing(function, isa),
+        KernelBackend::Wide(cpu) => {
+            let compiled = wide::compile(function, cpu).map_err(|reason| CompileError::wide(function, cpu, reason))?;
+            Ok(wide::listing::listing(function, &compiled))
+        }
+    }
+}
+
+fn cranelift_listing(function: &tile::Function, isa: &dyn TargetIsa) -> Result<String, CompileError> {
     let (built, _) = build_traced(function, UserFuncName::default(), isa, &mut FunctionBuilderContext::new());
     let mut compilation = Context::for_function(built);
     compilation.set_disasm(true);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use cranelift_codegen::isa::TargetIsa;
 use memmap2::{Mmap, MmapMut};
 use moec::kernels::Kernel;
 use moec::lower::backend::KernelBackend;
@@ -21,14 +22,24 @@ pub struct Code {
 }
 
 impl Code {
-    /// Compiles `kernel` for a CPU of the table (or `native`), whose features this machine must have.
+    /// Compiles `kernel` for a CPU of the table (or `native`), whose features this machine must have, by the back end that its models get.
     pub fn new(kernel: &Kernel, cpu: &str) -> Code {
+        Code::compile(kernel, cpu, KernelBackend::choose)
+    }
+
+    /// Compiles `kernel` by Cranelift.
+    pub fn by_cranelift(kernel: &Kernel, cpu: &str) -> Code {
+        Code::compile(kernel, cpu, |_, _| KernelBackend::Cranelift)
+    }
+
+    fn compile(kernel: &Kernel, cpu: &str, choose: impl Fn(u64, &dyn TargetIsa) -> KernelBackend) -> Code {
         let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH).parse().expect("a target");
         let level = find_level(cpu, &triple).expect("a CPU of the table");
         assert_eq!(level.features & !host(), 0, "this machine cannot run code for {cpu}");
         let isa = isa_for(level.features, &triple).expect("a code generator");
         let function = kernel.generate();
-        let compiled = KernelBackend::Cranelift.compile(&function, &*isa).unwrap_or_else(|e| panic!("{e}"));
+        let backend = choose(level.features, &*isa);
+        let compiled = backend.compile(&function, &*isa).unwrap_or_else(|e| panic!("{e}"));
         let mut code = MmapMut::map_anon(compiled.code.len()).expect("memory for code");
         code.copy_from_slice(&compiled.code);
         Code { code: code.make_exec().expect("executable memory") }
@@ -97,11 +108,16 @@ pub fn memory(case: &Case) -> (Vec<Guarded>, Vec<i64>) {
     (memory, args)
 }
 
-/// Runs cases as machine code for `cpu`, each kernel compiled once.
+/// Runs cases as machine code for `cpu` by each back end, each kernel compiled once.
 pub fn run(cases: &[Case], cpu: &str) {
+    run_by(cases, cpu, "by the back end of choice", Code::new);
+    run_by(cases, cpu, "by Cranelift", Code::by_cranelift);
+}
+
+fn run_by(cases: &[Case], cpu: &str, how: &str, compile: impl Fn(&Kernel, &str) -> Code) {
     let mut codes: BTreeMap<&Kernel, Code> = BTreeMap::new();
     for case in cases {
-        let code = codes.entry(&case.kernel).or_insert_with(|| Code::new(&case.kernel, cpu));
+        let code = codes.entry(&case.kernel).or_insert_with(|| compile(&case.kernel, cpu));
         let (mut memory, args) = memory(case);
         // SAFETY: the case gives the kernel what its contract asks for; the evaluator has run it without a fault.
         unsafe { code.call(&args) };
@@ -110,6 +126,6 @@ pub fn run(cases: &[Case], cpu: &str) {
         }
         let addresses: Vec<i64> = memory.iter().map(Guarded::address).collect();
         let contents: Vec<Vec<u8>> = memory.iter_mut().map(|m| m.content().to_vec()).collect();
-        case.check(cpu, &addresses, |i| contents[i].clone());
+        case.check(&format!("{cpu} {how}"), &addresses, |i| contents[i].clone());
     }
 }

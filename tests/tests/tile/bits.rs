@@ -2,6 +2,7 @@
 
 use half::f16;
 use moec::lower::backend::KernelBackend;
+use moec::lower::wide;
 use moec::target;
 use moec_ir::math;
 use moec_ir::tile::build::Builder;
@@ -346,6 +347,9 @@ proptest! {
             for level in target::levels(&triple) {
                 let isa = target::isa_for(level.features, &triple).unwrap();
                 KernelBackend::Cranelift.compile(&function, &*isa).unwrap();
+                if let KernelBackend::Wide(cpu) = KernelBackend::choose(level.features, &*isa) {
+                    wide::check_allocation(&function, cpu).unwrap();
+                }
             }
         }
     }

@@ -100,7 +100,8 @@ fn lowered(input: &str, asm: bool) -> Result<String, String> {
     let level = target::find_level(name, &triple).map_err(|e| e.to_string())?;
     let isa = target::isa_for(level.features, &triple).map_err(|e| e.to_string())?;
     if asm {
-        lower::dump::disassemble(&function, &*isa).map_err(|e| e.to_string())
+        let backend = lower::backend::KernelBackend::choose(level.features, &*isa);
+        lower::dump::disassemble(&function, backend, &*isa).map_err(|e| e.to_string())
     } else {
         Ok(lower::dump::clif_with_comments(&function, &*isa))
     }
