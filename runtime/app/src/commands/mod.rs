@@ -3,6 +3,7 @@
 mod answers;
 mod bench;
 mod chat;
+mod choices;
 mod embed;
 mod generate;
 mod info;
@@ -45,9 +46,10 @@ pub(crate) unsafe fn dispatch(cli: &Cli, model: *const ModelDescriptor, payload:
         }
         Command::Embed(args) => embed::run(&context, args).map(|()| 0),
         Command::Logits(args) => logits::run(&context, args).map(|()| 0),
-        Command::Score(args) => match &args.answers {
-            Some(file) => answers::run(&context, args, file).map(|()| 0),
-            None => score::run(&context, args).map(|()| 0),
+        Command::Score(args) => match (&args.answers, &args.choices) {
+            (Some(file), _) => answers::run(&context, args, file).map(|()| 0),
+            (None, Some(file)) => choices::run(&context, args, file).map(|()| 0),
+            (None, None) => score::run(&context, args).map(|()| 0),
         },
         Command::Tokenize(args) => tokenize::run(&context, args).map(|()| 0),
         Command::Bench(args) => bench::run(&context, args).map(|()| 0),

@@ -102,10 +102,11 @@ pub async fn embed(State(server): State<Arc<Server>>, mut object: Object) -> Ans
         data.push(json!({ "object": "embedding", "index": index, "embedding": written }));
     }
     Ok(Json(json!({
+        "id": server.new_id("embd"),
         "object": "list",
         "model": server.model_name,
         "data": data,
-        "usage": { "prompt_tokens": tokens, "total_tokens": tokens },
+        "usage": { "prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens },
     })))
 }
 

@@ -157,3 +157,39 @@ async fn not_allowed(method: Method, request: Request) -> ApiError {
     let message = format!("{} does not take {method}; /openapi.json tells what it takes", request.uri().path());
     ApiError::new(StatusCode::METHOD_NOT_ALLOWED, message)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::{Body, to_bytes};
+    use tower::ServiceExt;
+
+    /// A handler that panics costs its client an error, and nobody else anything.
+    #[test]
+    fn a_panic_is_a_500() {
+        let app = Router::new()
+            .route("/panic", get(|| async { panic!("a handler gives up") as () }))
+            .route("/fine", get(|| async { "fine" }))
+            .layer(CatchPanicLayer::custom(error::panicked));
+        let ask = async |path: &str| {
+            let request = Request::builder().uri(path).body(Body::empty()).expect("a request");
+            let response = app.clone().oneshot(request).await.expect("an answer");
+            let status = response.status();
+            let body = to_bytes(response.into_body(), 1 << 20).await.expect("a body");
+            (status.as_u16(), String::from_utf8_lossy(&body).into_owned())
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(async {
+            let (status, body) = ask("/panic").await;
+            assert!(status == 500 && body.contains("\"type\":\"server_error\""), "{body}");
+            assert_eq!(ask("/fine").await, (200, "fine".into()));
+        });
+    }
+
+    #[test]
+    fn keys_are_compared_whole() {
+        assert!(
+            same(b"secret", b"secret") && !same(b"secret", b"secreT") && !same(b"secret", b"secret1") && same(b"", b"")
+        );
+    }
+}
