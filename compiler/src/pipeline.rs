@@ -10,9 +10,10 @@ use crate::emit::pack::{PackReport, Packing};
 use crate::emit::{EmitError, payload};
 use crate::import::build::build_graph;
 use crate::import::{self, Model};
+use crate::lower::backend;
 use crate::passes::{self, PassError, PassId, QuantConfig, Trace};
 use crate::plan::{ModelShape, Plan, PlanError, plan};
-use crate::target::{self, CpuLevel, TargetError};
+use crate::target::{self, CpuLevel, TargetError, Tuning};
 use moec_abi::KvType;
 use moec_ir::graph::{Graph, Mode};
 use std::path::Path;
@@ -144,7 +145,8 @@ pub fn compile(model: &Model, options: &Options) -> Result<Compiled, BuildError>
     let (decode, first) = rewrite(model, options, Mode::Decode)?;
     let (batch, second) = rewrite(model, options, Mode::Batch)?;
     let shape = ModelShape::new(&model.name, &model.config, options.kv, context(model, options)?);
-    let mut plan = plan(&decode, &batch, shape)?;
+    let tunings: Vec<Tuning> = options.levels.iter().map(|l| backend::tuning(l, &options.target)).collect();
+    let mut plan = plan(&decode, &batch, shape, &tunings)?;
     payload::seal(&mut plan, model);
     Ok(Compiled { decode, batch, traces: [first, second], plan })
 }

@@ -13,6 +13,7 @@ mod combine;
 mod common;
 mod elementwise;
 mod embed;
+mod interleave;
 mod matmul;
 mod norm;
 mod rope;
@@ -22,6 +23,7 @@ pub use attention::Attention;
 pub use combine::Combine;
 pub use elementwise::{Elementwise, ElementwiseOp};
 pub use embed::Embed;
+pub use interleave::Interleave;
 pub use matmul::{Epilogue, Matmul, MatmulTuning};
 pub use norm::{Norm, Outputs, Quantize};
 pub use rope::{Rope, StoreKey, StoreValue};
@@ -112,8 +114,10 @@ macro_rules! kernel_table {
 }
 
 kernel_table! {
-    /// Row tiles of a weight times up to eight activation rows, with an epilogue.
+    /// Row tiles of a weight times a few activation rows, with an epilogue.
     Matmul,
+    /// Activation rows word by word beside each other.
+    Interleave,
     /// RMS norm of one row, optionally quantized.
     Norm,
     /// Quantizes one activation row.
