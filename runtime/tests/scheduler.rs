@@ -61,6 +61,7 @@ struct Answer {
     ids: Vec<u32>,
     logprobs: Vec<TokenLogprobs>,
     prompt: Vec<TokenLogprobs>,
+    read: Vec<usize>,
     embedding: Vec<f32>,
     done: Option<Done>,
     failed: Option<String>,
@@ -72,6 +73,7 @@ impl Call {
         loop {
             match self.events.recv_timeout(PATIENCE).expect("a request gets an end") {
                 Event::Prompt(more) => answer.prompt.extend(more),
+                Event::Read { cached } => answer.read.push(cached),
                 Event::Token { id, logprobs } => {
                     answer.ids.push(id);
                     answer.logprobs.extend(logprobs);
@@ -158,6 +160,7 @@ fn check(shape: &Shape, answer: &Answer, prompt: &[u32], max_tokens: usize, samp
     assert_eq!(answer.ids, tokens.iter().map(|token| token.id).collect::<Vec<_>>());
     assert_eq!(answer.logprobs, tokens);
     let done = answer.done.unwrap();
+    assert_eq!(answer.read, [done.cached]);
     assert_eq!((done.finish, done.generated), (finish, tokens.len() + usize::from(finish == Finish::End)));
 }
 
@@ -228,7 +231,7 @@ fn prompts_are_read_beside_running_answers() {
     let sampling = Sampling::default();
     let first = served.call(generate(&[5, 6, 7], 600, &sampling));
     for _ in 0..3 {
-        assert!(matches!(first.events.recv_timeout(PATIENCE).unwrap(), Event::Token { .. }));
+        assert!(matches!(first.events.recv_timeout(PATIENCE).unwrap(), Event::Read { .. } | Event::Token { .. }));
     }
     let long: Vec<u32> = (0..300).map(|i| i % 300 + 3).collect();
     let second = served.call(generate(&long, 5, &sampling)).answer();
@@ -243,7 +246,7 @@ fn who_hangs_up_makes_room() {
     let served = serve(&shape, &Limits { parallel: 1, queue: 2, ..Limits::default() }, 1);
     let sampling = Sampling { logit_bias: vec![(2, -1e9)], ..Sampling::default() };
     let first = served.call(generate(&[5, 6, 7], 900, &sampling));
-    assert!(matches!(first.events.recv_timeout(PATIENCE).unwrap(), Event::Token { .. }));
+    assert!(matches!(first.events.recv_timeout(PATIENCE).unwrap(), Event::Read { .. } | Event::Token { .. }));
     let second = served.call(generate(&[8], 900, &sampling));
     let third = served.call(generate(&[9], 4, &sampling));
     let refused = served.try_call(generate(&[9], 4, &sampling));

@@ -81,7 +81,7 @@ pub fn rust_bindings(plan: &Plan, prefix: &str, weights: &Path) -> String {
         arithmetic
     });
     line(format!(
-        "\n/// The weights, where they were built.\npub const WEIGHTS: &str = {:?};",
+        "\n/// The weights, where they were built.\n#[allow(dead_code)]\npub const WEIGHTS: &str = {:?};",
         weights.display().to_string()
     ));
     for (name, value, what) in [
@@ -89,7 +89,7 @@ pub fn rust_bindings(plan: &Plan, prefix: &str, weights: &Path) -> String {
         ("CONTEXT", model.context, "Most tokens of a session."),
         ("HIDDEN", model.hidden, "Elements of an embedding."),
     ] {
-        line(format!("/// {what}\npub const {name}: usize = {value};"));
+        line(format!("/// {what}\n#[allow(dead_code)]\npub const {name}: usize = {value};"));
     }
     line(format!(
         "\nunsafe extern \"C\" {{\n    static {prefix}_model: ::moec_runtime::abi::ModelDescriptor;\n}}\n\n\

@@ -66,6 +66,11 @@ pub trait Constraint: Send {
 pub enum Event {
     /// Log-probabilities of the next tokens of the prompt.
     Prompt(Vec<TokenLogprobs>),
+    /// The prompt has been read, and `cached` tokens of it were spared by the prefix cache. Comes once, before the first token.
+    Read {
+        /// Tokens spared.
+        cached: usize,
+    },
     /// The next token of the answer; one that ends it is not shown.
     Token {
         /// The token.

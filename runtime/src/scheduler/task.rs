@@ -206,6 +206,9 @@ impl Task {
     fn draw(&mut self, logits: &[f32]) -> Outcome {
         let Aim::Generate(generation) = &mut self.aim else { return Outcome::Going };
         let generated = self.tokens.len() - self.prompt;
+        if generated == 0 {
+            self.sink.send(Event::Read { cached: self.cached });
+        }
         if generated == generation.limit {
             return Outcome::Over(Event::Done(self.done(Finish::Length, 0)));
         }

@@ -34,6 +34,7 @@ pub struct Shape {
     pub extra_scratch: u64,
     pub eos: Vec<u32>,
     pub tokenizer: Vec<u8>,
+    pub chat_template: Option<String>,
 }
 
 impl Default for Shape {
@@ -48,6 +49,7 @@ impl Default for Shape {
             extra_scratch: 0,
             eos: vec![2],
             tokenizer: include_bytes!("../data/byte_fallback_tokenizer.json").to_vec(),
+            chat_template: None,
         }
     }
 }
@@ -62,6 +64,9 @@ pub fn payload(shape: &Shape) -> Vec<u8> {
         bos_token_id: Some(1),
         eos_token_ids: shape.eos.clone(),
         packed_by: "a test".into(),
+        chat_template: shape.chat_template.clone(),
+        bos_token: Some("<s>".into()),
+        eos_token: Some("</s>".into()),
         ..Metadata::default()
     };
     let metadata = serde_json::to_vec(&metadata).unwrap();
