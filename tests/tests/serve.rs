@@ -80,7 +80,8 @@ fn answers_are_the_same_bits_alone_and_in_company() {
         // The first round finds the prefix cache cold, the second one warm.
         for round in 0..2 {
             let company: Vec<String> = std::thread::scope(|scope| {
-                let ask = |request| scope.spawn(|| answer(&server, request));
+                let server = &server;
+                let ask = |request| scope.spawn(move || answer(server, request));
                 let threads: Vec<_> = requests.iter().map(ask).collect();
                 threads.into_iter().map(|thread| thread.join().expect("an answer")).collect()
             });
