@@ -200,6 +200,7 @@ unsafe fn open(
     // SAFETY: as the caller says.
     let level = match own.level.is_null() {
         true => None,
+        // SAFETY: the caller promises a NUL-terminated string there.
         false => Some(unsafe { utf8_string(own.level, "options->level") }?.to_owned()),
     };
     const MOST: u32 = 4096;

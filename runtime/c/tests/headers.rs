@@ -115,7 +115,7 @@ fn check(name: &str, generated: &str) {
         committed == generated,
         "{} is stale from line {}: BLESS=1 cargo test --release -p moec-c --test headers",
         path.display(),
-        differ.map_or_else(|| committed.lines().count().min(generated.lines().count()), |at| at) + 1
+        differ.unwrap_or_else(|| committed.lines().count().min(generated.lines().count())) + 1
     );
 }
 
