@@ -45,6 +45,7 @@ pub mod math;
 pub mod memory;
 pub mod model;
 pub mod payload;
+pub mod profile;
 pub mod sampler;
 pub mod saved;
 pub mod scheduler;

@@ -16,7 +16,8 @@ use crate::text::Tokenizer;
 use crate::threads::{Pool, PoolOptions};
 use moec_abi::metadata::Metadata;
 use moec_abi::{
-    ABI_VERSION, DESCRIPTOR_MAGIC, KvType, LANES, Level, ModelDescriptor, PAGE_TOKENS, ROW_ALIGN, StepFn, features,
+    ABI_VERSION, DESCRIPTOR_MAGIC, KvType, LANES, Level, ModelDescriptor, PAGE_TOKENS, ROW_ALIGN, Stage, StepFn,
+    features,
 };
 use std::ffi::{CStr, c_char};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -81,6 +82,17 @@ impl CodeLevel {
     }
 }
 
+/// What the workers do between two barriers, and what it costs for one token.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StageCost {
+    /// The operations in it.
+    pub title: &'static str,
+    /// Bytes of weights that it reads.
+    pub weight_bytes: u64,
+    /// Multiply-adds with weights; in the stage of the logits, for one row of them.
+    pub multiply_adds: u64,
+}
+
 /// The text of a name in a descriptor.
 ///
 /// # Safety
@@ -129,6 +141,7 @@ impl Descriptor {
         let rules = [
             (d.name.is_null(), "name"),
             (d.levels.is_null() || d.level_count == 0, "levels"),
+            (d.stages.is_null() || d.decode_stages == 0 || d.batch_stages == 0, "stages"),
             (d.vocab == 0 || (d.logits_stride as usize) < d.vocab as usize, "vocab"),
             (!(d.logits_stride as usize).is_multiple_of(LANES), "logits_stride"),
             (d.context == 0, "context"),
@@ -151,6 +164,23 @@ impl Descriptor {
     pub fn name(&self) -> &'static str {
         // SAFETY: a checked descriptor belongs to a generated object, whose names are constant C strings.
         unsafe { text(self.0.name) }
+    }
+
+    /// The stages of the entry point for one token, then those of the one for many.
+    pub fn stages(&self) -> [Vec<StageCost>; 2] {
+        let [decode, batch] = [self.0.decode_stages, self.0.batch_stages].map(|count| count as usize);
+        // SAFETY: a checked descriptor belongs to a generated object, which has this many stages there.
+        let all = unsafe { std::slice::from_raw_parts(self.0.stages, decode + batch) };
+        let costs = |stages: &[Stage]| {
+            let cost = |s: &Stage| StageCost {
+                // SAFETY: titles are constant C strings, as names are.
+                title: unsafe { text(s.title) },
+                weight_bytes: s.weight_bytes,
+                multiply_adds: s.multiply_adds,
+            };
+            stages.iter().map(cost).collect()
+        };
+        [costs(&all[..decode]), costs(&all[decode..])]
     }
 
     /// Code for each CPU level, best first.

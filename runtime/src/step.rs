@@ -7,10 +7,12 @@ use crate::error::{Error, Result};
 use crate::kv::Sequence;
 use crate::memory::Zeroed;
 use crate::model::{Descriptor, Model};
+use crate::profile::{Marks, Profile};
 use crate::threads::Pool;
 use moec_abi::{ROW_ALIGN, Step};
 use std::ffi::c_void;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Which tokens of a part need logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -159,6 +161,8 @@ pub(crate) struct Engine {
     positions: Vec<u32>,
     page_tables: Vec<*const *mut u8>,
     logit_rows: Vec<u32>,
+    /// Filled while it is there.
+    profile: Option<Profile>,
 }
 
 // SAFETY: the page tables are scratch space, filled and used within one step; everything else is `Send`.
@@ -183,6 +187,7 @@ impl Engine {
             positions: Vec::new(),
             page_tables: Vec::new(),
             logit_rows: Vec::new(),
+            profile: None,
         })
     }
 
@@ -220,6 +225,16 @@ impl Engine {
 }
 
 impl Model {
+    /// Times the stages of all steps from now on; what was timed before is forgotten.
+    pub fn start_profile(&self) {
+        self.engine().profile = Some(Profile::default());
+    }
+
+    /// Ends the timing and gives the times; empty when there was none.
+    pub fn end_profile(&self) -> Profile {
+        self.engine().profile.take().unwrap_or_default()
+    }
+
     /// Sends the tokens of `parts` through the model in one step and advances their sequences. Rows of logits are in the
     /// order of the parts. With `routes`, the experts of all tokens are added to it.
     ///
@@ -258,6 +273,9 @@ impl Model {
             engine.page_tables.extend(part.tokens.iter().map(|_| part.sequence.table()));
             engine.logit_rows.extend(part.logits.rows(part.tokens.len()).map(|row| (first + row) as u32));
         }
+        let start = Instant::now();
+        let marks = engine.profile.is_some().then(Marks::default);
+        let meeting = Meeting { barrier: engine.pool.barrier(), marks };
         let step = Step {
             payload: self.payload().bytes().as_ptr(),
             scratch: engine.scratch.as_mut_ptr(),
@@ -267,7 +285,7 @@ impl Model {
             logit_rows: engine.logit_rows.as_ptr(),
             logits: logits.prepare(&descriptor, engine.logit_rows.len())?,
             barrier: meet,
-            barrier_context: std::ptr::from_ref(engine.pool.barrier()).cast_mut().cast(),
+            barrier_context: std::ptr::from_ref(&meeting).cast_mut().cast(),
             tokens: tokens as u32,
             logit_count: engine.logit_rows.len() as u32,
             workers: engine.pool.workers() as u32,
@@ -284,6 +302,9 @@ impl Model {
                 unsafe { entry(shared.0, worker.index as u32) }
             });
         });
+        if let (Some(profile), Some(marks)) = (&mut engine.profile, meeting.marks) {
+            marks.finish(start, if tokens == 1 { &mut profile.decode } else { &mut profile.batch });
+        }
         for part in parts {
             part.sequence.advance(part.tokens.len());
         }
@@ -297,12 +318,21 @@ impl Model {
     }
 }
 
+/// What the workers of a step meet at.
+struct Meeting<'a> {
+    barrier: &'a Barrier,
+    marks: Option<Marks>,
+}
+
 /// The barrier of generated code. Panics of other workers end the process here, because nothing may unwind through
 /// generated code.
-unsafe extern "C" fn meet(context: *mut c_void, _worker: u32) {
-    // SAFETY: the context of every step is the pool's barrier, which outlives the step.
-    let barrier = unsafe { &*context.cast::<Barrier>() };
-    barrier.wait();
+unsafe extern "C" fn meet(context: *mut c_void, worker: u32) {
+    // SAFETY: the context of every step is its meeting, which outlives the step.
+    let meeting = unsafe { &*context.cast::<Meeting>() };
+    meeting.barrier.wait();
+    if let Some(marks) = &meeting.marks {
+        marks.note(worker);
+    }
 }
 
 /// The CPU's rounding and denormal modes. Generated code is defined for the default ones; a program around it may have

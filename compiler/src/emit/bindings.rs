@@ -78,7 +78,10 @@ pub fn rust_bindings(plan: &Plan, prefix: &str, weights: &Path) -> String {
         decode_weight_bytes,
         multiply_adds_per_token,
         multiply_adds_per_logit_row,
-        arithmetic
+        arithmetic,
+        decode_stages,
+        batch_stages,
+        stages
     });
     line(format!(
         "\n/// The weights, where they were built.\n#[allow(dead_code)]\npub const WEIGHTS: &str = {:?};",

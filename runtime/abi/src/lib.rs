@@ -238,9 +238,29 @@ pub struct ModelDescriptor {
     pub multiply_adds_per_logit_row: u64,
     /// The arithmetic that dominates: 0 = f32 FMA, 1 = 8-bit dot products.
     pub arithmetic: u32,
+    /// Stages of [`Level::decode`]: one more than it meets barriers.
+    pub decode_stages: u32,
+    /// Stages of [`Level::batch`].
+    pub batch_stages: u32,
     /// Zero.
     pub reserved: u32,
+    /// The stages, those of `decode` first, the same for every level: `[decode_stages + batch_stages]`.
+    pub stages: *const Stage,
 }
+
+/// What the workers do between two barriers.
+#[repr(C)]
+pub struct Stage {
+    /// NUL-terminated: the operations in it.
+    pub title: *const c_char,
+    /// Bytes of weights that it reads for one token.
+    pub weight_bytes: u64,
+    /// Multiply-adds with weights for one token; in the stage of the logits, for one row of them.
+    pub multiply_adds: u64,
+}
+
+// SAFETY: constant data of the generated object, as the descriptor.
+unsafe impl Sync for Stage {}
 
 /// First bytes of a payload, at its offset 0 (which is aligned to [`PAYLOAD_ALIGN`] in its file).
 #[repr(C)]

@@ -54,6 +54,9 @@
 // AVX-512 BF16.
 #define MOEC_FEATURE_AVX512_BF16 (UINT64_C(1) << 7)
 
+// AVX-512 VBMI.
+#define AVX512_VBMI (UINT64_C(1) << 8)
+
 // AArch64 Advanced SIMD with FMA (every AArch64 CPU).
 #define MOEC_FEATURE_NEON (UINT64_C(1) << 32)
 
@@ -140,6 +143,16 @@ typedef struct moec_level {
     moec_step_fn batch;
 } moec_level;
 
+// What the workers do between two barriers.
+typedef struct Stage {
+    // NUL-terminated: the operations in it.
+    const char *title;
+    // Bytes of weights that it reads for one token.
+    uint64_t weight_bytes;
+    // Multiply-adds with weights for one token; in the stage of the logits, for one row of them.
+    uint64_t multiply_adds;
+} Stage;
+
 // What a compiled model is: exported by its object as `<name>_model`, constant.
 typedef struct moec_model_descriptor {
     // MOEC_DESCRIPTOR_MAGIC.
@@ -210,8 +223,14 @@ typedef struct moec_model_descriptor {
     uint64_t multiply_adds_per_logit_row;
     // The arithmetic that dominates: 0 = f32 FMA, 1 = 8-bit dot products.
     uint32_t arithmetic;
+    // Stages of moec_level.decode: one more than it meets barriers.
+    uint32_t decode_stages;
+    // Stages of moec_level.batch.
+    uint32_t batch_stages;
     // Zero.
     uint32_t reserved;
+    // The stages, those of `decode` first, the same for every level: `[decode_stages + batch_stages]`.
+    const struct Stage *stages;
 } moec_model_descriptor;
 
 // First bytes of a payload, at its offset 0 (which is aligned to MOEC_PAYLOAD_ALIGN in its file).

@@ -150,9 +150,18 @@ pub fn descriptor(shape: &Shape) -> &'static ModelDescriptor {
         multiply_adds_per_token: 1 << 20,
         multiply_adds_per_logit_row: 1 << 16,
         arithmetic: 1,
+        decode_stages: 1,
+        batch_stages: 1,
         reserved: 0,
+        stages: STAGES.as_ptr(),
     }))
 }
+
+/// Each program has one stage.
+static STAGES: [Stage; 2] = [
+    Stage { title: c"decode".as_ptr(), weight_bytes: 1 << 20, multiply_adds: 1 << 20 },
+    Stage { title: c"batch".as_ptr(), weight_bytes: 1 << 20, multiply_adds: 1 << 20 },
+];
 
 /// The numbers that generated code has as immediates.
 struct Layout {

@@ -8,6 +8,7 @@ mod embed;
 mod generate;
 mod info;
 mod logits;
+mod profile;
 mod score;
 mod selftest;
 mod tokenize;
