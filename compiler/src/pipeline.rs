@@ -10,11 +10,12 @@ use crate::emit::pack::{PackReport, Packing};
 use crate::emit::{EmitError, payload};
 use crate::import::build::build_graph;
 use crate::import::{self, Model};
+use crate::lower::backend;
 use crate::passes::{self, PassError, PassId, QuantConfig, Trace};
 use crate::plan::{ModelShape, Plan, PlanError, plan};
-use crate::target::{self, CpuLevel, TargetError};
+use crate::target::{self, CpuLevel, TargetError, Tuning};
 use moec_abi::KvType;
-use moec_ir::graph::{Graph, Mode};
+use moec_ir::graph::{Graph, Layout, Mode, Role};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use target_lexicon::Triple;
@@ -117,6 +118,17 @@ fn context(model: &Model, options: &Options) -> Result<usize, BuildError> {
     }
 }
 
+/// The role of every weight of the model, the type that it is stored in, and the layout that it will have.
+pub fn layouts(model: &Model, options: &Options) -> Vec<(Role, import::Dtype, Layout)> {
+    let mut graph = build_graph(&model.config, &model.tensors, Mode::Decode);
+    options.quant.assign(&mut graph);
+    let weights = graph.weights().map(|(_, weight)| {
+        let stored = model.tensors.info(&weight.name).dtype;
+        (weight.role, stored, weight.format())
+    });
+    weights.collect()
+}
+
 /// The graph of one mode after the passes that `options` leave.
 ///
 /// # Errors
@@ -144,7 +156,8 @@ pub fn compile(model: &Model, options: &Options) -> Result<Compiled, BuildError>
     let (decode, first) = rewrite(model, options, Mode::Decode)?;
     let (batch, second) = rewrite(model, options, Mode::Batch)?;
     let shape = ModelShape::new(&model.name, &model.config, options.kv, context(model, options)?);
-    let mut plan = plan(&decode, &batch, shape)?;
+    let tunings: Vec<Tuning> = options.levels.iter().map(|l| backend::tuning(l, &options.target)).collect();
+    let mut plan = plan(&decode, &batch, shape, &tunings)?;
     payload::seal(&mut plan, model);
     Ok(Compiled { decode, batch, traces: [first, second], plan })
 }

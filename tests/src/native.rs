@@ -65,8 +65,7 @@ impl NativeKernel {
 
 /// The back ends that compile for `level`, the one of choice first.
 pub fn back_ends(level: CpuLevel) -> Vec<KernelBackend> {
-    let isa = target::isa_for(level.features, &Triple::host()).unwrap_or_else(|e| panic!("{e}"));
-    let mut all = vec![KernelBackend::choose(level.features, &*isa)];
+    let mut all = vec![KernelBackend::choose(level.features, &Triple::host())];
     if all[0] != KernelBackend::Cranelift {
         all.push(KernelBackend::Cranelift);
     }

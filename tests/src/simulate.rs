@@ -66,7 +66,8 @@ impl<'a> Simulation<'a> {
     /// Runs tokens through the batch program, or one through the decode program; returns the bits of all their logits.
     pub fn step(&mut self, ids: &[u32], decode: bool) -> Vec<u32> {
         let plan = self.plan;
-        let program = if decode { &plan.decode } else { &plan.batch };
+        let programs = &plan.levels[0];
+        let program = if decode { &programs.decode } else { &programs.batch };
         let words = |words: Vec<u32>| words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>();
         let count = ids.len();
         let first = self.position as u32;

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 /// `moec inspect`
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// The model's directory
+    /// The model's directory, or a .gguf file
     model: PathBuf,
     #[command(flatten)]
     options: BuildOptions,
@@ -63,18 +63,13 @@ impl Inspect {
         if self.plan {
             println!("{}", compiled.plan);
         }
-        let mut kernels = compiled.plan.decode.kernels();
-        for kernel in compiled.plan.batch.kernels() {
-            if !kernels.contains(&kernel) {
-                kernels.push(kernel);
-            }
-        }
+        let kernels = compiled.plan.levels[0].kernels();
         let find = |name: &str| match kernels.iter().find(|k| k.name() == name) {
             Some(kernel) => Ok(kernel.generate()),
             None => bail!("there is no kernel `{name}`; `--kernel all` lists the kernels of this model"),
         };
         let isa = target::isa_for(options.levels[0].features, &options.target)?;
-        let backend = KernelBackend::choose(options.levels[0].features, &*isa);
+        let backend = KernelBackend::choose(options.levels[0].features, &options.target);
         match self.kernel.as_deref() {
             Some("all") => kernels.iter().for_each(|k| println!("{}", k.name())),
             Some(name) => println!("{}", find(name)?),

@@ -18,7 +18,8 @@ use clap::{Parser, Subcommand};
         moec run ./Mixtral-8x7B-Instruct-v0.1 --quant q4 -- generate \"The wind that blows over Provence is called\"\n  \
         moec build ./Mixtral-8x7B-Instruct-v0.1 -o mixtral --quant q4    then: ./mixtral generate …\n  \
         moec inspect ./Mixtral-8x7B-Instruct-v0.1 --after specialize_dispatch\n\n\
-        A MODEL is a directory as downloaded from the Hugging Face hub: config.json, *.safetensors, tokenizer.json."
+        A MODEL is a directory as downloaded from the Hugging Face hub (config.json, *.safetensors, tokenizer.json) or a .gguf file\n\
+        (of a split one, any part)."
 )]
 pub struct Cli {
     #[command(subcommand)]

@@ -7,8 +7,8 @@ use super::EmitError;
 use crate::kernels::Kernel;
 use crate::lower::backend::KernelBackend;
 use crate::lower::step::{ScratchSizes, build_step, entry_signature, kernel_signature};
-use crate::plan::Plan;
 use crate::plan::program::Program;
+use crate::plan::{Plan, Programs};
 use crate::target::CpuLevel;
 use cranelift_codegen::Context;
 use cranelift_codegen::control::ControlPlane;
@@ -19,7 +19,6 @@ use cranelift_module::{DataDescription, DataId, FuncId, Linkage, Module, ModuleR
 use cranelift_object::{ObjectBuilder, ObjectModule};
 use moec_abi::{ABI_VERSION, DESCRIPTOR_MAGIC, LANES, Level, ModelDescriptor, PAGE_TOKENS, round_up};
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::mem::{offset_of, size_of};
 
 /// A CPU level and the code generator set up for it.
@@ -41,7 +40,7 @@ pub fn emit_object(plan: &Plan, targets: &[LevelTarget], prefix: &str, key: [u8;
     let mut object = Object { module: ObjectModule::new(builder), context: FunctionBuilderContext::new() };
     let mut levels = Vec::new();
     for (index, target) in targets.iter().enumerate() {
-        levels.push(object.level(plan, target, &format!("{prefix}_l{index}"))?);
+        levels.push(object.level(plan, &plan.levels[index], target, &format!("{prefix}_l{index}"))?);
     }
     object.descriptor(plan, targets, &levels, prefix, key)?;
     object.module.finish().emit().map_err(|e| EmitError::Object(e.to_string()))
@@ -97,19 +96,21 @@ struct Object {
 }
 
 impl Object {
-    fn level(&mut self, plan: &Plan, target: &LevelTarget, prefix: &str) -> Result<Entries, EmitError> {
+    fn level(
+        &mut self,
+        plan: &Plan,
+        programs: &Programs,
+        target: &LevelTarget,
+        prefix: &str,
+    ) -> Result<Entries, EmitError> {
         let isa = &*target.isa;
         let mut kernels = HashMap::new();
-        for program in [&plan.decode, &plan.batch] {
-            for kernel in program.kernels() {
-                if let Entry::Vacant(entry) = kernels.entry(kernel) {
-                    let id = self.kernel(entry.key(), target, prefix)?;
-                    entry.insert(id);
-                }
-            }
+        for kernel in programs.kernels() {
+            let id = self.kernel(&kernel, target, prefix)?;
+            kernels.insert(kernel, id);
         }
-        let decode = self.entry(&plan.decode, plan, isa, &kernels, &format!("{prefix}_decode"))?;
-        let batch = self.entry(&plan.batch, plan, isa, &kernels, &format!("{prefix}_batch"))?;
+        let decode = self.entry(&programs.decode, plan, isa, &kernels, &format!("{prefix}_decode"))?;
+        let batch = self.entry(&programs.batch, plan, isa, &kernels, &format!("{prefix}_batch"))?;
         Ok(Entries { decode, batch })
     }
 
@@ -119,7 +120,7 @@ impl Object {
         let name = format!("{prefix}_{}", tile.name);
         let signature = kernel_signature(isa.default_call_conv(), tile.params.len());
         let id = self.module.declare_function(&name, Linkage::Local, &signature).map_err(EmitError::module)?;
-        let backend = KernelBackend::choose(target.level.features, isa);
+        let backend = KernelBackend::choose(target.level.features, isa.triple());
         let compiled = backend
             .compile(&tile, isa)
             .map_err(|error| EmitError::Compile { function: name.clone(), error: error.to_string() })?;

@@ -6,10 +6,13 @@
 
 use moec_abi::LANES;
 use moec_ir::math::build_silu;
-use moec_ir::tile::{Function, Memory, Value, build::Builder};
+use moec_ir::tile::{Binary, Function, Memory, Value, build::Builder};
 
 use super::common::{VECTOR, counted, load_f32, store_f32, zeros};
 use crate::plan::layout::{BLOCK, Format, GROUP, QuantizedRow, SPAN, scale_bytes};
+
+/// Most activation rows of one call.
+pub const MAX_TOKENS: usize = 16;
 
 /// What becomes of the sums of a unit.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -53,8 +56,8 @@ pub struct MatmulTuning {
 }
 
 impl MatmulTuning {
-    /// What suits the 128-bit lowering.
-    pub const fn narrow(format: Format) -> MatmulTuning {
+    /// One row tile at a time.
+    pub const fn plain(format: Format) -> MatmulTuning {
         match format.is_quantized() {
             true => MatmulTuning { tiles: 1, unroll: 1, prefetch: None },
             false => MatmulTuning { tiles: 1, unroll: 8, prefetch: None },
@@ -64,25 +67,21 @@ impl MatmulTuning {
 
 /// `y[t][16u + l] (op)= Σ_k w[16u + l, k] × x[t, k]` for `units` consecutive units `u` and `tokens` tokens `t`.
 ///
-/// Parameters: `w` — address of the first unit's first tile, 64-byte aligned, laid out as [`Format`] says; `x` — address of
-/// token 0's activation row: f32 `[k]` for float formats, a [`QuantizedRow`] for quantized ones; `y` — address of 16 f32 for
-/// unit 0 and token 0; `units` — a count ≥ 0; with `gather` also `rows` — address of u32 `[tokens]`. Token `t` reads its row
-/// at `x + t × x_stride`, or at `x + rows[t] × x_stride`; it writes unit `u` at `y + t × y_stride + 64 u` bytes. `y` overlaps
-/// neither `w` nor `x`. Rows of `x` need only f32 (quantized: 64-byte) alignment.
+/// Parameters: `w` — address of the first unit's first tile, 64-byte aligned, laid out as [`Format`] says; `x` — address of the
+/// tokens' activation rows, f32 `[k]` for float formats and a [`QuantizedRow`] for quantized ones, word by word interleaved
+/// ([`super::Interleave`]; a single row is as it is); `y` — address of 16 f32 for unit 0 and token 0; `units` — a count ≥ 0.
+/// Unit `u` of token `t` is written at `y + t × y_stride + 64 u` bytes. `y` overlaps neither `w` nor `x`. `x` needs only f32 (quantized: 64-byte)
+/// alignment.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Matmul {
     /// The weight's format.
     pub format: Format,
     /// Columns of the weight.
     pub k: usize,
-    /// Activation rows, 1 ..= 8.
+    /// Activation rows, 1 ..= [`MAX_TOKENS`].
     pub tokens: usize,
     /// What becomes of the sums.
     pub epilogue: Epilogue,
-    /// Whether activation rows are chosen by index.
-    pub gather: bool,
-    /// Bytes between activation rows.
-    pub x_stride: usize,
     /// Bytes between output rows.
     pub y_stride: usize,
     /// The values + 128 of `q4`'s codes; ignored by the other formats. One for the whole model: it is not part of the name.
@@ -91,16 +90,18 @@ pub struct Matmul {
     pub tuning: MatmulTuning,
 }
 
+/// Sums of some row tiles, a vector for each: `[tile][token]`.
+type Sums = Vec<Value>;
+
 impl Matmul {
     /// The kernel's name.
     pub fn name(&self) -> String {
-        let Matmul { format, k, tokens, x_stride, y_stride, tuning, .. } = self;
-        let gather = if self.gather { "_gather" } else { "" };
-        let mut name = format!("matmul_{format}_k{k}_t{tokens}_{}{gather}", self.epilogue.name());
-        if *tokens > 1 || self.gather {
-            name += &format!("_x{x_stride}_y{y_stride}");
+        let Matmul { format, k, tokens, y_stride, tuning, .. } = self;
+        let mut name = format!("matmul_{format}_k{k}_t{tokens}_{}", self.epilogue.name());
+        if *tokens > 1 {
+            name += &format!("_y{y_stride}");
         }
-        if *tuning != MatmulTuning::narrow(*format) {
+        if *tuning != MatmulTuning::plain(*format) {
             let prefetch = tuning.prefetch.map_or(String::new(), |n| format!("_p{n}"));
             name += &format!("_r{}_u{}{prefetch}", tuning.tiles, tuning.unroll);
         }
@@ -109,7 +110,7 @@ impl Matmul {
 
     /// The parameters' names.
     pub fn params(&self) -> &'static [&'static str] {
-        if self.gather { &["w", "x", "y", "units", "rows"] } else { &["w", "x", "y", "units"] }
+        &["w", "x", "y", "units"]
     }
 
     /// Bytes of one unit's weights.
@@ -119,68 +120,41 @@ impl Matmul {
 
     /// The code.
     pub fn generate(&self) -> Function {
-        assert!((1..=8).contains(&self.tokens), "{}: 1 to 8 tokens", self.name());
+        assert!((1..=MAX_TOKENS).contains(&self.tokens), "{}: 1 to {MAX_TOKENS} tokens", self.name());
         assert!(self.tuning.tiles.is_power_of_two() && self.tuning.unroll > 0, "{}: tuning", self.name());
-        let (mut builder, w, x, y, units, rows) = if self.gather {
-            let (b, [w, x, y, units, rows]) = Builder::new(self.name(), ["w", "x", "y", "units", "rows"]);
-            (b, w, x, y, units, Some(rows))
-        } else {
-            let (b, [w, x, y, units]) = Builder::new(self.name(), ["w", "x", "y", "units"]);
-            (b, w, x, y, units, None)
-        };
+        let (mut builder, [w, x, y, units]) = Builder::new(self.name(), ["w", "x", "y", "units"]);
         let b = &mut builder;
-        let rows = self.rows(b, x, rows);
         let together = (self.tuning.tiles / self.epilogue.tiles()).max(1);
         let start = b.int(0);
         let (main_end, w, y) = if together > 1 {
             let mask = b.int(-(together as i64));
-            let main_end = b.binary(moec_ir::tile::Binary::And, units, mask);
-            let [w, y] = self.unit_loop(b, &rows, [start, main_end, w, y], together);
+            let main_end = b.binary(Binary::And, units, mask);
+            let [w, y] = self.unit_loop(b, x, [start, main_end, w, y], together);
             (main_end, w, y)
         } else {
             (start, w, y)
         };
-        self.unit_loop(b, &rows, [main_end, units, w, y], 1);
+        self.unit_loop(b, x, [main_end, units, w, y], 1);
         builder.finish()
     }
 
-    /// The activation rows: a base address and a constant offset for each token.
-    fn rows(&self, b: &mut Builder, x: Value, rows: Option<Value>) -> Vec<(Value, i64)> {
-        (0..self.tokens)
-            .map(|t| match rows {
-                None => (x, (t * self.x_stride) as i64),
-                Some(rows) => {
-                    let row = b.load_u32(rows, 4 * t as i64);
-                    let offset = b.mul_int(row, self.x_stride as i64);
-                    (b.add(x, offset), 0)
-                }
-            })
-            .collect()
-    }
-
     /// Units `start .. end`, `together` at a time; returns where the weights and outputs after them lie.
-    fn unit_loop(
-        &self,
-        b: &mut Builder,
-        rows: &[(Value, i64)],
-        [start, end, w, y]: [Value; 4],
-        together: usize,
-    ) -> [Value; 2] {
+    fn unit_loop(&self, b: &mut Builder, x: Value, [start, end, w, y]: [Value; 4], together: usize) -> [Value; 2] {
         let after = b.for_loop(start, end, together as i64, &[w, y], |b, _, carried| {
             let (w, y) = (carried[0], carried[1]);
-            self.units(b, rows, w, y, together);
+            self.units(b, x, w, y, together);
             vec![b.add_int(w, (together * self.unit_bytes()) as i64), b.add_int(y, together as i64 * VECTOR)]
         });
         [after[0], after[1]]
     }
 
-    fn units(&self, b: &mut Builder, rows: &[(Value, i64)], w: Value, y: Value, together: usize) {
+    fn units(&self, b: &mut Builder, x: Value, w: Value, y: Value, together: usize) {
         let tiles = together * self.epilogue.tiles();
         let step = tiles.min(self.tuning.tiles);
         let mut sums = Vec::with_capacity(tiles);
         for first in (0..tiles).step_by(step) {
             let w = b.add_int(w, (first * self.format.tile_bytes(self.k)) as i64);
-            sums.extend(self.tiles(b, rows, w, step));
+            sums.extend(self.tiles(b, x, w, step).chunks(self.tokens).map(<[Value]>::to_vec));
         }
         for (unit, sums) in sums.chunks(self.epilogue.tiles()).enumerate() {
             for (t, &first) in sums[0].iter().enumerate() {
@@ -201,130 +175,98 @@ impl Matmul {
         }
     }
 
-    /// The sums of `tiles` consecutive row tiles at `w`: `[tile][token]`.
-    fn tiles(&self, b: &mut Builder, rows: &[(Value, i64)], w: Value, tiles: usize) -> Vec<Vec<Value>> {
-        let accumulators = (0..tiles * self.tokens).map(|_| zeros(b)).collect();
-        let flat = match widening(self.format) {
-            Some(memory) => self.float_sums(b, memory, rows, w, accumulators),
-            None => self.quantized_sums(b, rows, w, accumulators),
-        };
-        flat.chunks(self.tokens).map(<[Value]>::to_vec).collect()
+    /// The sums of `tiles` consecutive row tiles at `w`.
+    fn tiles(&self, b: &mut Builder, x: Value, w: Value, tiles: usize) -> Sums {
+        let sums = (0..tiles * self.tokens).map(|_| zeros(b)).collect();
+        match widening(self.format) {
+            Some(memory) => self.float_sums(b, memory, x, w, sums),
+            None => self.quantized_sums(b, x, w, sums),
+        }
     }
 
-    fn float_sums(
-        &self,
-        b: &mut Builder,
-        memory: Memory,
-        rows: &[(Value, i64)],
-        w: Value,
-        acc: Vec<Value>,
-    ) -> Vec<Value> {
+    /// Offset of word `word` of token `t` in interleaved rows.
+    const fn word(&self, word: usize, t: usize) -> i64 {
+        4 * (word * self.tokens + t) as i64
+    }
+
+    fn float_sums(&self, b: &mut Builder, memory: Memory, x: Value, w: Value, sums: Sums) -> Sums {
         let unroll = self.tuning.unroll;
         let column = (LANES * memory.bytes()) as i64;
-        let mut cursor = Cursor::new(b, rows, [4]);
-        let steps = |b: &mut Builder, cursor: &Cursor<1>, w: Value, mut acc: Vec<Value>, count: usize| {
+        let steps = |b: &mut Builder, [w, x]: [Value; 2], mut sums: Sums, count: usize| {
             self.prefetch(b, w, 0, count * column as usize);
-            let x: Vec<_> = (0..self.tokens).map(|t| cursor.address(b, rows, 0, t)).collect();
-            for k in 0..count as i64 {
+            for k in 0..count {
                 let broadcast: Vec<_> =
-                    x.iter().map(|&(base, offset)| b.load_splat(Memory::F32, base, offset + 4 * k)).collect();
-                for (tile, acc) in acc.chunks_mut(self.tokens).enumerate() {
-                    let at = (tile * self.format.tile_bytes(self.k)) as i64 + k * column;
+                    (0..self.tokens).map(|t| b.load_splat(Memory::F32, x, self.word(k, t))).collect();
+                for (tile, sums) in sums.chunks_mut(self.tokens).enumerate() {
+                    let at = (tile * self.format.tile_bytes(self.k)) as i64 + k as i64 * column;
                     let weights = b.load(memory, w, at);
-                    for (acc, &x) in acc.iter_mut().zip(&broadcast) {
-                        *acc = b.fma(weights, x, *acc);
+                    for (sum, &x) in sums.iter_mut().zip(&broadcast) {
+                        *sum = b.fma(weights, x, *sum);
                     }
                 }
             }
-            acc
+            sums
         };
         let (full, rest) = (self.k / unroll, self.k % unroll);
-        let (w, acc) = self.walk(b, &mut cursor, full, (unroll, unroll as i64 * column), w, acc, steps);
-        if rest == 0 { acc } else { steps(b, &cursor, w, acc, rest) }
+        let advance = [unroll as i64 * column, self.word(unroll, 0)];
+        let (at, sums) = walk(b, full, [w, x], advance, sums, |b, at, sums| steps(b, at, sums, unroll));
+        if rest == 0 { sums } else { steps(b, at, sums, rest) }
     }
 
-    fn quantized_sums(&self, b: &mut Builder, rows: &[(Value, i64)], w: Value, acc: Vec<Value>) -> Vec<Value> {
+    fn quantized_sums(&self, b: &mut Builder, x: Value, w: Value, sums: Sums) -> Sums {
+        let row = QuantizedRow::new(self.k);
         let unroll = self.tuning.unroll;
         let blocks = self.k.div_ceil(BLOCK);
         let per_group = GROUP / BLOCK;
         let (groups, rest) = (blocks / per_group, blocks % per_group);
-        let mut cursor = Cursor::new(b, rows, [GROUP as i64, 4 * (GROUP / SPAN) as i64, 4 * per_group as i64]);
-        let steps = |b: &mut Builder, cursor: &Cursor<3>, w: Value, mut acc: Vec<Value>, count: usize| {
+        let steps = |b: &mut Builder, at: [Value; 4], mut sums: Sums, count: usize| {
             for group in 0..count {
-                acc = self.group(b, cursor, rows, (w, group), acc, per_group);
+                sums = self.group(b, at, group, sums, per_group);
             }
-            acc
+            sums
         };
         let bytes = self.format.group_bytes(per_group) as i64;
-        let (w, mut acc) = self.walk(b, &mut cursor, groups / unroll, (unroll, unroll as i64 * bytes), w, acc, steps);
+        let advance = [bytes, self.word(GROUP / 4, 0), self.word(GROUP / SPAN, 0), self.word(per_group, 0)];
+        let scales = b.add_int(x, (row.scales() * self.tokens) as i64);
+        let corrections = b.add_int(x, (row.sums() * self.tokens) as i64);
+        let (at, mut sums) = walk(
+            b,
+            groups / unroll,
+            [w, x, scales, corrections],
+            advance.map(|a| a * unroll as i64),
+            sums,
+            |b, at, sums| steps(b, at, sums, unroll),
+        );
         let left = groups % unroll;
-        acc = steps(b, &cursor, w, acc, left);
-        if rest == 0 { acc } else { self.group(b, &cursor, rows, (w, left), acc, rest) }
+        sums = steps(b, at, sums, left);
+        if rest == 0 { sums } else { self.group(b, at, left, sums, rest) }
     }
 
-    /// A loop of `count` iterations of `per` steps and `bytes` of weights; moves the cursor and returns where the weights
-    /// after them lie, and the accumulators.
-    #[allow(clippy::too_many_arguments)]
-    fn walk<const S: usize>(
-        &self,
-        b: &mut Builder,
-        cursor: &mut Cursor<S>,
-        count: usize,
-        (per, bytes): (usize, i64),
-        w: Value,
-        acc: Vec<Value>,
-        steps: impl Fn(&mut Builder, &Cursor<S>, Value, Vec<Value>, usize) -> Vec<Value>,
-    ) -> (Value, Vec<Value>) {
-        let mut carried = vec![w];
-        carried.extend(cursor.streams);
-        carried.extend(acc);
-        let after = counted(b, count, carried, |b, carried| {
-            let (w, acc) = (carried[0], carried[1 + S..].to_vec());
-            let here = cursor.at(&carried[1..1 + S]);
-            let acc = steps(b, &here, w, acc, per);
-            let mut next = vec![b.add_int(w, bytes)];
-            next.extend(here.advance(b, per as i64));
-            next.extend(acc);
-            next
-        });
-        *cursor = cursor.at(&after[1..1 + S]);
-        (after[0], after[1 + S..].to_vec())
-    }
-
-    /// `blocks` weight blocks whose scales lie together, the `group`-th such group after `w` and the cursor.
+    /// `blocks` weight blocks whose scales lie together, the `group`-th such group after `at`: the weights, and the activations' codes, scales and
+    /// corrections.
     fn group(
         &self,
         b: &mut Builder,
-        cursor: &Cursor<3>,
-        rows: &[(Value, i64)],
-        (w, group): (Value, usize),
-        mut acc: Vec<Value>,
+        [w, codes, scales, corrections]: [Value; 4],
+        group: usize,
+        mut acc: Sums,
         blocks: usize,
-    ) -> Vec<Value> {
-        let row = QuantizedRow::new(self.k);
+    ) -> Sums {
         let tile_bytes = self.format.tile_bytes(self.k) as i64;
         let first = (group * self.format.group_bytes(GROUP / BLOCK)) as i64;
         self.prefetch(b, w, first as usize, self.format.group_bytes(blocks));
-        let streams = [0, row.scales(), row.sums()];
-        let address = |b: &mut Builder, stream: usize, t: usize| {
-            let (base, offset) = cursor.address(b, rows, stream, t);
-            (base, offset + streams[stream] as i64 + cursor.steps[stream] * group as i64)
-        };
-        let codes: Vec<_> = (0..self.tokens).map(|t| address(b, 0, t)).collect();
-        let scales: Vec<_> = (0..self.tokens).map(|t| address(b, 1, t)).collect();
-        let sums: Vec<_> = (0..self.tokens).map(|t| address(b, 2, t)).collect();
-        let mut partial: Vec<Value> = acc.iter().map(|_| zeros(b)).collect();
+        let tokens = 0..self.tokens;
+        let mut partial: Vec<Value> = Vec::new();
         for block in 0..blocks {
             let at = first + (scale_bytes(blocks) + block * self.format.block_bytes()) as i64;
             let mut dots: Vec<Value> = Vec::with_capacity(acc.len());
             for _ in 0..acc.len() / self.tokens {
-                dots.extend(
-                    sums.iter().map(|&(base, offset)| b.load_splat(Memory::I32, base, offset + 4 * block as i64)),
-                );
+                let number = group * (GROUP / BLOCK) + block;
+                dots.extend(tokens.clone().map(|t| b.load_splat(Memory::I32, corrections, self.word(number, t))));
             }
             let broadcast = |b: &mut Builder, k: usize| -> Vec<Value> {
-                let k = (block * BLOCK + k) as i64;
-                codes.iter().map(|&(base, offset)| b.load_splat_bytes(base, offset + k)).collect()
+                let word = (group * GROUP + block * BLOCK + k) / 4;
+                tokens.clone().map(|t| b.load_splat_bytes(codes, self.word(word, t))).collect()
             };
             for v in 0..self.format.block_bytes() / 64 {
                 let x: Vec<Vec<Value>> = match self.format {
@@ -341,6 +283,10 @@ impl Matmul {
                     }
                 }
             }
+            let new_span = (block * BLOCK).is_multiple_of(SPAN);
+            if new_span {
+                partial = acc.iter().map(|_| zeros(b)).collect();
+            }
             for tile in 0..acc.len() / self.tokens {
                 let at = first + tile as i64 * tile_bytes + (block * LANES * 2) as i64;
                 let scale = b.load(Memory::Bf16, w, at);
@@ -351,12 +297,10 @@ impl Matmul {
             }
             let elements = (block + 1) * BLOCK;
             if elements.is_multiple_of(SPAN) || block + 1 == blocks {
-                let span = (elements - 1) / SPAN;
+                let span = group * (GROUP / SPAN) + (elements - 1) / SPAN;
                 for (i, acc) in acc.iter_mut().enumerate() {
-                    let (base, offset) = scales[i % self.tokens];
-                    let scale = b.load_splat(Memory::F32, base, offset + 4 * span as i64);
+                    let scale = b.load_splat(Memory::F32, scales, self.word(span, i % self.tokens));
                     *acc = b.fma(partial[i], scale, *acc);
-                    partial[i] = zeros(b);
                 }
             }
         }
@@ -391,34 +335,23 @@ const fn widening(format: Format) -> Option<Memory> {
     }
 }
 
-/// Where the K loop stands in the activation rows: one position for each of `S` streams that advance at different speeds.
-///
-/// When all rows have the same base, a position is an address; otherwise an offset that is added to each row's base (and
-/// that lowerings fold into the addressing mode).
-struct Cursor<const S: usize> {
-    streams: [Value; S],
-    steps: [i64; S],
-    shared: bool,
-}
-
-impl<const S: usize> Cursor<S> {
-    /// The start of the rows; stream `s` advances by `steps[s]` bytes.
-    fn new(b: &mut Builder, rows: &[(Value, i64)], steps: [i64; S]) -> Cursor<S> {
-        let shared = rows.iter().all(|r| r.0 == rows[0].0);
-        let streams = if shared { [rows[0].0; S] } else { [b.int(0); S] };
-        Cursor { streams, steps, shared }
-    }
-
-    fn at(&self, streams: &[Value]) -> Cursor<S> {
-        Cursor { streams: std::array::from_fn(|s| streams[s]), ..*self }
-    }
-
-    fn advance(&self, b: &mut Builder, count: i64) -> [Value; S] {
-        std::array::from_fn(|s| b.add_int(self.streams[s], self.steps[s] * count))
-    }
-
-    fn address(&self, b: &mut Builder, rows: &[(Value, i64)], stream: usize, token: usize) -> (Value, i64) {
-        let (base, offset) = rows[token];
-        if self.shared { (self.streams[stream], offset) } else { (b.add(base, self.streams[stream]), offset) }
-    }
+/// A loop of `count` iterations that carries sums and `S` addresses, which advance by so many bytes each time; what they are after it.
+fn walk<const S: usize>(
+    b: &mut Builder,
+    count: usize,
+    at: [Value; S],
+    advance: [i64; S],
+    sums: Sums,
+    steps: impl Fn(&mut Builder, [Value; S], Sums) -> Sums,
+) -> ([Value; S], Sums) {
+    let mut carried = at.to_vec();
+    carried.extend(sums);
+    let after = counted(b, count, carried, |b, carried| {
+        let at = std::array::from_fn(|s| carried[s]);
+        let sums = steps(b, at, carried[S..].to_vec());
+        let mut next: Vec<Value> = at.iter().zip(advance).map(|(&at, bytes)| b.add_int(at, bytes)).collect();
+        next.extend(sums);
+        next
+    });
+    (std::array::from_fn(|s| after[s]), after[S..].to_vec())
 }

@@ -14,6 +14,7 @@ mod common;
 mod elementwise;
 mod embed;
 mod gate;
+mod interleave;
 mod matmul;
 mod norm;
 mod rope;
@@ -24,6 +25,7 @@ pub use combine::Combine;
 pub use elementwise::{Elementwise, ElementwiseOp};
 pub use embed::Embed;
 pub use gate::GateRow;
+pub use interleave::Interleave;
 pub use matmul::{Epilogue, Matmul, MatmulTuning};
 pub use norm::{Norm, Outputs, Quantize};
 pub use rope::{Rope, StoreKey, StoreValue};
@@ -114,8 +116,10 @@ macro_rules! kernel_table {
 }
 
 kernel_table! {
-    /// Row tiles of a weight times up to eight activation rows, with an epilogue.
+    /// Row tiles of a weight times a few activation rows, with an epilogue.
     Matmul,
+    /// Activation rows word by word beside each other.
+    Interleave,
     /// RMS norm of one row, optionally quantized.
     Norm,
     /// Quantizes one activation row.

@@ -9,10 +9,11 @@ use cranelift_codegen::ir::UserFuncName;
 use cranelift_codegen::isa::{CallConv, TargetIsa};
 use cranelift_frontend::FunctionBuilderContext;
 use moec_ir::tile;
-use target_lexicon::Architecture;
+use target_lexicon::{Architecture, Triple};
 
 use super::build_function;
 use super::wide::{self, Cpu};
+use crate::target::{CpuLevel, Tuning};
 
 /// A code generator for kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,10 +52,18 @@ impl CompileError {
     }
 }
 
+/// How kernels are best written for CPUs of `level`.
+pub fn tuning(level: &CpuLevel, target: &Triple) -> Tuning {
+    match KernelBackend::choose(level.features, target) {
+        KernelBackend::Cranelift => Tuning::NARROW,
+        KernelBackend::Wide(cpu) => Tuning::wide(level, cpu),
+    }
+}
+
 impl KernelBackend {
-    /// The best one for CPUs of `isa`'s architecture and calling convention with these [`moec_abi::features`].
-    pub fn choose(features: u64, isa: &dyn TargetIsa) -> KernelBackend {
-        let wide = match (isa.triple().architecture, isa.default_call_conv()) {
+    /// The best one for CPUs of a target with these [`moec_abi::features`].
+    pub fn choose(features: u64, target: &Triple) -> KernelBackend {
+        let wide = match (target.architecture, CallConv::triple_default(target)) {
             (Architecture::X86_64, CallConv::SystemV) => Cpu::new(features),
             _ => None,
         };

@@ -14,13 +14,15 @@ pub mod quant;
 mod stages;
 
 use crate::import::ModelConfig;
+use crate::kernels::Kernel;
+use crate::target::Tuning;
 use heads::HeadLayout;
 use layout::Format;
 use moec_abi::{KvType, PAGE_TOKENS, padded_head_dim};
 use moec_ir::graph::{Graph, Layout, Op, Role, Source, Weight, WeightId};
 use payload::{Arrangement, Part, PayloadItem, PayloadMap};
 use program::Program;
-use stages::{Kept, plan_stages};
+use stages::{Kept, Planned, plan_stages};
 use std::fmt;
 
 /// Most tokens of one step, when the context is longer.
@@ -105,6 +107,28 @@ pub struct Costs {
     pub integer_dot_products: bool,
 }
 
+/// What the workers do on CPUs of one level.
+#[derive(Debug)]
+pub struct Programs {
+    /// For one token.
+    pub decode: Program,
+    /// For many.
+    pub batch: Program,
+}
+
+impl Programs {
+    /// Every kernel of both programs, each once.
+    pub fn kernels(&self) -> Vec<Kernel> {
+        let mut kernels = self.decode.kernels();
+        for kernel in self.batch.kernels() {
+            if !kernels.contains(&kernel) {
+                kernels.push(kernel);
+            }
+        }
+        kernels
+    }
+}
+
 /// Everything that is decided before code is made.
 #[derive(Debug)]
 pub struct Plan {
@@ -112,10 +136,8 @@ pub struct Plan {
     pub model: ModelShape,
     /// Where each weight lies.
     pub payload: PayloadMap,
-    /// What workers do for one token.
-    pub decode: Program,
-    /// What they do for many.
-    pub batch: Program,
+    /// What workers do, for each CPU level.
+    pub levels: Vec<Programs>,
     /// Bytes of shared scratch.
     pub scratch_bytes: usize,
     /// Bytes of each worker's scratch.
@@ -134,11 +156,12 @@ impl Plan {
     }
 }
 
-/// Plans a model from its two graphs, after all passes.
+/// Plans a model from its two graphs, after all passes, with programs for each of `tunings`. All share one payload, and memory that is enough for
+/// each.
 ///
 /// # Errors
 /// When the graphs use what no kernel computes, or disagree about a weight.
-pub fn plan(decode: &Graph, batch: &Graph, shape: ModelShape) -> Result<Plan, PlanError> {
+pub fn plan(decode: &Graph, batch: &Graph, shape: ModelShape, tunings: &[Tuning]) -> Result<Plan, PlanError> {
     let heads = [decode, batch].map(HeadLayout::new);
     let mut payload = PayloadMap::default();
     for (graph, heads) in [decode, batch].into_iter().zip(&heads) {
@@ -159,15 +182,23 @@ pub fn plan(decode: &Graph, batch: &Graph, shape: ModelShape) -> Result<Plan, Pl
         })?;
     }
     let costs = costs(&payload, &shape);
-    let first = plan_stages(decode, &shape, &payload, &heads[0])?;
-    let second = plan_stages(batch, &shape, &payload, &heads[1])?;
-    assert_eq!(first.kept, second.kept, "both programs leave their by-products in the same places");
+    let mut levels = Vec::new();
+    let (mut scratch_bytes, mut worker_scratch_bytes, mut outputs) = (0, 0, None);
+    for tuning in tunings {
+        let mut planned = |graph, heads| {
+            let Planned { program, shared, worker, kept } = plan_stages(graph, &shape, &payload, heads, tuning)?;
+            scratch_bytes = scratch_bytes.max(shared);
+            worker_scratch_bytes = worker_scratch_bytes.max(worker);
+            assert_eq!(*outputs.get_or_insert(kept), kept, "all programs leave their by-products in the same places");
+            Ok::<Program, PlanError>(program)
+        };
+        levels.push(Programs { decode: planned(decode, &heads[0])?, batch: planned(batch, &heads[1])? });
+    }
     Ok(Plan {
-        scratch_bytes: first.shared.max(second.shared),
-        worker_scratch_bytes: first.worker.max(second.worker),
-        outputs: first.kept,
-        decode: first.program,
-        batch: second.program,
+        scratch_bytes,
+        worker_scratch_bytes,
+        outputs: outputs.unwrap_or_default(),
+        levels,
         model: shape,
         payload,
         costs,
@@ -264,7 +295,13 @@ impl fmt::Display for Plan {
             "a token: reads {} bytes of weights, {} multiply-adds and {} for its logits",
             costs.decode_weight_bytes, costs.multiply_adds_per_token, costs.multiply_adds_per_logit_row
         )?;
-        writeln!(f, "\ndecode {{\n{}}}", self.decode)?;
-        writeln!(f, "\nbatch {{\n{}}}", self.batch)
+        for (i, level) in self.levels.iter().enumerate() {
+            if self.levels.len() > 1 {
+                writeln!(f, "\nlevel {i}")?;
+            }
+            writeln!(f, "\ndecode {{\n{}}}", level.decode)?;
+            writeln!(f, "\nbatch {{\n{}}}", level.batch)?;
+        }
+        Ok(())
     }
 }

@@ -129,6 +129,14 @@ impl Planner {
         }
     }
 
+    /// Memory of the worker's own for the current stage.
+    pub fn scratch(&mut self, name: &str, bytes: usize) -> BufferId {
+        let stage = self.program.stages.len();
+        let buffer = self.program.buffers.add(format!("s{stage}.{name}"), Scope::Worker, bytes);
+        self.program.buffers.touch(buffer, stage);
+        buffer
+    }
+
     /// Appends actions to the current stage.
     pub fn push(&mut self, actions: impl IntoIterator<Item = Action>) {
         self.stage.actions.extend(actions);

@@ -1,7 +1,7 @@
 //! Matrix products: rows of a weight shared out to the workers, tokens taken a few at a time.
 //!
-//! In `decode` one call of a kernel streams all the rows of a worker's share. In `batch` the loop over tiles of rows is outside and the loop over tokens inside, so that
-//! a tile of the weight is read from memory once and stays in the cache for all tokens. Products with experts take the same form for each expert, with the tokens that chose
+//! In `decode` one call of a kernel streams all the rows of a worker's share. In `batch` each worker interleaves the tokens' activations for itself; the loop
+//! over tiles of rows is outside and the loop over tokens inside, so that a tile of the weight is read from memory once and stays in the cache for all tokens. Products with experts take the same form for each expert, with the tokens that chose
 //! it. Deliberately absent: everything that is not a product ([`super::stages`]).
 
 use super::PlanError;
@@ -11,7 +11,7 @@ use super::planner::{Place, Planner, Share, Split, call};
 use super::program::{Action, Expr, Field};
 use super::quant::CODEBOOK;
 use super::stages::{Rows, Stages, WORD};
-use crate::kernels::{Combine, Epilogue, Matmul, MatmulTuning};
+use crate::kernels::{Combine, Epilogue, Interleave, Matmul, MatmulTuning};
 use moec_abi::{LANES, round_up};
 use moec_ir::graph::{Dispatch, Mode, NodeId, Role, ValueId, WeightId};
 
@@ -39,16 +39,22 @@ pub(super) struct Product {
 struct Operands {
     /// Address of the first unit of the worker's share.
     w: Expr,
-    /// Units of the share, from the first.
-    units: Expr,
     /// Where the first token's row of the share goes.
     y: Expr,
-    /// Address of row 0 of the activations (with gather), or of the first token's row.
+    /// Address of row 0 of the activations (with a list of rows), or of the first token's row.
     x: Expr,
-    /// Address of the list of rows (with gather).
+    /// Address of the list of the tokens' rows, if they do not lie one after another.
     rows: Option<Expr>,
     /// How many tokens.
     tokens: Expr,
+}
+
+/// How a product's results lie, and what becomes of them.
+#[derive(Clone, Copy, Debug)]
+struct Results {
+    epilogue: Epilogue,
+    /// Bytes from a token's row to the next.
+    stride: usize,
 }
 
 /// Layout of what `sort_by_expert` leaves: where each expert's tokens begin, the tokens by expert, and where each (token, slot) went.
@@ -94,14 +100,6 @@ pub(super) struct Down {
     pub order: Option<ValueId>,
 }
 
-/// Tokens that one call of a kernel takes: as many as have their sums in registers.
-const fn token_tile(format: Format) -> usize {
-    match format {
-        Format::F32 | Format::Bf16 | Format::F16 => 2,
-        Format::Q8 | Format::Q4 => 2,
-    }
-}
-
 impl Stages<'_> {
     /// The weight `w` with rows of `x`, quantized when the weight is.
     pub(super) fn product(&mut self, x: ValueId, w: WeightId) -> Product {
@@ -118,86 +116,110 @@ impl Stages<'_> {
         }
     }
 
-    fn kernel(&self, product: &Product, tokens: usize, epilogue: Epilogue, gather: bool, y_stride: usize) -> Matmul {
-        // Strides are immediates only where there is more than one row.
-        let strides = tokens > 1 || gather;
+    fn kernel(&self, product: &Product, tokens: usize, results: Results) -> Matmul {
+        let tile = self.tuning.tile(product.format);
+        let tiles = if tokens == 1 { self.tuning.single_rows } else { tile.rows };
         Matmul {
             format: product.format,
             k: product.k,
             tokens,
-            epilogue,
-            gather,
-            x_stride: if strides { product.x.stride } else { 0 },
-            y_stride: if tokens > 1 { y_stride } else { 0 },
+            epilogue: results.epilogue,
+            // An immediate only where there is more than one row.
+            y_stride: if tokens > 1 { results.stride } else { 0 },
             codebook: CODEBOOK,
-            tuning: MatmulTuning::narrow(product.format),
+            tuning: MatmulTuning { tiles, ..MatmulTuning::plain(product.format) },
         }
     }
 
-    /// Calls kernels for any number of tokens, a few at a time.
-    fn tokens(
-        &mut self,
-        actions: &mut Vec<Action>,
-        product: &Product,
-        epilogue: Epilogue,
-        y_stride: usize,
-        of: &Operands,
-    ) {
-        let one = |kernel: Matmul, t: Expr| {
-            let x = match of.rows {
-                Some(_) => of.x.clone(),
-                None => of.x.clone() + t.clone() * product.x.stride,
-            };
-            let y = of.y.clone() + t.clone() * y_stride;
-            let mut args = vec![of.w.clone(), x, y, of.units.clone()];
-            args.extend(of.rows.clone().map(|rows| rows + t * WORD));
-            call(kernel, args)
-        };
-        let gather = of.rows.is_some();
-        if of.tokens == Expr::Int(1) {
-            actions.push(one(self.kernel(product, 1, epilogue, gather, y_stride), Expr::Int(0)));
+    /// The products with `units` of one matrix at `w`, written at `y + 64 × unit`.
+    ///
+    /// For one token, one call goes through all of them. For more, as many tokens as fit the cache are interleaved, and all of them are gone
+    /// through for a few units at a time, so that both stay there.
+    fn units(&mut self, actions: &mut Vec<Action>, product: &Product, results: Results, units: Share, all: &Operands) {
+        let unit_bytes = results.epilogue.tiles() * product.tile_bytes;
+        if all.tokens == Expr::Int(1) {
+            let w = all.w.clone() + units.from.clone() * unit_bytes;
+            let y = all.y.clone() + units.from.clone() * (LANES * WORD);
+            let kernel = self.kernel(product, 1, results);
+            actions.push(call(kernel, [w, all.x.clone(), y, units.to - units.from]));
             return;
         }
-        let tile = token_tile(product.format);
-        let whole = self.planner.bind(actions, of.tokens.clone() / tile * tile);
-        let kernel = self.kernel(product, tile, epilogue, gather, y_stride);
-        let share = Share { from: Expr::Int(0), to: whole.clone() };
-        self.planner.each(actions, share, tile as i64, |_, actions, t| actions.push(one(kernel, t)));
-        let cases = (0..tile)
-            .map(|rest| match rest {
-                0 => Vec::new(),
-                _ => vec![one(self.kernel(product, rest, epilogue, gather, y_stride), whole.clone())],
-            })
-            .collect();
-        actions.push(Action::Switch { on: of.tokens.clone() - whole, cases });
+        let tile = self.tuning.tile(product.format);
+        let chunk = (self.tuning.activation_bytes / product.x.stride / tile.tokens).max(1) * tile.tokens;
+        let bytes = chunk.min(self.row_limit(Rows::Slots(self.shape.experts_per_token.max(1)))) * product.x.stride;
+        let interleaved = self.planner.scratch("interleaved", bytes);
+        let var = self.planner.var();
+        let mut inner = Vec::new();
+        let first = Expr::from(var);
+        let tokens = self.planner.bind(&mut inner, (all.tokens.clone() - first.clone()).min(chunk));
+        let y = self.planner.bind(&mut inner, all.y.clone() + first.clone() * results.stride);
+        let (x, rows) = match &all.rows {
+            Some(rows) => (all.x.clone(), Some(self.planner.bind(&mut inner, rows.clone() + first * WORD))),
+            None => (self.planner.bind(&mut inner, all.x.clone() + first * product.x.stride), None),
+        };
+        let some = Operands { tokens, y, x, rows, ..all.clone() };
+        self.interleave(&mut inner, product, interleaved.into(), &some);
+        self.unit_loop(&mut inner, product, results, units, &Operands { x: interleaved.into(), ..some });
+        actions.push(Action::Loop { var, from: Expr::Int(0), to: all.tokens.clone(), step: chunk as i64, body: inner });
     }
 
-    /// The products of all tokens with `units` of one matrix at `w`, written at `y + 64 × unit`. With many tokens unit by unit, so that a unit stays in the cache.
-    #[allow(clippy::too_many_arguments)]
-    fn units(
+    /// Interleaves the tokens' rows at `to`, as many at a time as the kernels take.
+    fn interleave(&mut self, actions: &mut Vec<Action>, product: &Product, to: Expr, from: &Operands) {
+        let stride = product.x.stride;
+        let gather = from.rows.is_some();
+        let one = |tokens: usize, t: Expr| {
+            let (x, rows) = match &from.rows {
+                Some(rows) => (from.x.clone(), rows.clone() + t.clone() * WORD),
+                None => (from.x.clone() + t.clone() * stride, Expr::Int(0)),
+            };
+            call(Interleave { bytes: stride, stride, tokens, gather }, [x, rows, to.clone() + t * stride])
+        };
+        self.token_tiles(actions, product, &from.tokens, one);
+    }
+
+    /// Calls `one` for the tokens, a tile at a time, then for the rest: how many and from which on.
+    fn token_tiles(
         &mut self,
         actions: &mut Vec<Action>,
         product: &Product,
-        epilogue: Epilogue,
-        y_stride: usize,
+        tokens: &Expr,
+        one: impl Fn(usize, Expr) -> Action,
+    ) {
+        let tile = self.tuning.tile(product.format).tokens;
+        let whole = self.planner.bind(actions, tokens.clone() / tile * tile);
+        let share = Share { from: Expr::Int(0), to: whole.clone() };
+        self.planner.each(actions, share, tile as i64, |_, actions, t| actions.push(one(tile, t)));
+        let cases = (0..tile).map(|rest| if rest == 0 { Vec::new() } else { vec![one(rest, whole.clone())] }).collect();
+        actions.push(Action::Switch { on: tokens.clone() - whole, cases });
+    }
+
+    /// Goes through the units, a few together, with all the interleaved tokens for each.
+    fn unit_loop(
+        &mut self,
+        actions: &mut Vec<Action>,
+        product: &Product,
+        results: Results,
         units: Share,
         all: &Operands,
     ) {
-        let unit_bytes = epilogue.tiles() * product.tile_bytes;
-        let at = |unit: Expr| (all.w.clone() + unit.clone() * unit_bytes, all.y.clone() + unit * (LANES * WORD));
-        if all.tokens == Expr::Int(1) {
-            let (w, y) = at(units.from.clone());
-            let count = units.to - units.from;
-            self.tokens(actions, product, epilogue, y_stride, &Operands { w, y, units: count, ..all.clone() });
-            return;
-        }
+        let unit_bytes = results.epilogue.tiles() * product.tile_bytes;
+        let together = (self.tuning.tile(product.format).rows / results.epilogue.tiles()).max(1);
         let mut inner = Vec::new();
         let var = self.planner.var();
-        let (w, y) = at(var.into());
-        let w = self.planner.bind(&mut inner, w);
-        let y = self.planner.bind(&mut inner, y);
-        self.tokens(&mut inner, product, epilogue, y_stride, &Operands { w, y, units: Expr::Int(1), ..all.clone() });
-        actions.push(Action::Loop { var, from: units.from, to: units.to, step: 1, body: inner });
+        let unit = Expr::from(var);
+        let w = self.planner.bind(&mut inner, all.w.clone() + unit.clone() * unit_bytes);
+        let y = self.planner.bind(&mut inner, all.y.clone() + unit.clone() * (LANES * WORD));
+        let count = match together {
+            1 => Expr::Int(1),
+            _ => self.planner.bind(&mut inner, (units.to.clone() - unit).min(together)),
+        };
+        let kernels: Vec<Matmul> =
+            (1..=self.tuning.tile(product.format).tokens).map(|n| self.kernel(product, n, results)).collect();
+        self.token_tiles(&mut inner, product, &all.tokens, |tokens, t| {
+            let x = all.x.clone() + t.clone() * product.x.stride;
+            call(kernels[tokens - 1].clone(), [w.clone(), x, y.clone() + t * results.stride, count.clone()])
+        });
+        actions.push(Action::Loop { var, from: units.from, to: units.to, step: together as i64, body: inner });
     }
 
     /// `y = x·wᵀ` for the given tiles; rows of `y` begin at its place.
@@ -211,13 +233,12 @@ impl Stages<'_> {
     ) {
         let all = Operands {
             w: Self::weight(product.index),
-            units: Expr::Int(0),
             y: y.row(Expr::Int(0)),
             x: product.x.row(Expr::Int(0)),
             rows: None,
             tokens,
         };
-        self.units(actions, product, Epilogue::Store, y.stride, tiles, &all);
+        self.units(actions, product, Results { epilogue: Epilogue::Store, stride: y.stride }, tiles, &all);
     }
 
     pub(super) fn matmul(&mut self, x: ValueId, w: WeightId, y: ValueId) -> Result<(), PlanError> {
@@ -229,7 +250,7 @@ impl Stages<'_> {
             let (scope, split) = self.small(rows);
             let to = self.allot(y, scope);
             self.planner.begin("router", split, &[product.x.buffer], &[to.buffer]);
-            let kernel = self.kernel(&product, 1, Epilogue::Store, false, 0);
+            let kernel = self.kernel(&product, 1, Results { epilogue: Epilogue::Store, stride: 0 });
             let tiles = product.tiles;
             self.each_row(rows, |_, actions, t| {
                 let args = [Self::weight(product.index), product.x.row(t.clone()), to.row(t), tiles.into()];
@@ -255,21 +276,20 @@ impl Stages<'_> {
         let tiles = self.planner.share(&mut actions, product.tiles);
         let all = Operands {
             w: Self::weight(product.index),
-            units: Expr::Int(0),
             y: Field::Logits.into(),
             x: product.x.row(Expr::Int(0)),
             rows: None,
             tokens: count.clone(),
         };
-        let stride = product.tiles * LANES * WORD;
+        let results = Results { epilogue: Epilogue::Store, stride: product.tiles * LANES * WORD };
         if self.graph.mode() == Mode::Decode {
             // One row or none.
             let mut inner = Vec::new();
             let one = Operands { tokens: Expr::Int(1), ..all };
-            self.units(&mut inner, product, Epilogue::Store, stride, tiles, &one);
+            self.units(&mut inner, product, results, tiles, &one);
             actions.push(Action::Switch { on: count, cases: vec![Vec::new(), inner] });
         } else {
-            self.units(&mut actions, product, Epilogue::Store, stride, tiles, &all);
+            self.units(&mut actions, product, results, tiles, &all);
         }
         self.planner.push(actions);
         Ok(())
@@ -290,13 +310,13 @@ impl Stages<'_> {
         let tiles = self.planner.share(&mut actions, product.tiles);
         let all = Operands {
             w: Self::weight(product.index),
-            units: Expr::Int(0),
             y: to.row(Expr::Int(0)),
             x: product.x.row(Expr::Int(0)),
             rows: None,
             tokens: self.row_count(self.rows(y)),
         };
-        self.units(&mut actions, &product, Epilogue::Add, to.stride, tiles, &all);
+        let results = Results { epilogue: Epilogue::Add, stride: to.stride };
+        self.units(&mut actions, &product, results, tiles, &all);
         self.planner.push(actions);
         Ok(())
     }
@@ -309,13 +329,13 @@ impl Stages<'_> {
         let units = self.planner.share(&mut actions, product.tiles / 2);
         let all = Operands {
             w: Self::weight(product.index),
-            units: Expr::Int(0),
             y: to.row(Expr::Int(0)),
             x: product.x.row(Expr::Int(0)),
             rows: None,
             tokens: self.row_count(self.rows(y)),
         };
-        self.units(&mut actions, &product, Epilogue::SiluMul, to.stride, units, &all);
+        let results = Results { epilogue: Epilogue::SiluMul, stride: to.stride };
+        self.units(&mut actions, &product, results, units, &all);
         self.planner.push(actions);
         Ok(())
     }
@@ -335,7 +355,7 @@ impl Stages<'_> {
         let units = product.tiles / epilogue.tiles();
         let share = self.planner.share(actions, slots * units);
         let count = self.row_count(Rows::Tokens);
-        let kernel = self.kernel(product, 1, epilogue, false, 0);
+        let kernel = self.kernel(product, 1, Results { epilogue, stride: 0 });
         let unit_bytes = epilogue.tiles() * product.tile_bytes;
         self.planner.each(actions, Share { from: Expr::Int(0), to: count }, 1, |planner, actions, t| {
             for slot in 0..slots {
@@ -385,8 +405,8 @@ impl Stages<'_> {
         } else {
             (product.x.row(first), None)
         };
-        let operands = Operands { w, units: Expr::Int(0), y: y_first, x, rows, tokens: count };
-        self.units(&mut inner, product, epilogue, y.stride, units.clone(), &operands);
+        let operands = Operands { w, y: y_first, x, rows, tokens: count };
+        self.units(&mut inner, product, Results { epilogue, stride: y.stride }, units.clone(), &operands);
         actions.push(Action::Loop { var, from: all.from, to: all.to, step: 1, body: inner });
     }
 
@@ -494,7 +514,7 @@ impl Stages<'_> {
                 Some(place.row(Expr::Int(0)) + layout.position)
             }
             (Dispatch::Decode | Dispatch::General | Dispatch::Grouped, _) => {
-                let kernel = self.kernel(&product, 1, Epilogue::Store, false, 0);
+                let kernel = self.kernel(&product, 1, Results { epilogue: Epilogue::Store, stride: 0 });
                 let tiles = tiles.clone();
                 self.planner.each(&mut actions, Share { from: Expr::Int(0), to: count.clone() }, 1, |_, actions, t| {
                     for slot in 0..slots {

@@ -19,6 +19,7 @@ use crate::kernels::{
     Attention, Combine, Elementwise, ElementwiseOp, Embed, GateRow, KvFormat, Norm, Outputs, Quantize, Rope,
     SortByExpert, StoreKey, StoreValue, TopK,
 };
+use crate::target::Tuning;
 use moec_abi::{LANES, PAGE_TOKENS, ROW_ALIGN, padded_head_dim, round_up};
 use moec_ir::graph::{Dim, Graph, Kind, Mode, NodeId, Op, Scores, Selection, Type, ValueId, WeightId};
 use std::collections::HashMap;
@@ -59,6 +60,7 @@ pub fn plan_stages(
     shape: &ModelShape,
     payload: &PayloadMap,
     heads: &HeadLayout,
+    tuning: &Tuning,
 ) -> Result<Planned, PlanError> {
     let weights = payload.items.iter().map(|i| PlacedWeight { name: i.name.clone(), offset: i.offset }).collect();
     let mut planner = Planner::new(weights);
@@ -78,6 +80,7 @@ pub fn plan_stages(
         shape,
         payload,
         heads,
+        tuning: *tuning,
         planner,
         places: HashMap::new(),
         by_expert: HashMap::new(),
@@ -108,6 +111,7 @@ pub(super) struct Stages<'a> {
     pub(super) shape: &'a ModelShape,
     pub(super) payload: &'a PayloadMap,
     pub(super) heads: &'a HeadLayout,
+    pub(super) tuning: Tuning,
     pub(super) planner: Planner,
     pub(super) places: HashMap<ValueId, Place>,
     /// Values whose rows, one for each (token, slot), lie by expert and not by token, with the order that they lie in.

@@ -1,14 +1,16 @@
 //! CPU levels: what code may be generated for, what each needs, and what this machine has.
 //!
 //! A [`CpuLevel`] is a name and a set of [`moec_abi::features`] bits. [`levels`] is the table of names; `native` is what
-//! [`host`] finds. [`isa_for`] sets Cranelift up for such a set. Deliberately absent: tuning (sizes of caches, unrolling)
-//! and the choice of a level at run time, which is the runtime's.
+//! [`host`] finds. [`isa_for`] sets Cranelift up for such a set, and [`Tuning`] is how kernels are best written for it.
+//! Deliberately absent: the choice of a level at run time, which is the runtime's.
 
 mod detect;
 mod isa;
+mod tuning;
 
 pub use detect::host;
 pub use isa::isa_for;
+pub use tuning::{Tile, Tuning};
 
 use moec_abi::features::{
     AVX_VNNI, AVX2, AVX512, AVX512_BF16, AVX512_VNNI, DOTPROD, F16C, FMA, I8MM, NAMES, NEON, X86_64_V2,
@@ -24,6 +26,8 @@ pub struct CpuLevel {
     pub features: u64,
     /// Which CPUs have it.
     pub description: &'static str,
+    /// 512-bit multiply-adds that a core starts in a cycle.
+    pub wide_per_cycle: u8,
 }
 
 const V3: u64 = X86_64_V2 | AVX2 | FMA | F16C;
@@ -45,7 +49,7 @@ const X86_64: &[CpuLevel] = &[
     level("icelake-server", V4 | AVX512_VNNI, "Intel 2021, server"),
     level("sapphirerapids", V4 | AVX512_VNNI | AVX512_BF16 | AVX_VNNI, "Intel 2023, server"),
     level("graniterapids", V4 | AVX512_VNNI | AVX512_BF16 | AVX_VNNI, "Intel 2024, server"),
-    level("znver4", V4 | AVX512_VNNI | AVX512_BF16, "AMD 2022"),
+    CpuLevel { wide_per_cycle: 1, ..level("znver4", V4 | AVX512_VNNI | AVX512_BF16, "AMD 2022") },
     level("znver5", V4 | AVX512_VNNI | AVX512_BF16 | AVX_VNNI, "AMD 2024"),
 ];
 
@@ -61,7 +65,7 @@ const AARCH64: &[CpuLevel] = &[
 ];
 
 const fn level(name: &'static str, features: u64, description: &'static str) -> CpuLevel {
-    CpuLevel { name, features, description }
+    CpuLevel { name, features, description, wide_per_cycle: 2 }
 }
 
 /// Why there is no code for a target.
@@ -125,7 +129,8 @@ pub fn find_level(name: &str, triple: &Triple) -> Result<CpuLevel, TargetError> 
         if Triple::host().architecture != triple.architecture {
             return Err(TargetError::NotNative(triple.clone()));
         }
-        CpuLevel { name: "native", features: host(), description: "this machine" }
+        let wide_per_cycle = detect::wide_per_cycle();
+        CpuLevel { name: "native", features: host(), description: "this machine", wide_per_cycle }
     } else {
         *levels.iter().find(|l| l.name == name).ok_or_else(|| TargetError::UnknownCpu {
             name: name.to_string(),

@@ -57,7 +57,7 @@ fn matmul(format: Format, tokens: usize, epilogue: Epilogue, tuning: MatmulTunin
     let x_stride = if format.is_quantized() { QuantizedRow::new(k).stride() } else { 4 * k };
     let y_stride = 64 * units;
     let codebook = [1, 25, 45, 63, 79, 93, 106, 118, 130, 141, 154, 167, 182, 199, 218, 241];
-    let kernel = Matmul { format, k, tokens, epilogue, gather: false, x_stride, y_stride, codebook, tuning };
+    let kernel = Matmul { format, k, tokens, epilogue, y_stride, codebook, tuning };
     let bytes = units * kernel.unit_bytes();
     let memory = vec![pattern(bytes), pattern(tokens * x_stride), pattern(tokens * y_stride)];
     let mut args: Vec<i64> = memory.iter().map(Guarded::address).collect();
@@ -90,6 +90,10 @@ fn row(kernel: Kernel, h: usize) -> Timed {
     Timed { kernel, multiply_adds: h, bytes: 4 * h, memory, args }
 }
 
+/// Row tiles and tokens whose sums may fit the registers of some CPU.
+const SHAPES: [(usize, usize); 14] =
+    [(1, 1), (2, 1), (4, 1), (1, 2), (1, 4), (1, 6), (1, 8), (1, 12), (2, 2), (2, 4), (2, 6), (2, 8), (2, 12), (4, 3)];
+
 #[test]
 #[ignore = "measures"]
 fn bench() {
@@ -109,20 +113,16 @@ fn bench() {
     let formats = [Format::Q4, Format::Q8, Format::Bf16, Format::F16, Format::F32];
     for format in formats {
         for tokens in [1, 2, 3, 4, 6, 8] {
-            report("in cache", matmul(format, tokens, Epilogue::Store, MatmulTuning::narrow(format), 200 << 10));
+            report("in cache", matmul(format, tokens, Epilogue::Store, MatmulTuning::plain(format), 200 << 10));
         }
-        report("in cache", matmul(format, 1, Epilogue::SiluMul, MatmulTuning::narrow(format), 200 << 10));
-        report("from memory", matmul(format, 1, Epilogue::Store, MatmulTuning::narrow(format), 256 << 20));
+        report("in cache", matmul(format, 1, Epilogue::SiluMul, MatmulTuning::plain(format), 200 << 10));
+        report("from memory", matmul(format, 1, Epilogue::Store, MatmulTuning::plain(format), 256 << 20));
     }
     for format in formats {
-        for tokens in [1, 2, 4] {
-            for tiles in [1, 2, 4] {
-                for unroll in if format.is_quantized() { [1, 2, 4] } else { [4, 8, 16] } {
-                    let tuning = MatmulTuning { tiles, unroll, prefetch: None };
-                    if tuning != MatmulTuning::narrow(format) {
-                        report("in cache", matmul(format, tokens, Epilogue::Store, tuning, 200 << 10));
-                    }
-                }
+        for (tiles, tokens) in SHAPES {
+            for unroll in if format.is_quantized() { [1, 2] } else { [2, 8] } {
+                let tuning = MatmulTuning { tiles, unroll, prefetch: None };
+                report("in cache", matmul(format, tokens, Epilogue::Store, tuning, 200 << 10));
             }
         }
     }

@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 use moec::kernels::{
-    Attention, Combine, Elementwise, ElementwiseOp, Embed, Epilogue, GateRow, Kernel, KvFormat, Matmul, MatmulTuning,
-    Norm, Outputs, Quantize, Rope, SortByExpert, StoreKey, StoreValue, TopK,
+    Attention, Combine, Elementwise, ElementwiseOp, Embed, Epilogue, GateRow, Interleave, Kernel, KvFormat, Matmul,
+    MatmulTuning, Norm, Outputs, Quantize, Rope, SortByExpert, StoreKey, StoreValue, TopK,
 };
 use moec::plan::layout::Format;
 use moec_ir::math::{sigmoid, silu};
@@ -11,7 +11,7 @@ use moec_ir::math::{sigmoid, silu};
 use crate::harness::{Arg, Case, Random, f32s, padded, u32s};
 use crate::reference::{
     Activations, Matrix, attention, head_place, kv_bytes, kv_round, norm, norm_of, pad_head, padded_head, quantize,
-    rotate, top_k, up,
+    rotate, top_k,
 };
 
 const FORMATS: [Format; 5] = [Format::F32, Format::Bf16, Format::F16, Format::Q8, Format::Q4];
@@ -22,6 +22,7 @@ const KV: [KvFormat; 2] = [KvFormat::F16, KvFormat::F32];
 pub fn of(family: &str) -> Vec<Case> {
     match family {
         "Matmul" => matmuls(),
+        "Interleave" => interleaves(),
         "Norm" => norms(),
         "Quantize" => quantizes(),
         "Rope" => ropes(),
@@ -38,26 +39,25 @@ pub fn of(family: &str) -> Vec<Case> {
     }
 }
 
+/// Rows of words beside each other.
+fn interleaved(rows: &[Vec<u8>]) -> Vec<u8> {
+    let words = rows[0].len() / 4;
+    (0..words).flat_map(|w| rows.iter().flat_map(move |row| row[4 * w..4 * w + 4].to_vec())).collect()
+}
+
 /// One matrix product with random content.
 pub fn matmul(r: &mut Random, kernel: Matmul, units: usize) -> Case {
     let Matmul { format, k, tokens, epilogue, .. } = kernel;
     let w = Matrix::random(r, format, 16 * units * epilogue.tiles(), k, &kernel.codebook);
-    let row_count = if kernel.gather { tokens + 3 } else { tokens };
-    let x: Vec<Activations> = (0..row_count).map(|_| Activations::of(format, &r.f32s(k))).collect();
-    let rows: Vec<u32> =
-        (0..tokens).map(|t| if kernel.gather { r.below(row_count) as u32 } else { t as u32 }).collect();
-    let mut xs = r.bytes((row_count - 1) * kernel.x_stride + x[0].bytes().len());
-    for (i, row) in x.iter().enumerate() {
-        let bytes = row.bytes();
-        xs[i * kernel.x_stride..][..bytes.len()].copy_from_slice(&bytes);
-    }
+    let x: Vec<Activations> = (0..tokens).map(|_| Activations::of(format, &r.f32s(k))).collect();
+    let xs = interleaved(&x.iter().map(Activations::bytes).collect::<Vec<_>>());
     let before = f32s(&r.f32s(((tokens - 1) * kernel.y_stride) / 4 + 16 * units));
     let mut after = before.clone();
-    for (t, &row) in rows.iter().enumerate() {
+    for (t, x) in x.iter().enumerate() {
         for i in 0..16 * units {
             let at = t * kernel.y_stride + 4 * i;
             let old = f32::from_le_bytes([before[at], before[at + 1], before[at + 2], before[at + 3]]);
-            let dot = |row_of_w: usize| w.dot(row_of_w, &x[row as usize]);
+            let dot = |row_of_w: usize| w.dot(row_of_w, x);
             let y = match epilogue {
                 Epilogue::Store => dot(i),
                 Epilogue::Add => old + dot(i),
@@ -66,15 +66,10 @@ pub fn matmul(r: &mut Random, kernel: Matmul, units: usize) -> Case {
             after[at..at + 4].copy_from_slice(&y.to_le_bytes());
         }
     }
-    let gather = kernel.gather;
     let mut c = Case::new(kernel);
     let regions = [c.input("w", w.packed), c.input("x", xs), c.inout("y", before, after)];
     c.at(&regions);
     c.ints(&[units]);
-    if gather {
-        let rows = c.input("rows", u32s(&rows));
-        c.at(&[rows]);
-    }
     c
 }
 
@@ -82,19 +77,16 @@ fn matmuls() -> Vec<Case> {
     let mut r = Random::new(1);
     let mut cases = Vec::new();
     let mut add = |format: Format, k: usize, tokens: usize, epilogue: Epilogue, tuning: MatmulTuning, units: usize| {
-        let gather = r.below(3) == 0;
-        let row = Activations::of(format, &vec![0.0; k]).bytes().len();
-        let x_stride = up(row, 64) + 64 * r.below(3);
         let y_stride = 64 * (units.max(1) + r.below(3));
         let codebook = std::array::from_fn(|_| 1 + r.below(255) as u8);
-        let kernel = Matmul { format, k, tokens, epilogue, gather, x_stride, y_stride, codebook, tuning };
+        let kernel = Matmul { format, k, tokens, epilogue, y_stride, codebook, tuning };
         cases.push(matmul(&mut r, kernel, units));
     };
     let epilogues = [Epilogue::Store, Epilogue::Add, Epilogue::SiluMul];
     for format in FORMATS {
-        let default = MatmulTuning::narrow(format);
+        let default = MatmulTuning::plain(format);
         for (i, k) in [20, 32, 96, 100, 128, 144, 160, 384, 656].into_iter().enumerate() {
-            for tokens in 1..=8 {
+            for tokens in [1, 2, 3, 4, 6, 8, 12] {
                 add(format, k, tokens, epilogues[(i + tokens) % 3], default, 1 + tokens % 2);
             }
         }
@@ -109,6 +101,27 @@ fn matmuls() -> Vec<Case> {
         add(format, 160, 1, Epilogue::Store, default, 0);
         add(format, 4096, 1, Epilogue::Add, default, 1);
         add(format, 4096 + 32, 2, Epilogue::SiluMul, default, 1);
+    }
+    cases
+}
+
+fn interleaves() -> Vec<Case> {
+    let mut r = Random::new(13);
+    let mut cases = Vec::new();
+    for tokens in [1, 2, 3, 6, 12] {
+        for (bytes, gap, gather) in [(64, 0, false), (192, 64, true), (4864, 0, true), (4864, 128, false)] {
+            let stride = bytes + gap;
+            let count = if gather { tokens + 3 } else { tokens };
+            let x = r.bytes((count - 1) * stride + bytes);
+            let chosen: Vec<usize> = (0..tokens).map(|t| if gather { r.below(count) } else { t }).collect();
+            let rows: Vec<Vec<u8>> = chosen.iter().map(|row| x[row * stride..][..bytes].to_vec()).collect();
+            let mut c = Case::new(Interleave { bytes, stride, tokens, gather });
+            let x = c.input("x", x);
+            let list = c.input("rows", u32s(&chosen.iter().map(|&row| row as u32).collect::<Vec<_>>()));
+            let out = c.output("out", interleaved(&rows));
+            c.at(&[x, list, out]);
+            cases.push(c);
+        }
     }
     cases
 }

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use cranelift_codegen::isa::TargetIsa;
 use memmap2::{Mmap, MmapMut};
 use moec::kernels::Kernel;
 use moec::lower::backend::KernelBackend;
 use moec::target::{find_level, host, isa_for};
+use target_lexicon::Triple;
 
 use crate::harness::Case;
 
@@ -32,13 +32,13 @@ impl Code {
         Code::compile(kernel, cpu, |_, _| KernelBackend::Cranelift)
     }
 
-    fn compile(kernel: &Kernel, cpu: &str, choose: impl Fn(u64, &dyn TargetIsa) -> KernelBackend) -> Code {
+    fn compile(kernel: &Kernel, cpu: &str, choose: impl Fn(u64, &Triple) -> KernelBackend) -> Code {
         let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH).parse().expect("a target");
         let level = find_level(cpu, &triple).expect("a CPU of the table");
         assert_eq!(level.features & !host(), 0, "this machine cannot run code for {cpu}");
         let isa = isa_for(level.features, &triple).expect("a code generator");
         let function = kernel.generate();
-        let backend = choose(level.features, &*isa);
+        let backend = choose(level.features, &triple);
         let compiled = backend.compile(&function, &*isa).unwrap_or_else(|e| panic!("{e}"));
         let mut code = MmapMut::map_anon(compiled.code.len()).expect("memory for code");
         code.copy_from_slice(&compiled.code);

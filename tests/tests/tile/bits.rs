@@ -347,7 +347,7 @@ proptest! {
             for level in target::levels(&triple) {
                 let isa = target::isa_for(level.features, &triple).unwrap();
                 KernelBackend::Cranelift.compile(&function, &*isa).unwrap();
-                if let KernelBackend::Wide(cpu) = KernelBackend::choose(level.features, &*isa) {
+                if let KernelBackend::Wide(cpu) = KernelBackend::choose(level.features, &triple) {
                     wide::check_allocation(&function, cpu).unwrap();
                 }
             }

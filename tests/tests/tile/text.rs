@@ -100,7 +100,7 @@ fn lowered(input: &str, asm: bool) -> Result<String, String> {
     let level = target::find_level(name, &triple).map_err(|e| e.to_string())?;
     let isa = target::isa_for(level.features, &triple).map_err(|e| e.to_string())?;
     if asm {
-        let backend = lower::backend::KernelBackend::choose(level.features, &*isa);
+        let backend = lower::backend::KernelBackend::choose(level.features, &triple);
         lower::dump::disassemble(&function, backend, &*isa).map_err(|e| e.to_string())
     } else {
         Ok(lower::dump::clif_with_comments(&function, &*isa))

@@ -339,9 +339,7 @@ impl Encoder<'_> {
         let view = |r: PReg| register(r, self.code(copy).op_code().op_kind(0));
         let instruction = match (from.as_reg(), to.as_reg(), from.as_stack(), to.as_stack()) {
             (Some(from), Some(to), ..) => Instruction::with2(self.code(copy), view(to)?, view(from)?),
-            (None, Some(to), Some(slot), _) => {
-                Instruction::with2(self.code(load), view(to)?, self.slot(slot.index()))
-            }
+            (None, Some(to), Some(slot), _) => Instruction::with2(self.code(load), view(to)?, self.slot(slot.index())),
             (Some(from), None, _, Some(slot)) => {
                 Instruction::with2(self.code(store), self.slot(slot.index()), view(from)?)
             }
@@ -390,12 +388,7 @@ impl Encoder<'_> {
 
     /// Encodes the listing, `padding` and `data`, one after another; also gives the length of the code and the instructions' offsets.
     #[allow(clippy::type_complexity)]
-    fn place(
-        &self,
-        code: usize,
-        padding: &[Vec<u8>],
-        data: &[Vec<u8>],
-    ) -> Result<(Vec<u8>, usize, Vec<u32>), String> {
+    fn place(&self, code: usize, padding: &[Vec<u8>], data: &[Vec<u8>]) -> Result<(Vec<u8>, usize, Vec<u32>), String> {
         let mut all: Vec<Instruction> = self.listing.iter().map(|(i, _)| *i).collect();
         let mut declare = |bytes: &[u8], address: u64| -> Result<(), String> {
             let mut instruction = Instruction::with_declare_byte(bytes).map_err(|e| e.to_string())?;

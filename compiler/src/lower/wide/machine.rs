@@ -158,8 +158,7 @@ pub struct Builder {
 impl Builder {
     /// A function with an entry block, which is current.
     pub fn new(name: String, width: Width) -> Builder {
-        let function =
-            Function { name, width, blocks: Vec::new(), insts: Vec::new(), vregs: 0, constants: Vec::new() };
+        let function = Function { name, width, blocks: Vec::new(), insts: Vec::new(), vregs: 0, constants: Vec::new() };
         let mut builder = Builder { function, bodies: Vec::new(), order: Vec::new(), current: Block::new(0) };
         let entry = builder.block();
         builder.enter(entry);

@@ -254,8 +254,7 @@ impl Select<'_> {
         let (sum, w) = (self.regs(acc), self.regs(w));
         if self.cpu.dot {
             let a = self.source(a, true);
-            return self
-                .each_part(|s, p| s.tied(Name::DotBytes, sum.0[p], &[Operand::Use(w.0[p]), a.part(p)]));
+            return self.each_part(|s, p| s.tied(Name::DotBytes, sum.0[p], &[Operand::Use(w.0[p]), a.part(p)]));
         }
         let a = self.regs(a);
         self.each_part(|s, p| s.dot_pairs(sum.0[p], w.0[p], a.0[p]))
@@ -264,9 +263,7 @@ impl Select<'_> {
     /// Without `vpdpbusd`: even and odd bytes as 16 bits, each by `vpmaddwd`, whose sums are exact.
     fn dot_pairs(&mut self, sum: VReg, w: VReg, a: VReg) -> VReg {
         let ([w_even, w_odd], [a_even, a_odd]) = (self.pairs(w, false), self.pairs(a, true));
-        let multiply = |s: &mut Self, w, a| {
-            s.op2(Name::MultiplyAddPairs, VECTOR, Operand::Use(w), Operand::Use(a))
-        };
+        let multiply = |s: &mut Self, w, a| s.op2(Name::MultiplyAddPairs, VECTOR, Operand::Use(w), Operand::Use(a));
         let (even, odd) = (multiply(self, w_even, a_even), multiply(self, w_odd, a_odd));
         let both = self.op2(Name::AddD, VECTOR, Operand::Use(even), Operand::Use(odd));
         self.op2(Name::AddD, VECTOR, Operand::Use(sum), Operand::Use(both))

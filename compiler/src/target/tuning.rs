@@ -1,0 +1,68 @@
+//! How kernels are best written for a CPU: the choices that change speed and never a bit.
+//!
+//! A matrix product keeps `rows × tokens` sums in registers. More tokens share each weight that is loaded and expanded; more row tiles share each
+//! activation that is broadcast. What fits and what is short differs from CPU to CPU. Deliberately absent: measuring, and what the
+//! numbers of a model are.
+
+use super::CpuLevel;
+use crate::lower::wide::{Cpu, table::Width};
+use crate::plan::layout::Format;
+
+/// The shape of the sums that one call of a matrix product computes together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tile {
+    /// Tiles of 16 rows.
+    pub rows: usize,
+    /// Tokens.
+    pub tokens: usize,
+}
+
+/// Choices for one CPU level.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tuning {
+    /// For products of quantized weights.
+    pub quantized: Tile,
+    /// For products of float weights.
+    pub float: Tile,
+    /// Row tiles computed together for a single token.
+    pub single_rows: usize,
+    /// Bytes of activations that are gone through for one tile of rows, so that they stay in the second-level cache.
+    pub activation_bytes: usize,
+}
+
+impl Tuning {
+    /// For kernels in 128-bit registers, by Cranelift.
+    pub const NARROW: Tuning = Tuning {
+        quantized: Tile { rows: 1, tokens: 2 },
+        float: Tile { rows: 1, tokens: 2 },
+        single_rows: 1,
+        activation_bytes: 512 << 10,
+    };
+
+    /// For kernels of the wide x86 back end.
+    pub const fn wide(level: &CpuLevel, cpu: Cpu) -> Tuning {
+        match cpu.width {
+            Width::Ymm => {
+                Tuning { quantized: Tile { rows: 1, tokens: 6 }, float: Tile { rows: 1, tokens: 6 }, ..Tuning::NARROW }
+            }
+            // Broadcasts keep up with one multiply-add a cycle, so that only the weights need sharing.
+            Width::Zmm if level.wide_per_cycle == 1 && cpu.dot => Tuning {
+                quantized: Tile { rows: 1, tokens: 12 },
+                float: Tile { rows: 1, tokens: 12 },
+                single_rows: 2,
+                ..Tuning::NARROW
+            },
+            Width::Zmm => Tuning {
+                quantized: Tile { rows: 2, tokens: 6 },
+                float: Tile { rows: 2, tokens: 6 },
+                single_rows: 2,
+                ..Tuning::NARROW
+            },
+        }
+    }
+
+    /// The tile for weights of a format.
+    pub const fn tile(&self, format: Format) -> Tile {
+        if format.is_quantized() { self.quantized } else { self.float }
+    }
+}
