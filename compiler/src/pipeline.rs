@@ -17,7 +17,7 @@ use crate::passes::{self, PassError, PassId, QuantConfig, Trace};
 use crate::plan::{ModelShape, Plan, PlanError, plan};
 use crate::target::{self, CpuLevel, TargetError, Tuning};
 use moec_abi::KvType;
-use moec_ir::graph::{Graph, Mode};
+use moec_ir::graph::{Graph, Layout, Mode, Role};
 use std::fs::File;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -130,6 +130,17 @@ fn context(model: &Model, options: &Options) -> Result<usize, BuildError> {
         Some(asked) if asked > limit || asked == 0 => Err(BuildError::Context { asked, limit }),
         asked => Ok(asked.unwrap_or(limit)),
     }
+}
+
+/// The role of every weight of the model, the type that it is stored in, and the layout that it will have.
+pub fn layouts(model: &Model, options: &Options) -> Vec<(Role, import::Dtype, Layout)> {
+    let mut graph = build_graph(&model.config, &model.tensors, Mode::Decode);
+    options.quant.assign(&mut graph);
+    let weights = graph.weights().map(|(_, weight)| {
+        let stored = model.tensors.info(&weight.name).dtype;
+        (weight.role, stored, weight.format())
+    });
+    weights.collect()
 }
 
 /// The graph of one mode after the passes that `options` leave.

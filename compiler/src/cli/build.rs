@@ -7,11 +7,13 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use moec::emit::cache;
 use moec::emit::library::Library;
-use moec::import::{self, Model};
+use moec::import::{self, Dtype, Model};
 use moec::passes::{PassId, QuantConfig};
 use moec::pipeline::{self, Options, Progress};
 use moec::target;
 use moec_abi::KvType;
+use moec_ir::graph::{Layout, Role};
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -27,7 +29,8 @@ pub struct BuildOptions {
     /// Weights: none (as stored), f32, bf16, f16, q8, q4, or by role, e.g. q4,attention=q8
     ///
     /// Roles: embedding, norm, attention, router, experts, ffn, output. One layout without a role is for all others. Embedding and
-    /// router are never quantized: they cost no time. q4 alone means experts=q4,ffn=q4,attention=q8,output=q8, which loses far less than 4 bits for all.
+    /// router are never quantized: they cost no time. Weights that are stored in blocks of integers (GGUF, GPTQ, AWQ, FP8) stay quantized with
+    /// none, in the next wider type: q8, or f16 for the embedding. q4 alone means experts=q4,ffn=q4,attention=q8,output=q8, which loses far less than 4 bits for all.
     #[arg(long, value_name = "LAYOUT|ROLE=LAYOUT,…", default_value = "q8")]
     quant: QuantConfig,
     /// Element type of the KV cache
@@ -110,7 +113,7 @@ impl BuildOptions {
 /// `moec build`
 #[derive(Debug, Args)]
 pub struct Build {
-    /// The model's directory
+    /// The model's directory, or a .gguf file
     model: PathBuf,
     /// The executable to write; the directory to write into for the other kinds
     #[arg(short, long, value_name = "OUT")]
@@ -151,6 +154,9 @@ impl Build {
         if library.is_some() && self.output.exists() && !self.output.is_dir() {
             bail!("{}: is a file; name the directory to write into", self.output.display());
         }
+        for line in repacked(&model, &options) {
+            eprintln!("{line}");
+        }
         let bar = Bar::start();
         let built = match library {
             None => pipeline::build(&model, &options, &self.output, &bar),
@@ -182,10 +188,25 @@ impl Build {
     }
 }
 
+/// For each role whose weights are stored in blocks of integers: in which, and in what they will be.
+fn repacked(model: &Model, options: &Options) -> Vec<String> {
+    let mut counts: BTreeMap<(Role, Dtype, Layout), usize> = BTreeMap::new();
+    for (role, stored, layout) in pipeline::layouts(model, options) {
+        if !stored.is_float() {
+            *counts.entry((role, stored, layout)).or_default() += 1;
+        }
+    }
+    let line = |((role, stored, layout), count): ((Role, Dtype, Layout), usize)| {
+        let tensors = if count == 1 { "weight" } else { "weights" };
+        format!("{:>10}: {count} {tensors} stored as {stored}, to be {layout}", role.name())
+    };
+    counts.into_iter().map(line).collect()
+}
+
 /// `moec run`
 #[derive(Debug, Args)]
 pub struct Run {
-    /// The model's directory
+    /// The model's directory, or a .gguf file
     model: PathBuf,
     #[command(flatten)]
     options: BuildOptions,

@@ -32,7 +32,7 @@ impl std::str::FromStr for After {
 /// `moec inspect`
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// The model's directory
+    /// The model's directory, or a .gguf file
     model: PathBuf,
     #[command(flatten)]
     options: BuildOptions,

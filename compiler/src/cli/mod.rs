@@ -21,7 +21,8 @@ use clap::{Parser, Subcommand};
         moec build ./Mixtral-8x7B-Instruct-v0.1 -o mixtral --quant q4    then: ./mixtral generate …\n  \
         moec build ./Mixtral-8x7B-Instruct-v0.1 --emit staticlib --name mixtral -o out    to link into a C program\n  \
         moec inspect ./Mixtral-8x7B-Instruct-v0.1 --after specialize_dispatch\n\n\
-        A MODEL is a directory as downloaded from the Hugging Face hub: config.json, *.safetensors, tokenizer.json."
+        A MODEL is a directory as downloaded from the Hugging Face hub (config.json, *.safetensors, tokenizer.json) or a .gguf file\n\
+        (of a split one, any part)."
 )]
 pub struct Cli {
     #[command(subcommand)]
