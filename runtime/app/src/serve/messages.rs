@@ -3,6 +3,30 @@
 use super::error::{Answer, ApiError};
 use super::state::Server;
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
+
+/// A message as the description of the interface shows it; templates may know more roles.
+#[derive(ToSchema)]
+#[allow(dead_code)]
+pub struct Message {
+    /// Who speaks.
+    role: Role,
+    /// What is said.
+    content: String,
+}
+
+/// Who speaks.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[allow(dead_code)]
+enum Role {
+    /// Whoever tells the model how to behave.
+    System,
+    /// Who asks.
+    User,
+    /// The model.
+    Assistant,
+}
 
 /// What a message may have, and what clients send along that asks for nothing.
 const KNOWN: &[&str] = &["role", "content", "name", "tool_calls", "tool_call_id"];

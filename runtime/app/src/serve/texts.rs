@@ -60,7 +60,7 @@ pub async fn detokenize(State(server): State<Arc<Server>>, object: Object) -> An
 #[serde(deny_unknown_fields)]
 pub struct TemplateRequest {
     /// The conversation: objects with `role` and `content`.
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<messages::Message>)]
     pub messages: Vec<Value>,
     /// Functions that the model may ask for.
     pub tools: Option<Vec<Tool>>,
