@@ -36,7 +36,7 @@ pub enum Prompt {
 impl Prompt {
     /// The token ids of each prompt.
     pub fn ids(self, server: &Server, name: &str) -> Answer<Vec<Vec<u32>>> {
-        let encode = |text: &String| Ok(server.tokenizer()?.encode(text, true)?);
+        let encode = |text: &String| server.encode(text, true);
         let lists = match self {
             Prompt::Text(text) => vec![encode(&text)?],
             Prompt::Texts(texts) => texts.iter().map(encode).collect::<Answer<_>>()?,

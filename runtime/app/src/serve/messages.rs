@@ -133,7 +133,9 @@ pub fn render(server: &Server, messages: &[Value], tools: &[Value], answer_next:
         }
         more.insert("tools".into(), tools.into());
     }
-    template.render_with(&messages, answer_next, &more).map_err(|error| match error {
+    // Templates are programs: one may take its time.
+    let rendered = tokio::task::block_in_place(|| template.render_with(&messages, answer_next, &more));
+    rendered.map_err(|error| match error {
         refused @ moec_runtime::Error::ChatRefused { .. } => {
             ApiError::param("messages", format!("was refused: {refused}"))
         }
@@ -145,7 +147,7 @@ pub fn render(server: &Server, messages: &[Value], tools: &[Value], answer_next:
 pub fn encode(server: &Server, messages: &[Value], tools: &[Value]) -> Answer<Vec<u32>> {
     let text = render(server, messages, tools, true)?;
     // The template has written the special tokens itself.
-    Ok(server.tokenizer()?.encode(&text, false)?)
+    server.encode(&text, false)
 }
 
 #[cfg(test)]
