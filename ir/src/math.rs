@@ -91,6 +91,22 @@ pub fn build_silu(b: &mut Builder, x: Value) -> Value {
     b.div(x, below)
 }
 
+/// `1 / (1 + exp(0 - x))`.
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(0.0 - x))
+}
+
+/// [`sigmoid`] of an F32 or VecF32 in tile IR.
+pub fn build_sigmoid(b: &mut Builder, x: Value) -> Value {
+    let ty = b.ty(x);
+    let zero = constant(b, ty, 0.0);
+    let negated = b.sub(zero, x);
+    let e = build_exp(b, negated);
+    let one = constant(b, ty, 1.0);
+    let below = b.add(one, e);
+    b.div(one, below)
+}
+
 /// The sum of 16 lanes in the order of [`Reduce::Add`].
 pub fn reduce_add(lanes: [f32; 16]) -> f32 {
     reduce(lanes, |a, b| a + b)
@@ -114,11 +130,16 @@ pub(crate) fn reduce<T: Copy>(mut lanes: [T; 16], f: impl Fn(T, T) -> T) -> T {
 /// `1 / sqrt(mean(x²) + eps)`, what RMS norm multiplies a row by. The squares go into 16 partial sums, element `i` into
 /// `i mod 16`, by FMA; then [`reduce_add`].
 pub fn rms_scale(x: &[f32], eps: f32) -> f32 {
+    padded_rms_scale(x, x.len(), eps)
+}
+
+/// [`rms_scale`] of a row with zeros between its `width` elements.
+pub fn padded_rms_scale(x: &[f32], width: usize, eps: f32) -> f32 {
     let mut partial = [0.0f32; 16];
     for (i, &v) in x.iter().enumerate() {
         partial[i % 16] = v.mul_add(v, partial[i % 16]);
     }
-    1.0 / (reduce_add(partial) / x.len() as f32 + eps).sqrt()
+    1.0 / (reduce_add(partial) / width as f32 + eps).sqrt()
 }
 
 /// The end of [`rms_scale`] in tile IR: `partial` holds the 16 sums over a row of `width` elements; the result is an F32.
@@ -134,9 +155,11 @@ pub fn build_rms_scale(b: &mut Builder, partial: Value, width: usize, eps: f32) 
 }
 
 /// Scale of a block of activations whose greatest magnitude is `amax`, and what to multiply the block by before it is
-/// rounded to bytes: `(amax / 127, 127 / amax)`, the second 0 when `amax` is 0.
+/// rounded to bytes: `(amax / 127, 127 / amax)`, the second 0 where it would be infinite (`amax` is 0 or below 127 / [`f32::MAX`]),
+/// so that such a block becomes zeros.
 pub fn quantize_scale(amax: f32) -> (f32, f32) {
-    (amax * (1.0 / 127.0), if amax == 0.0 { 0.0 } else { 127.0 / amax })
+    let inverse = 127.0 / amax;
+    (amax * (1.0 / 127.0), if inverse == f32::INFINITY { 0.0 } else { inverse })
 }
 
 /// [`quantize_scale`] of an F32 in tile IR.
@@ -144,10 +167,11 @@ pub fn build_quantize_scale(b: &mut Builder, amax: Value) -> (Value, Value) {
     let step = b.f32(1.0 / 127.0);
     let scale = b.mul(amax, step);
     let zero = b.f32(0.0);
-    let is_zero = b.compare(Compare::Equal, amax, zero);
     let top = b.f32(127.0);
     let inverse = b.div(top, amax);
-    (scale, b.select(is_zero, zero, inverse))
+    let infinity = b.f32(f32::INFINITY);
+    let is_infinite = b.compare(Compare::Equal, inverse, infinity);
+    (scale, b.select(is_infinite, zero, inverse))
 }
 
 /// To the nearest integer, ties to even; `i32::MIN` for NaN and for what does not fit. [`crate::tile::Op::FloatToInt`].
@@ -217,6 +241,14 @@ mod tests {
     }
 
     #[test]
+    fn sigmoid_follows_its_definition() {
+        assert_eq!(sigmoid(0.0), 0.5);
+        assert_eq!(sigmoid(200.0), 1.0);
+        assert!((sigmoid(1.0) - 0.731_058_6).abs() < 1e-6);
+        assert!(sigmoid(-1000.0) < 1e-30 && sigmoid(-5.0) > 0.006);
+    }
+
+    #[test]
     fn reductions_follow_the_tree() {
         // 1e8 + 1 is lost in f32, so the order shows: lane 0 meets lane 8 first.
         let mut lanes = [0.0; 16];
@@ -230,6 +262,16 @@ mod tests {
     #[test]
     fn rms_of_a_constant_row() {
         assert_eq!(rms_scale(&[2.0; 48], 0.0), 0.5);
+    }
+
+    #[test]
+    fn blocks_too_small_for_a_scale_become_zeros() {
+        assert_eq!(quantize_scale(0.0), (0.0, 0.0));
+        assert_eq!(quantize_scale(1e-37).1, 0.0);
+        assert_eq!(quantize_scale(f32::from_bits(1)).1, 0.0);
+        let least = 127.0 / f32::MAX;
+        assert!(quantize_scale(least).1.is_finite() && quantize_scale(least).1 > 3e38);
+        assert_eq!(quantize_scale(254.0), (2.0, 0.5));
     }
 
     #[test]

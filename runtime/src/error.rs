@@ -30,8 +30,8 @@ pub enum Error {
     },
     /// No level of the model's code runs on this CPU.
     #[error(
-        "this CPU lacks {missing}, which the model's code for {level} needs: build it again with `--target-cpu {remedy}` \
-         (this model was compiled for {compiled})"
+        "this CPU lacks {missing}, which the model's code for {level} needs: {remedy} (this model was compiled for \
+         {compiled})"
     )]
     CpuFeatures {
         /// The level that needs least.
@@ -40,7 +40,7 @@ pub enum Error {
         missing: String,
         /// All levels compiled in.
         compiled: String,
-        /// What to pass to the compiler.
+        /// What to do about it.
         remedy: &'static str,
     },
     /// The caller asked for a level that is not compiled in.
@@ -130,6 +130,15 @@ pub enum Error {
         /// The model's limit.
         max: usize,
     },
+    /// Nothing to compute with.
+    #[error("there are no tokens: give at least one")]
+    NoTokens,
+    /// No logits to choose a token by.
+    #[error(
+        "the session has no logits: feed it at least one token (after going back to earlier tokens, go back by one more and feed \
+         that token again)"
+    )]
+    NoLogits,
     /// Going back to where keys and values have already been given up.
     #[error(
         "cannot go back to position {to}: the sliding window has moved on and the keys and values before {kept} are gone; \

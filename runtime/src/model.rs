@@ -42,6 +42,13 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// With the weights in this file, and everything else as it is by default.
+    pub fn weights(path: impl Into<std::path::PathBuf>) -> Options {
+        Options { payload: PayloadSource::File(path.into()), ..Options::default() }
+    }
+}
+
 /// The code for one CPU level, of a descriptor that has been checked.
 #[derive(Clone, Copy, Debug)]
 pub struct CodeLevel(&'static Level);
@@ -51,6 +58,11 @@ impl CodeLevel {
     pub fn name(&self) -> &'static str {
         // SAFETY: levels come from checked descriptors only, whose names are constant C strings.
         unsafe { text(self.0.name) }
+    }
+
+    /// Its name as a C string, constant as the descriptor.
+    pub fn c_name(&self) -> *const c_char {
+        self.0.name
     }
 
     /// Bits of [`moec_abi::features`] that it needs.
@@ -193,14 +205,15 @@ impl Descriptor {
     }
 }
 
-/// What to compile for on a CPU with these features.
+/// What the owner of a CPU with these features can do.
 fn remedy(present: u64) -> &'static str {
     let v3 = features::X86_64_V2 | features::AVX2 | features::FMA | features::F16C;
     let v4 = v3 | features::AVX512;
     match present {
-        _ if present & v4 == v4 => "x86-64-v4",
-        _ if present & v3 == v3 => "x86-64-v3",
-        _ => "native",
+        _ if present & v4 == v4 => "build it again with `--target-cpu x86-64-v4`",
+        _ if present & v3 == v3 => "build it again with `--target-cpu x86-64-v3`",
+        _ if cfg!(target_arch = "x86_64") => "moec needs AVX2 and FMA, so use a CPU of 2013 or later that has them",
+        _ => "build it again with `--target-cpu native`",
     }
 }
 

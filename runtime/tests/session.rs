@@ -5,7 +5,10 @@ mod fake;
 use fake::{Shape, expected_logits};
 use moec_abi::PAGE_TOKENS;
 use moec_runtime::kv::Sequence;
-use moec_runtime::{Descriptor, Error, LogitRows, Logits, Model, Options, Part, PayloadSource, PoolOptions, Session};
+use moec_runtime::scheduler::Pooling;
+use moec_runtime::{
+    Descriptor, Error, LogitRows, Logits, Model, Options, Part, PayloadSource, PoolOptions, Sampling, Session,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -355,4 +358,68 @@ fn damaged_and_foreign_sessions_are_refused() {
     assert!(error.to_string().starts_with("cannot read the session "), "{error}");
     let error = session.save(&dir.path().join("no/such/place")).err().unwrap();
     assert!(error.to_string().starts_with("cannot write the session "), "{error}");
+}
+
+/// The tokens that greedy sampling gives after `prompt`, `count` of them.
+fn greedy(shape: &Shape, prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut all = prompt.to_vec();
+    for _ in 0..count {
+        let logits = expected_logits(shape, &all);
+        let best = (0..logits.len()).reduce(|best, id| if logits[id] > logits[best] { id } else { best }).unwrap();
+        all.push(best as u32);
+    }
+    all.split_off(prompt.len())
+}
+
+#[test]
+fn a_session_is_an_iterator_of_tokens() {
+    let shape = Shape { context: 120, eos: Vec::new(), ..Shape::default() };
+    let model = open(&shape, 2);
+    let prompt = tokens(60);
+    let expected = greedy(&shape, &prompt, 60);
+    let mut session = Session::new(&model);
+    assert!(matches!(session.generate(&[], Sampling::default()), Err(Error::NoLogits)));
+    let mut generation = session.generate(&prompt, Sampling::default()).unwrap();
+    let first: Vec<u32> = generation.by_ref().take(10).map(Result::unwrap).collect();
+    assert_eq!(first, expected[..10]);
+    generation.finish().unwrap();
+    assert_eq!(session.tokens(), [&prompt[..], &expected[..10]].concat());
+    // Goes on where it was, to the end of the context.
+    let rest: Vec<u32> = session.generate(&[], Sampling::default()).unwrap().map(Result::unwrap).collect();
+    assert_eq!(rest, expected[10..]);
+    assert!(session.generate(&[], Sampling::default()).unwrap().next().is_none());
+    assert!(matches!(session.generate(&[1], Sampling::default()), Err(Error::ContextFull { .. })));
+
+    // The end token is not given out.
+    let ending = Shape { eos: vec![expected[7]], context: 500, ..shape };
+    let stop = expected.iter().position(|id| *id == expected[7]).unwrap();
+    let model = open(&ending, 1);
+    let mut session = Session::new(&model);
+    let mut generation = session.generate(&prompt, Sampling::default()).unwrap();
+    let found: Vec<u32> = generation.by_ref().map(Result::unwrap).collect();
+    assert_eq!(found, expected[..stop]);
+    assert!(generation.next().is_none());
+}
+
+#[test]
+fn embeddings_depend_on_the_tokens_only() {
+    for window in [0, 30] {
+        let shape = Shape { window, ..Shape::default() };
+        let tokens = tokens(100);
+        let hidden: Vec<Vec<f32>> = (1..=tokens.len()).map(|n| fake::expected_hidden(&shape, &tokens[..n])).collect();
+        for threads in [1, 3] {
+            let model = open(&shape, threads);
+            let last = model.embed(&tokens, Pooling::Last).unwrap();
+            assert_eq!(&last, hidden.last().unwrap());
+            let mean = model.embed(&tokens, Pooling::Mean).unwrap();
+            for (i, value) in mean.iter().enumerate() {
+                let sum = hidden.iter().fold(0.0, |sum, row| sum + row[i]);
+                assert_eq!(*value, sum * (1.0 / 100.0f32));
+            }
+            assert_eq!(model.pages().pages_in_use(), 0);
+            assert!(matches!(model.embed(&[], Pooling::Mean), Err(Error::NoTokens)));
+            assert!(matches!(model.embed(&[384], Pooling::Mean), Err(Error::Token { id: 384, .. })));
+            assert!(matches!(model.embed(&[1; 1001], Pooling::Last), Err(Error::ContextFull { tokens: 1001, .. })));
+        }
+    }
 }

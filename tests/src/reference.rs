@@ -51,12 +51,14 @@ fn f32s(bytes: &[u8]) -> Vec<f32> {
 pub struct ModelWeights<'a> {
     model: &'a Model,
     frequencies: Vec<f64>,
+    amplitude: f64,
 }
 
 impl<'a> ModelWeights<'a> {
     /// Of this model.
     pub fn new(model: &'a Model) -> ModelWeights<'a> {
-        ModelWeights { model, frequencies: frequencies(&model.config.rope, model.config.head_dim) }
+        let rope = &model.config.rope;
+        ModelWeights { model, frequencies: frequencies(rope, model.config.head_dim), amplitude: rope.amplitude() }
     }
 }
 
@@ -93,8 +95,8 @@ impl WeightSource for ModelWeights<'_> {
     fn rotation(&self, position: usize, cos: &mut [f32], sin: &mut [f32]) {
         for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&self.frequencies) {
             let angle = position as f64 * frequency;
-            *cos = angle.cos() as f32;
-            *sin = angle.sin() as f32;
+            *cos = (self.amplitude * angle.cos()) as f32;
+            *sin = (self.amplitude * angle.sin()) as f32;
         }
     }
 }

@@ -50,7 +50,7 @@ fn requests() -> Vec<Value> {
         .map(|i| {
             let prompt = if i % 2 == 0 { questions[i / 2].0.clone() } else { long(i % 7) };
             json!({
-                "prompt": prompt, "max_tokens": 5 + i % 20, "temperature": [0.0, 1.0, 2.0][i % 3], "seed": i, "logprobs": 3,
+                "prompt": prompt, "max_tokens": 5 + i % 20, "temperature": ([0.0, 1.0, 2.0][i % 3]), "seed": i, "logprobs": 3,
                 "frequency_penalty": if i % 5 == 0 { 0.5 } else { 0.0 }, "ignore_eos": i % 4 == 1,
             })
         })
@@ -80,7 +80,8 @@ fn answers_are_the_same_bits_alone_and_in_company() {
         // The first round finds the prefix cache cold, the second one warm.
         for round in 0..2 {
             let company: Vec<String> = std::thread::scope(|scope| {
-                let ask = |request| scope.spawn(|| answer(&server, request));
+                let server = &server;
+                let ask = |request| scope.spawn(move || answer(server, request));
                 let threads: Vec<_> = requests.iter().map(ask).collect();
                 threads.into_iter().map(|thread| thread.join().expect("an answer")).collect()
             });

@@ -1,5 +1,6 @@
 //! `moec synth`
 
+use super::output::say;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use moec::synth::{self, Preset};
@@ -20,6 +21,9 @@ pub struct Synth {
     /// Layers, if not as many as the real model has
     #[arg(long, value_name = "N")]
     layers: Option<usize>,
+    /// Make the weight files holes: zeros that take no room on the disk, whatever the size of the model
+    #[arg(long, conflicts_with = "seed")]
+    sparse: bool,
     /// Same seed, same weights
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -41,14 +45,14 @@ impl Synth {
         let flag = Arc::clone(&cancelled);
         let handled = ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed));
         drop(handled);
-        let result = synth::write(self.preset, self.layers, self.seed, &self.output, &|done, all| {
+        let result = synth::write(self.preset, self.layers, self.seed, self.sparse, &self.output, &|done, all| {
             bar.set_length(all);
             bar.set_position(done);
             if cancelled.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         bar.finish_and_clear();
         result?;
-        eprintln!("wrote {}", self.output.display());
+        say(format_args!("wrote {}", self.output.display()));
         Ok(0)
     }
 }

@@ -1,12 +1,14 @@
 //! The graph of a model: one function from its configuration to the imported graph IR.
 //!
-//! Mixtral, Mistral and Llama differ in two places: the feed-forward block (experts behind a router, or one dense block) and the
-//! sliding window. The graph is spelled out in small operations; making it fast is the passes' work. Deliberately absent:
+//! Architectures differ in parts: the feed-forward block (experts behind a router, or one dense block), biases, norms of q and k, windows. Which
+//! a model has, the configuration says. The graph is spelled out in small operations; making it fast is the passes' work. Deliberately absent:
 //! positions and rotary frequencies, which are inputs of a step and tables of the payload.
 
+use super::architecture::HeadNorm;
 use super::config::{Experts, ModelConfig};
-use super::tensors::{Dtype, TensorTable};
-use moec_ir::graph::{DType, Graph, Layout, Mode, Op, Role, Selection, Source, ValueId, Weight, WeightId};
+use super::dtype::Dtype;
+use super::tensors::TensorTable;
+use moec_ir::graph::{DType, Graph, Layout, Mode, Op, Role, Scores, Selection, Source, ValueId, Weight, WeightId};
 
 /// What a graph needs to know of the stored weights.
 pub trait WeightInfo {
@@ -21,6 +23,7 @@ impl WeightInfo for TensorTable {
             Dtype::F32 => DType::F32,
             Dtype::Bf16 => DType::Bf16,
             Dtype::F16 => DType::F16,
+            _ => DType::Packed,
         };
         Some((stored, info.shape.clone()))
     }
@@ -63,33 +66,54 @@ impl Build<'_> {
     }
 
     fn attention(&mut self, layer: usize, residual: ValueId) -> ValueId {
-        let &ModelConfig { heads, kv_heads, head_dim, sliding_window: window, .. } = self.config;
+        let &ModelConfig { heads, kv_heads, head_dim, qkv_bias, output_bias, .. } = self.config;
         let x = self.norm(format!("layers.{layer}.attention_norm"), residual);
-        let q = self.project(x, format!("layers.{layer}.q"), Role::Attention);
-        let k = self.project(x, format!("layers.{layer}.k"), Role::Attention);
-        let v = self.project(x, format!("layers.{layer}.v"), Role::Attention);
+        let mut project = |name: &str| {
+            let name = format!("layers.{layer}.{name}");
+            let y = self.project(x, name.clone(), Role::Attention);
+            self.biased(y, name, qkv_bias)
+        };
+        let (q, k, v) = (project("q"), project("k"), project("v"));
+        let q = self.head_norm(q, format!("layers.{layer}.q_norm"), heads);
+        let k = self.head_norm(k, format!("layers.{layer}.k_norm"), kv_heads);
         let scale = 1.0 / (head_dim as f32).sqrt();
         let q = self.one(Op::Rope { x: q, heads, head_dim, scale });
         let k = self.one(Op::Rope { x: k, heads: kv_heads, head_dim, scale: 1.0 });
         let kv = self.one(Op::KvStore { k, v, layer, kv_heads, head_dim });
+        let window = self.config.window(layer);
         let y = self.one(Op::Attention { q, kv, layer, heads, kv_heads, head_dim, window });
-        let o = self.project(y, format!("layers.{layer}.o"), Role::Attention);
+        let name = format!("layers.{layer}.o");
+        let o = self.project(y, name.clone(), Role::Attention);
+        let o = self.biased(o, name, output_bias);
         self.one(Op::Add { a: residual, b: o })
     }
 
     fn dense(&mut self, layer: usize, residual: ValueId) -> ValueId {
         let x = self.norm(format!("layers.{layer}.ffn_norm"), residual);
-        let gate = self.project(x, format!("layers.{layer}.gate"), Role::Ffn);
-        let up = self.project(x, format!("layers.{layer}.up"), Role::Ffn);
+        let y = self.block(x, format!("layers.{layer}"), self.config.ffn_bias);
+        self.one(Op::Add { a: residual, b: y })
+    }
+
+    /// Gate, up and down, the weights under `path`.
+    fn block(&mut self, x: ValueId, path: String, bias: bool) -> ValueId {
+        let mut project = |x: ValueId, name: &str| {
+            let name = format!("{path}.{name}");
+            let y = self.project(x, name.clone(), Role::Ffn);
+            self.biased(y, name, bias)
+        };
+        let (gate, up) = (project(x, "gate"), project(x, "up"));
         let h = self.gated(gate, up);
-        let down = self.project(h, format!("layers.{layer}.down"), Role::Ffn);
-        self.one(Op::Add { a: residual, b: down })
+        let name = format!("{path}.down");
+        let y = self.project(h, name.clone(), Role::Ffn);
+        self.biased(y, name, bias)
     }
 
     fn experts(&mut self, layer: usize, residual: ValueId, experts: Experts) -> ValueId {
         let x = self.norm(format!("layers.{layer}.ffn_norm"), residual);
         let logits = self.project(x, format!("layers.{layer}.router"), Role::Router);
-        let chosen = self.push(Op::TopK { logits, k: experts.per_token, selection: Selection::Scan });
+        let scores = if experts.normalized { Scores::Chosen } else { Scores::All };
+        let shared = experts.shared;
+        let chosen = self.push(Op::TopK { logits, k: experts.per_token, selection: Selection::Scan, scores });
         let (experts, weights) = (chosen[0], chosen[1]);
         let matrix =
             |build: &mut Self, name: &str| build.weight(format!("layers.{layer}.experts.{name}"), Role::Experts);
@@ -100,7 +124,13 @@ impl Build<'_> {
         let h = self.gated(gate, up);
         let w = matrix(self, "down");
         let down = self.one(Op::ExpertMatmul { x: h, experts, w });
-        let y = self.one(Op::ExpertCombine { y: down, weights });
+        let mut y = self.one(Op::ExpertCombine { y: down, weights });
+        if shared.is_some() {
+            let gate = self.project(x, format!("layers.{layer}.shared_gate"), Role::Router);
+            let common = self.block(x, format!("layers.{layer}.shared"), false);
+            let common = self.one(Op::GateRows { x: common, gate });
+            y = self.one(Op::Add { a: y, b: common });
+        }
         self.one(Op::Add { a: residual, b: y })
     }
 
@@ -117,6 +147,23 @@ impl Build<'_> {
     fn project(&mut self, x: ValueId, name: String, role: Role) -> ValueId {
         let w = self.weight(name, role);
         self.one(Op::Matmul { x, w })
+    }
+
+    /// `y` with the bias of the weight `name`, if it has one.
+    fn biased(&mut self, y: ValueId, name: String, has: bool) -> ValueId {
+        if !has {
+            return y;
+        }
+        let w = self.weight(format!("{name}_bias"), Role::Bias);
+        self.one(Op::AddBias { x: y, w })
+    }
+
+    /// `x` with its heads normed, if the model does.
+    fn head_norm(&mut self, x: ValueId, name: String, heads: usize) -> ValueId {
+        let Some(norm) = self.config.head_norm else { return x };
+        let w = self.weight(name, Role::Norm);
+        let (head_dim, eps) = (self.config.head_dim, self.config.norm_eps);
+        self.one(Op::HeadNorm { x, w, heads, head_dim, eps, across: norm == HeadNorm::Across })
     }
 
     fn weight(&mut self, name: String, role: Role) -> WeightId {

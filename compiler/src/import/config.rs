@@ -4,38 +4,13 @@
 //! Deliberately absent: dtypes (the headers of the weight files know them; the config's is often wrong) and training-only keys.
 //! The rules for absent keys and nulls are those of the configuration classes of transformers.
 
+use super::architecture::{Architecture, AttentionBias, Description, HeadNorm, Window, WindowedLayers};
 use super::error::ImportError;
 use super::json::{self, Field, Object, describe, quote};
+use super::packed::{self, Packing};
+use super::rope::{self, Rope};
 use serde_json::Value;
 use std::path::Path;
-
-/// The model families that moec knows.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Architecture {
-    /// `MixtralForCausalLM`: a router and experts in each layer.
-    Mixtral,
-    /// `MistralForCausalLM`: dense.
-    Mistral,
-    /// `LlamaForCausalLM`: dense.
-    Llama,
-}
-
-impl Architecture {
-    /// The name in `config.json`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Architecture::Mixtral => "MixtralForCausalLM",
-            Architecture::Mistral => "MistralForCausalLM",
-            Architecture::Llama => "LlamaForCausalLM",
-        }
-    }
-}
-
-impl std::fmt::Display for Architecture {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// The experts of each layer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -44,38 +19,10 @@ pub struct Experts {
     pub count: usize,
     /// How many each token uses, `1 ..= count`.
     pub per_token: usize,
-}
-
-/// Rotary position embedding.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub struct Rope {
-    /// Base of the frequencies.
-    pub theta: f64,
-    /// How the frequencies are changed for long contexts.
-    pub scaling: RopeScaling,
-}
-
-/// How rotary frequencies are changed for long contexts.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub enum RopeScaling {
-    /// Not at all.
-    None,
-    /// Every frequency is divided by `factor`.
-    Linear {
-        /// The divisor.
-        factor: f64,
-    },
-    /// Llama 3: low frequencies are divided by `factor`, high ones kept, those between interpolated.
-    Llama3 {
-        /// The divisor of low frequencies.
-        factor: f64,
-        /// Wavelengths above `original_context / low_freq_factor` are low frequencies.
-        low_freq_factor: f64,
-        /// Wavelengths below `original_context / high_freq_factor` are high frequencies.
-        high_freq_factor: f64,
-        /// The context (tokens) that the model was first trained with.
-        original_context: usize,
-    },
+    /// Whether the scores of the chosen ones sum up to 1; otherwise the softmax is over all.
+    pub normalized: bool,
+    /// Elements inside the expert that every token uses behind a gate of its own; `None` if there is none.
+    pub shared: Option<usize>,
 }
 
 /// The shape of a model.
@@ -105,54 +52,26 @@ pub struct ModelConfig {
     pub context: usize,
     /// Keys that a token sees, its own included; `None` for all.
     pub sliding_window: Option<usize>,
+    /// Layers in which a token sees all keys in spite of `sliding_window`, rising.
+    pub full_layers: Vec<usize>,
+    /// Whether q, k and v have biases.
+    pub qkv_bias: bool,
+    /// Whether the projection from the heads has one.
+    pub output_bias: bool,
+    /// Whether gate, up and down have biases.
+    pub ffn_bias: bool,
+    /// What norms q and k.
+    pub head_norm: Option<HeadNorm>,
     /// Rotary position embedding.
     pub rope: Rope,
+    /// How matrices are stored, when the directory says that they are quantized.
+    pub packing: Option<Packing>,
     /// Whether the output projection is the embedding (after [`open`](super::open): and none is stored).
     pub tied: bool,
     /// Id that starts a text.
     pub bos_token_id: Option<u32>,
     /// Ids that end a generation.
     pub eos_token_ids: Vec<u32>,
-}
-
-/// What an absent key means.
-struct Defaults {
-    ffn: usize,
-    kv_heads: Option<usize>,
-    context: usize,
-    norm_eps: f64,
-    theta: f64,
-    sliding_window: Option<usize>,
-}
-
-impl Architecture {
-    /// Every supported architecture, with its `model_type`.
-    const ALL: [(Architecture, &'static str); 3] =
-        [(Architecture::Mixtral, "mixtral"), (Architecture::Mistral, "mistral"), (Architecture::Llama, "llama")];
-
-    const fn defaults(self) -> Defaults {
-        match self {
-            Architecture::Mixtral => Defaults {
-                ffn: 14336,
-                kv_heads: Some(8),
-                context: 131072,
-                norm_eps: 1e-5,
-                theta: 1e6,
-                sliding_window: None,
-            },
-            Architecture::Mistral => Defaults {
-                ffn: 14336,
-                kv_heads: Some(8),
-                context: 131072,
-                norm_eps: 1e-6,
-                theta: 1e4,
-                sliding_window: Some(4096),
-            },
-            Architecture::Llama => {
-                Defaults { ffn: 11008, kv_heads: None, context: 2048, norm_eps: 1e-6, theta: 1e4, sliding_window: None }
-            }
-        }
-    }
 }
 
 /// Largest sizes that are taken for honest. They keep every product of two of them far from overflow.
@@ -162,7 +81,7 @@ const MAX_LAYERS: usize = 1 << 10;
 const MAX_HEADS: usize = 1 << 12;
 const MAX_HEAD_DIM: usize = 1 << 13;
 const MAX_EXPERTS: usize = 1 << 10;
-const MAX_CONTEXT: usize = 1 << 28;
+pub(crate) const MAX_CONTEXT: usize = 1 << 28;
 
 impl ModelConfig {
     /// Reads `config.json`. `path` is only for messages.
@@ -172,16 +91,24 @@ impl ModelConfig {
     /// does not support.
     pub fn parse(bytes: &[u8], path: &Path) -> Result<ModelConfig, ImportError> {
         let map = json::parse(bytes, path)?;
-        let config = Object { path, prefix: "", map: &map };
-        let architecture = architecture(config)?;
-        refuse_unsupported(config)?;
-        let defaults = architecture.defaults();
+        ModelConfig::from_object(Object { path, prefix: "", map: &map })
+    }
 
-        let vocab = config.size("vocab_size", 32000, 1..=MAX_VOCAB)?;
-        let hidden = config.size("hidden_size", 4096, 1..=MAX_WIDTH)?;
-        let ffn = config.size("intermediate_size", defaults.ffn, 1..=MAX_WIDTH)?;
-        let layers = config.size("num_hidden_layers", 32, 1..=MAX_LAYERS)?;
-        let heads = config.size("num_attention_heads", 32, 1..=MAX_HEADS)?;
+    /// Reads the keys of a `config.json`.
+    pub(crate) fn from_object(config: Object) -> Result<ModelConfig, ImportError> {
+        let architecture = architecture(config)?;
+        let description = architecture.description();
+        refuse_unsupported(config, description)?;
+        let defaults = description.defaults;
+
+        let vocab = config.size("vocab_size", defaults.vocab, 1..=MAX_VOCAB)?;
+        let hidden = config.size("hidden_size", defaults.hidden, 1..=MAX_WIDTH)?;
+        let ffn = match description.experts.and_then(|experts| experts.ffn) {
+            Some((key, default)) => config.size(key, default, 1..=MAX_WIDTH)?,
+            None => config.size("intermediate_size", defaults.ffn, 1..=MAX_WIDTH)?,
+        };
+        let layers = config.size("num_hidden_layers", defaults.layers, 1..=MAX_LAYERS)?;
+        let heads = config.size("num_attention_heads", defaults.heads, 1..=MAX_HEADS)?;
         let kv_heads = match config.integer("num_key_value_heads", 1..=MAX_HEADS)? {
             Field::Absent => defaults.kv_heads.unwrap_or(heads),
             Field::Null => heads,
@@ -195,16 +122,21 @@ impl ModelConfig {
             Field::Absent | Field::Null => defaults.context,
             Field::Value(value) => value,
         };
-        let sliding_window = match architecture {
-            Architecture::Llama => None,
-            Architecture::Mixtral | Architecture::Mistral => {
-                match config.integer("sliding_window", 1..=usize::MAX >> 1)? {
-                    Field::Absent => defaults.sliding_window,
-                    Field::Null => None,
-                    Field::Value(value) => Some(value),
-                }
+        let (sliding_window, full_layers) = window(config, description, layers)?;
+        let (qkv_bias, output_bias) = match description.attention_bias {
+            AttentionBias::Never => (false, false),
+            AttentionBias::Always => (true, false),
+            AttentionBias::Key { key, default, output } => {
+                let bias = config.boolean(key)?.some().unwrap_or(default);
+                (bias, bias && output)
             }
         };
+        let ffn_bias = match description.ffn_bias {
+            Some(key) => config.boolean(key)?.some().unwrap_or(false),
+            None => false,
+        };
+        let rope = rope::parse(config, defaults.theta, context)?;
+        let context = rope.context(context);
         Ok(ModelConfig {
             architecture,
             vocab,
@@ -213,54 +145,69 @@ impl ModelConfig {
             layers,
             heads,
             kv_heads,
-            head_dim: head_dim(config, hidden, heads)?,
-            experts: experts(config, architecture)?,
+            head_dim: head_dim(config, description, hidden, heads)?,
+            experts: experts(config, description)?,
             norm_eps: config.positive("rms_norm_eps", 1.0)?.some().unwrap_or(defaults.norm_eps) as f32,
             context,
             sliding_window,
-            rope: rope(config, defaults.theta, context)?,
+            full_layers,
+            qkv_bias,
+            output_bias,
+            ffn_bias,
+            head_norm: description.head_norm,
+            rope,
+            packing: packed::parse(config)?,
             tied: config.boolean("tie_word_embeddings")?.some().unwrap_or(false),
-            bos_token_id: bos_token_id(config, vocab)?.unwrap_or((vocab > 1).then_some(1)),
-            eos_token_ids: eos_token_ids(config, vocab)?.unwrap_or(if vocab > 2 { vec![2] } else { Vec::new() }),
+            bos_token_id: bos_token_id(config, vocab)?.unwrap_or(defaults.bos.filter(|&id| (id as usize) < vocab)),
+            eos_token_ids: eos_token_ids(config, vocab)?
+                .unwrap_or_else(|| defaults.eos.into_iter().filter(|&id| (id as usize) < vocab).collect()),
         })
+    }
+
+    /// Keys that a token sees in `layer`; `None` for all.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.sliding_window.filter(|_| self.full_layers.binary_search(&layer).is_err())
     }
 }
 
 fn architecture(config: Object) -> Result<Architecture, ImportError> {
-    let supported = || {
-        let names: Vec<&str> = Architecture::ALL.iter().map(|(architecture, _)| architecture.name()).collect();
-        names.join(", ")
-    };
+    let names = || Architecture::all().map(Architecture::name).collect::<Vec<_>>().join(", ");
+    let types = || Architecture::all().map(|one| one.description().model_type).collect::<Vec<_>>().join(", ");
     let named = match config.list("architectures")?.some().map(Vec::as_slice) {
         None | Some([]) => None,
-        Some([Value::String(name), ..]) => match Architecture::ALL.iter().find(|(known, _)| known.name() == name) {
-            Some(&found) => Some(found),
-            None => return Err(config.unsupported("architectures", quote(name), supported())),
+        Some([Value::String(name), ..]) => match Architecture::all().find(|known| known.name() == name) {
+            Some(found) => Some(found),
+            None => return Err(config.unsupported("architectures", quote(name), names())),
         },
         Some([other, ..]) => return Err(config.wrong("architectures", "a list of strings", describe(other))),
     };
     let typed = config.string("model_type")?.some();
     match (named, typed) {
-        (Some((architecture, expected)), Some(found)) if expected != found => {
+        (Some(architecture), Some(found)) if architecture.description().model_type != found => {
+            let expected = architecture.description().model_type;
             let expected = format!("\"{expected}\", as `architectures` says {architecture}");
             Err(config.wrong("model_type", expected, quote(found)))
         }
-        (Some((architecture, _)), _) => Ok(architecture),
-        (None, Some(name)) => match Architecture::ALL.iter().find(|(_, known)| *known == name) {
-            Some(&(architecture, _)) => Ok(architecture),
-            None => Err(config.unsupported("model_type", quote(name), "mixtral, mistral, llama")),
+        (Some(architecture), _) => Ok(architecture),
+        (None, Some(name)) => match Architecture::all().find(|known| known.description().model_type == name) {
+            Some(architecture) => Ok(architecture),
+            None => Err(config.unsupported("model_type", quote(name), types())),
         },
         (None, None) => {
-            Err(config.wrong("architectures", format!("the name of an architecture ({})", supported()), "none"))
+            Err(config.wrong("architectures", format!("the name of an architecture ({})", names()), "none"))
         }
     }
 }
 
 /// Features that change the computation and that moec does not have.
-fn refuse_unsupported(config: Object) -> Result<(), ImportError> {
+fn refuse_unsupported(config: Object, description: &Description) -> Result<(), ImportError> {
+    let biases = match description.attention_bias {
+        AttentionBias::Key { key, .. } => [Some(key), description.ffn_bias],
+        AttentionBias::Never | AttentionBias::Always => [None, description.ffn_bias],
+    };
     for key in ["attention_bias", "mlp_bias"] {
-        if config.boolean(key)?.some() == Some(true) {
-            return Err(config.unsupported(key, "true", "false"));
+        if !biases.contains(&Some(key)) && config.boolean(key)?.some() == Some(true) {
+            return Err(config.unsupported(key, "true", format!("false for {}", description.name)));
         }
     }
     if let Some(name) = config.string("hidden_act")?.some()
@@ -268,25 +215,91 @@ fn refuse_unsupported(config: Object) -> Result<(), ImportError> {
     {
         return Err(config.unsupported("hidden_act", quote(name), "\"silu\""));
     }
-    for key in ["quantization_config", "compression_config"] {
-        if let Field::Value(value) = config.field(key) {
-            let method = value.get("quant_method").and_then(Value::as_str);
-            let found = method.map_or_else(|| describe(value), quote);
-            return Err(config.unsupported(key, found, "weights that are not quantized (bf16, f16 or f32)"));
-        }
+    if let Field::Value(value) = config.field("clip_qkv") {
+        return Err(config.unsupported("clip_qkv", describe(value), "null"));
     }
-    if let Some(types) = config.list("layer_types")?.some()
-        && types.iter().any(|kind| *kind != types[0])
-    {
-        return Err(config.unsupported("layer_types", "a mix of kinds", "the same kind of attention in every layer"));
+    if description.experts.is_some() {
+        if !matches!(config.integer("decoder_sparse_step", 0..=MAX_LAYERS)?.some(), None | Some(1)) {
+            let found = config.map.get("decoder_sparse_step").map(describe).unwrap_or_default();
+            return Err(config.unsupported("decoder_sparse_step", found, "1: experts in every layer"));
+        }
+        if let Some(dense) = config.list("mlp_only_layers")?.some().filter(|layers| !layers.is_empty()) {
+            let found = format!("a list of {}", dense.len());
+            return Err(config.unsupported("mlp_only_layers", found, "an empty list: experts in every layer"));
+        }
     }
     Ok(())
 }
 
-fn head_dim(config: Object, hidden: usize, heads: usize) -> Result<usize, ImportError> {
-    let head_dim = match config.integer("head_dim", 1..=MAX_HEAD_DIM)?.some() {
+/// The window, and the layers without it.
+fn window(
+    config: Object,
+    description: &Description,
+    layers: usize,
+) -> Result<(Option<usize>, Vec<usize>), ImportError> {
+    let size = |default: Option<usize>| {
+        Ok::<_, ImportError>(match config.integer("sliding_window", 1..=usize::MAX >> 1)? {
+            Field::Absent => default,
+            Field::Null => None,
+            Field::Value(value) => Some(value),
+        })
+    };
+    let switched = match description.window {
+        Window::Never | Window::Everywhere(_) => {
+            if let Some(types) = config.list("layer_types")?.some()
+                && types.iter().any(|kind| *kind != types[0])
+            {
+                let supported = "the same kind of attention in every layer";
+                return Err(config.unsupported("layer_types", "a mix of kinds", supported));
+            }
+            let window = if let Window::Everywhere(default) = description.window { size(default)? } else { None };
+            return Ok((window, Vec::new()));
+        }
+        Window::Switched(layers) => layers,
+    };
+    if config.boolean("use_sliding_window")?.some() != Some(true) {
+        return Ok((None, Vec::new()));
+    }
+    let Some(window) = size(Some(4096))? else { return Ok((None, Vec::new())) };
+    let listed = config.list("layer_types")?.some().filter(|_| switched != WindowedLayers::All);
+    let windowed: Vec<bool> = if let Some(types) = listed {
+        let kind = |kind: &Value| match kind.as_str() {
+            Some("sliding_attention") => Ok(true),
+            Some("full_attention") => Ok(false),
+            _ => Err(config.unsupported("layer_types", describe(kind), "full_attention, sliding_attention")),
+        };
+        let windowed = types.iter().map(kind).collect::<Result<Vec<bool>, _>>()?;
+        if windowed.len() != layers {
+            let expected = format!("one for each of the {layers} layers");
+            return Err(config.wrong("layer_types", expected, windowed.len().to_string()));
+        }
+        windowed
+    } else {
+        let limit = config.size("max_window_layers", 28, 0..=MAX_LAYERS)?;
+        let is_windowed = |layer: usize| match switched {
+            WindowedLayers::All => true,
+            WindowedLayers::Late => layer >= limit,
+            WindowedLayers::EvenEarly => layer.is_multiple_of(2) && layer < limit,
+        };
+        (0..layers).map(is_windowed).collect()
+    };
+    let full: Vec<usize> = (0..layers).filter(|&layer| !windowed[layer]).collect();
+    Ok(if full.len() == layers { (None, Vec::new()) } else { (Some(window), full) })
+}
+
+/// Without a value it is `hidden / heads`.
+fn head_dim(config: Object, description: &Description, hidden: usize, heads: usize) -> Result<usize, ImportError> {
+    let given = match config.integer("head_dim", 1..=MAX_HEAD_DIM)? {
+        Field::Absent => description.defaults.head_dim,
+        Field::Null => None,
+        Field::Value(value) => Some(value),
+    };
+    let rounds = !description.whole_heads;
+    let head_dim = match given {
         Some(value) => value,
-        None if hidden.is_multiple_of(heads) && hidden / heads <= MAX_HEAD_DIM => hidden / heads,
+        None if (rounds || hidden.is_multiple_of(heads)) && (1..=MAX_HEAD_DIM).contains(&(hidden / heads)) => {
+            hidden / heads
+        }
         None => {
             let expected = format!("a value, as `hidden_size` / `num_attention_heads` is {hidden} / {heads}");
             return Err(config.wrong("head_dim", expected, "none"));
@@ -299,78 +312,24 @@ fn head_dim(config: Object, hidden: usize, heads: usize) -> Result<usize, Import
     Ok(head_dim)
 }
 
-fn experts(config: Object, architecture: Architecture) -> Result<Option<Experts>, ImportError> {
-    match architecture {
-        Architecture::Mistral | Architecture::Llama => Ok(None),
-        Architecture::Mixtral => {
-            let key = if config.map.contains_key("num_local_experts") { "num_local_experts" } else { "num_experts" };
-            let count = config.size(key, 8, 1..=MAX_EXPERTS)?;
-            let per_token = config.size("num_experts_per_tok", 2, 1..=MAX_EXPERTS)?;
-            if per_token > count {
-                let expected = format!("at most the number of experts ({count})");
-                return Err(config.wrong("num_experts_per_tok", expected, per_token.to_string()));
-            }
-            Ok(Some(Experts { count, per_token }))
-        }
+fn experts(config: Object, description: &Description) -> Result<Option<Experts>, ImportError> {
+    let Some(keys) = description.experts else { return Ok(None) };
+    let first = keys.count.iter().find(|key| config.map.contains_key(**key)).unwrap_or(&keys.count[0]);
+    let count = config.size(first, keys.default_count, 1..=MAX_EXPERTS)?;
+    let per_token = config.size("num_experts_per_tok", keys.per_token, 1..=MAX_EXPERTS)?;
+    if per_token > count {
+        let expected = format!("at most the number of experts ({count})");
+        return Err(config.wrong("num_experts_per_tok", expected, per_token.to_string()));
     }
-}
-
-/// A non-empty `rope_scaling` (the old key) replaces `rope_parameters` (the new one); either may hold theta.
-fn rope(config: Object, default_theta: f64, context: usize) -> Result<Rope, ImportError> {
-    const MAX: f64 = 1e18;
-    let old = config.object("rope_scaling")?.some().filter(|map| !map.is_empty());
-    let new = config.object("rope_parameters")?.some();
-    let (key, parameters) = match (old, new) {
-        (Some(map), _) => ("rope_scaling", Some(map)),
-        (None, Some(map)) => ("rope_parameters", Some(map)),
-        (None, None) => ("", None),
+    let normalized = match keys.normalized {
+        Some((key, default)) => config.boolean(key)?.some().unwrap_or(default),
+        None => true,
     };
-    let outer_theta = config.positive("rope_theta", MAX)?.some();
-    partial_rotary(config)?;
-    let Some(map) = parameters else {
-        return Ok(Rope { theta: outer_theta.unwrap_or(default_theta), scaling: RopeScaling::None });
+    let shared = match keys.shared {
+        Some((key, default)) => Some(config.size(key, default, 1..=MAX_WIDTH)?),
+        None => None,
     };
-    let prefix = format!("{key}.");
-    let parameters = Object { path: config.path, prefix: &prefix, map };
-    if let Some((kind, _)) = map.iter().find(|(_, value)| value.is_object()) {
-        return Err(parameters.unsupported(kind, "an object", "one rotary embedding for all layers"));
-    }
-    partial_rotary(parameters)?;
-    let theta = parameters.positive("rope_theta", MAX)?.some().or(outer_theta).unwrap_or(default_theta);
-    let factor = |key: &str| match parameters.positive(key, MAX)? {
-        Field::Value(value) => Ok(value),
-        Field::Absent | Field::Null => Err(parameters.wrong(key, "a number above 0", "none")),
-    };
-    let key = if map.contains_key("rope_type") { "rope_type" } else { "type" };
-    let scaling = match parameters.string(key)?.some().unwrap_or("default") {
-        "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: factor("factor")? },
-        "llama3" => {
-            let (low, high) = (factor("low_freq_factor")?, factor("high_freq_factor")?);
-            if low >= high {
-                let expected = format!("less than `high_freq_factor` ({high})");
-                return Err(parameters.wrong("low_freq_factor", expected, low.to_string()));
-            }
-            let original = parameters.integer("original_max_position_embeddings", 1..=MAX_CONTEXT)?;
-            RopeScaling::Llama3 {
-                factor: factor("factor")?,
-                low_freq_factor: low,
-                high_freq_factor: high,
-                original_context: original.some().unwrap_or(context),
-            }
-        }
-        other => {
-            return Err(parameters.unsupported(key, quote(other), "\"default\", \"linear\", \"llama3\""));
-        }
-    };
-    Ok(Rope { theta, scaling })
-}
-
-fn partial_rotary(object: Object) -> Result<(), ImportError> {
-    match object.positive("partial_rotary_factor", 1.0)?.some() {
-        Some(factor) if factor != 1.0 => Err(object.unsupported("partial_rotary_factor", factor.to_string(), "1.0")),
-        _ => Ok(()),
-    }
+    Ok(Some(Experts { count, per_token, normalized, shared }))
 }
 
 /// `bos_token_id`: `None` when absent, `Some(None)` when null.

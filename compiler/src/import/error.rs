@@ -128,6 +128,16 @@ pub(crate) fn clip(text: &str) -> String {
 }
 
 impl ImportError {
+    /// The same with another name for its key, if `name` knows one.
+    pub(crate) fn rename(mut self, name: impl Fn(&str) -> Option<String>) -> ImportError {
+        if let ImportError::Key { key, .. } | ImportError::Unsupported { key, .. } = &mut self
+            && let Some(other) = name(key)
+        {
+            *key = other;
+        }
+        self
+    }
+
     pub(crate) fn path(path: &Path, what: impl Into<String>) -> ImportError {
         ImportError::Path { path: path.into(), what: what.into() }
     }

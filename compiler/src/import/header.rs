@@ -3,8 +3,8 @@
 //! The `safetensors` crate checks the same, but its errors do not name the tensor, and of two tensors with one name it
 //! keeps one. Deliberately absent: which tensors a model needs ([`super::names`]).
 
+use super::dtype::Dtype;
 use super::error::{ImportError, clip};
-use safetensors::Dtype;
 use safetensors::tensor::TensorInfo;
 use serde::de::{Error, MapAccess, Visitor};
 use std::collections::{BTreeMap, HashSet};
@@ -13,15 +13,45 @@ use std::path::Path;
 /// Longest header that is read, the limit of the format's own library.
 const LIMIT: u64 = 100_000_000;
 
+/// What the elements of a stored tensor are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Element {
+    /// A type that weights may have.
+    Known(Dtype),
+    /// Another, by the name that its file format gives it.
+    Other(String),
+}
+
+impl From<safetensors::Dtype> for Element {
+    fn from(dtype: safetensors::Dtype) -> Element {
+        match dtype {
+            safetensors::Dtype::F32 => Element::Known(Dtype::F32),
+            safetensors::Dtype::BF16 => Element::Known(Dtype::Bf16),
+            safetensors::Dtype::F16 => Element::Known(Dtype::F16),
+            safetensors::Dtype::F8_E4M3 => Element::Known(Dtype::Fp8),
+            other => Element::Other(other.to_string()),
+        }
+    }
+}
+
+impl std::fmt::Display for Element {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Element::Known(dtype) => f.write_str(dtype.name()),
+            Element::Other(name) => f.write_str(name),
+        }
+    }
+}
+
 /// One tensor of a file.
 #[derive(Debug)]
 pub(crate) struct Entry {
     pub(crate) name: String,
-    pub(crate) dtype: Dtype,
+    pub(crate) element: Element,
     pub(crate) shape: Vec<usize>,
     /// Bytes from the start of the file; not aligned to anything.
     pub(crate) offset: usize,
-    /// Size in bytes: that of the shape and the dtype, and inside the file.
+    /// Size in bytes: that of the shape and the type, and inside the file. 0 for a type of which it is not known.
     pub(crate) bytes: usize,
 }
 
@@ -142,7 +172,7 @@ fn check(name: String, claim: TensorInfo, start: usize, data: usize, path: &Path
         .filter(|bits| bits.is_multiple_of(8));
     match bits {
         Some(bits) if bits / 8 == end - begin => {
-            Ok(Entry { dtype: claim.dtype, shape: claim.shape, offset: start + begin, bytes: bits / 8, name })
+            Ok(Entry { element: claim.dtype.into(), shape: claim.shape, offset: start + begin, bytes: bits / 8, name })
         }
         Some(bits) => wrong(
             format!("{} bytes, as its shape is {:?} of {}", bits / 8, claim.shape, claim.dtype),

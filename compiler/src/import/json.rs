@@ -160,6 +160,13 @@ impl<'a> Object<'a> {
         })
     }
 
+    /// A number from 0 to `max`.
+    pub(crate) fn not_negative(self, key: &str, max: f64) -> Result<Field<f64>, ImportError> {
+        self.typed(key, format!("a number from 0 to {max:e}"), |value| {
+            value.as_f64().filter(|value| (0.0..=max).contains(value))
+        })
+    }
+
     pub(crate) fn boolean(self, key: &str) -> Result<Field<bool>, ImportError> {
         self.typed(key, "true or false", Value::as_bool)
     }

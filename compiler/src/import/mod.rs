@@ -1,34 +1,44 @@
-//! From a model directory to a checked configuration, a table of stored weights and the tokenizer's files.
+//! From a model directory or a GGUF file to a checked configuration, a table of stored weights and the tokenizer's files.
 //!
 //! [`open`] is the way in. It reads configurations and headers only, and refuses whatever later steps could stumble over: a model that
-//! opens has every weight, in the shape that its configuration calls for. Deliberately absent: GGUF, and reading weights before
-//! somebody asks for rows of them.
+//! opens has every weight, in the shape that its configuration calls for. Deliberately absent: reading weights before somebody asks for
+//! rows of them.
 
+pub mod architecture;
 pub mod build;
 pub mod config;
+mod dequantize;
+mod dtype;
 mod error;
+mod gguf;
 mod header;
 mod json;
 pub(crate) mod names;
+mod packed;
+mod rope;
 mod shards;
 mod tensors;
 mod tokenizer;
 
+pub use architecture::{Architecture, HeadNorm};
 pub use build::{WeightInfo, build_graph};
-pub use config::{Architecture, Experts, ModelConfig, Rope, RopeScaling};
+pub use config::{Experts, ModelConfig};
+pub use dtype::Dtype;
 pub use error::ImportError;
+pub use packed::Packing;
+pub use rope::{Rope, RopeScaling};
 pub use shards::ShardIdentity;
-pub use tensors::{Dtype, RawRows, TensorInfo, TensorTable};
+pub use tensors::{RawRows, TensorInfo, TensorTable};
 pub use tokenizer::TokenizerFiles;
 
 use std::path::{Path, PathBuf};
 
-/// A model as it lies in its directory, checked.
+/// A model as it lies in its files, checked.
 #[derive(Debug)]
 pub struct Model {
-    /// The directory's name.
+    /// The name of the directory, or of the GGUF file without its extension.
     pub name: String,
-    /// The directory.
+    /// The directory that its files are in.
     pub directory: PathBuf,
     /// The shape of the model.
     pub config: ModelConfig,
@@ -38,11 +48,14 @@ pub struct Model {
     pub tokenizer: TokenizerFiles,
 }
 
-/// Opens a model directory: `config.json`, `*.safetensors`, `tokenizer.json`, and what else there is beside them.
+/// Opens a model directory (`config.json`, `*.safetensors`, `tokenizer.json`, and what else there is beside them) or a GGUF file.
 ///
 /// # Errors
 /// Whatever keeps the model from being compiled, in words for the user.
 pub fn open(path: &Path) -> Result<Model, ImportError> {
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) && path.is_file() {
+        return gguf::open(path);
+    }
     let directory = directory(path)?;
     let file = directory.join("config.json");
     let Some(bytes) = json::read(&file)? else {
@@ -57,7 +70,7 @@ pub fn open(path: &Path) -> Result<Model, ImportError> {
 }
 
 fn directory(path: &Path) -> Result<PathBuf, ImportError> {
-    const WANTED: &str = "expected a model directory (config.json, *.safetensors, tokenizer.json)";
+    const WANTED: &str = "expected a model directory (config.json, *.safetensors, tokenizer.json) or a .gguf file";
     let metadata = match std::fs::metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -69,7 +82,6 @@ fn directory(path: &Path) -> Result<PathBuf, ImportError> {
         return Ok(path.into());
     }
     let what = match path.extension().and_then(|extension| extension.to_str()) {
-        Some("gguf") => format!("GGUF files are not supported yet; {WANTED}"),
         Some("safetensors" | "json") => format!("this is one file of a model; {WANTED}: give the one that it is in"),
         _ => format!("this is a file; {WANTED}"),
     };

@@ -1,9 +1,10 @@
 //! Which stored tensor holds which weight: the naming schemes of model files, against moec's names.
 //!
-//! Experts come in two layouts. On the hub each expert has three matrices (`block_sparse_moe.experts.E.w1`, `w2`, `w3`);
-//! transformers 5 keeps one `mlp.experts.gate_up_proj` `[E, 2 × ffn, hidden]` (gate rows first) and one `down_proj` `[E, hidden, ffn]`.
+//! [`weights`] lists what a configuration calls for, [`HUGGING_FACE`] and [`GGUF`] say where it may be stored. Several weights may be rows of one
+//! tensor: gate and up, q, k and v, all experts. A tensor may have several names over the years; the first that is stored counts.
 //! Deliberately absent: files and bytes.
 
+use super::architecture::HeadNorm;
 use super::config::ModelConfig;
 
 /// A weight under moec's name, and where its pieces are.
@@ -17,81 +18,311 @@ pub(crate) struct Slot {
     pub(crate) parts: Vec<Part>,
 }
 
-/// A piece of a weight: a run of elements inside one stored tensor.
+/// A piece of a weight: a run of rows inside one stored tensor.
 #[derive(Debug)]
 pub(crate) struct Part {
     /// The tensor's name in the file.
     pub(crate) stored: String,
     /// The whole tensor's shape.
     pub(crate) stored_shape: Vec<usize>,
-    /// Elements of the tensor before this piece.
+    /// Rows of the tensor before this piece, those of earlier experts included.
     pub(crate) skip: usize,
+    /// The size of the heads whose rotary halves lie interleaved, row by row, instead of one after the other.
+    pub(crate) interleaved: Option<usize>,
 }
 
-/// Whether a stored tensor belongs to no weight on purpose: rotary frequencies, which follow from the configuration.
-pub(crate) fn is_ignored(stored: &str) -> bool {
-    stored.ends_with("rotary_emb.inv_freq")
+/// Who named the tensors.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Naming {
+    /// The modules of transformers.
+    HuggingFace,
+    /// llama.cpp.
+    Gguf,
+}
+
+/// Where a weight may be.
+#[derive(Clone, Copy)]
+enum Place {
+    /// A tensor of its own. Of experts: one for each when the name has `{expert}`, else one with an axis of experts.
+    Own(&'static str),
+    /// Rows of a tensor (for each expert) that has those of these weights one below the other.
+    Rows(&'static str, &'static [&'static str]),
+}
+use Place::{Own, Rows};
+
+impl Place {
+    const fn template(self) -> &'static str {
+        match self {
+            Own(template) | Rows(template, _) => template,
+        }
+    }
+}
+
+/// A weight's name without its layer, and where it may be.
+type Row = (&'static str, &'static [Place]);
+
+/// The names of transformers. Those of experts on the hub, then those that transformers 5 writes.
+const HUGGING_FACE: &[Row] = &[
+    ("embed", &[Own("model.embed_tokens.weight")]),
+    ("norm", &[Own("model.norm.weight")]),
+    ("output", &[Own("lm_head.weight")]),
+    ("attention_norm", &[Own("model.layers.{layer}.input_layernorm.weight")]),
+    ("q", &[Own("model.layers.{layer}.self_attn.q_proj.weight"), Rows(HF_QKV, QKV)]),
+    ("k", &[Own("model.layers.{layer}.self_attn.k_proj.weight"), Rows(HF_QKV, QKV)]),
+    ("v", &[Own("model.layers.{layer}.self_attn.v_proj.weight"), Rows(HF_QKV, QKV)]),
+    ("q_bias", &[Own("model.layers.{layer}.self_attn.q_proj.bias")]),
+    ("k_bias", &[Own("model.layers.{layer}.self_attn.k_proj.bias")]),
+    ("v_bias", &[Own("model.layers.{layer}.self_attn.v_proj.bias")]),
+    ("q_norm", &[Own("model.layers.{layer}.self_attn.q_norm.weight")]),
+    ("k_norm", &[Own("model.layers.{layer}.self_attn.k_norm.weight")]),
+    ("o", &[Own("model.layers.{layer}.self_attn.o_proj.weight")]),
+    ("o_bias", &[Own("model.layers.{layer}.self_attn.o_proj.bias")]),
+    ("ffn_norm", &[Own("model.layers.{layer}.post_attention_layernorm.weight")]),
+    ("gate", &[Own("model.layers.{layer}.mlp.gate_proj.weight"), Rows(HF_GATE_UP, GATE_UP)]),
+    ("gate_bias", &[Own("model.layers.{layer}.mlp.gate_proj.bias")]),
+    ("up", &[Own("model.layers.{layer}.mlp.up_proj.weight"), Rows(HF_GATE_UP, GATE_UP)]),
+    ("up_bias", &[Own("model.layers.{layer}.mlp.up_proj.bias")]),
+    ("down", &[Own("model.layers.{layer}.mlp.down_proj.weight")]),
+    ("down_bias", &[Own("model.layers.{layer}.mlp.down_proj.bias")]),
+    (
+        "router",
+        &[Own("model.layers.{layer}.block_sparse_moe.gate.weight"), Own("model.layers.{layer}.mlp.gate.weight")],
+    ),
+    (
+        "experts.gate",
+        &[
+            Own("model.layers.{layer}.block_sparse_moe.experts.{expert}.w1.weight"),
+            Own("model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight"),
+            Rows("model.layers.{layer}.mlp.experts.gate_up_proj", EXPERTS_GATE_UP),
+        ],
+    ),
+    (
+        "experts.up",
+        &[
+            Own("model.layers.{layer}.block_sparse_moe.experts.{expert}.w3.weight"),
+            Own("model.layers.{layer}.mlp.experts.{expert}.up_proj.weight"),
+            Rows("model.layers.{layer}.mlp.experts.gate_up_proj", EXPERTS_GATE_UP),
+        ],
+    ),
+    (
+        "experts.down",
+        &[
+            Own("model.layers.{layer}.block_sparse_moe.experts.{expert}.w2.weight"),
+            Own("model.layers.{layer}.mlp.experts.{expert}.down_proj.weight"),
+            Own("model.layers.{layer}.mlp.experts.down_proj"),
+        ],
+    ),
+    ("shared_gate", &[Own("model.layers.{layer}.mlp.shared_expert_gate.weight")]),
+    ("shared.gate", &[Own("model.layers.{layer}.mlp.shared_expert.gate_proj.weight")]),
+    ("shared.up", &[Own("model.layers.{layer}.mlp.shared_expert.up_proj.weight")]),
+    ("shared.down", &[Own("model.layers.{layer}.mlp.shared_expert.down_proj.weight")]),
+];
+
+const QKV: &[&str] = &["q", "k", "v"];
+const QKV_BIASES: &[&str] = &["q_bias", "k_bias", "v_bias"];
+const GATE_UP: &[&str] = &["gate", "up"];
+const EXPERTS_GATE_UP: &[&str] = &["experts.gate", "experts.up"];
+const HF_QKV: &str = "model.layers.{layer}.self_attn.qkv_proj.weight";
+const HF_GATE_UP: &str = "model.layers.{layer}.mlp.gate_up_proj.weight";
+
+/// The names of llama.cpp (`gguf-py/gguf/constants.py`).
+const GGUF: &[Row] = &[
+    ("embed", &[Own("token_embd.weight")]),
+    ("norm", &[Own("output_norm.weight")]),
+    ("output", &[Own("output.weight")]),
+    ("attention_norm", &[Own("blk.{layer}.attn_norm.weight")]),
+    ("q", &[Own("blk.{layer}.attn_q.weight"), Rows("blk.{layer}.attn_qkv.weight", QKV)]),
+    ("k", &[Own("blk.{layer}.attn_k.weight"), Rows("blk.{layer}.attn_qkv.weight", QKV)]),
+    ("v", &[Own("blk.{layer}.attn_v.weight"), Rows("blk.{layer}.attn_qkv.weight", QKV)]),
+    ("q_bias", &[Own("blk.{layer}.attn_q.bias"), Rows("blk.{layer}.attn_qkv.bias", QKV_BIASES)]),
+    ("k_bias", &[Own("blk.{layer}.attn_k.bias"), Rows("blk.{layer}.attn_qkv.bias", QKV_BIASES)]),
+    ("v_bias", &[Own("blk.{layer}.attn_v.bias"), Rows("blk.{layer}.attn_qkv.bias", QKV_BIASES)]),
+    ("q_norm", &[Own("blk.{layer}.attn_q_norm.weight")]),
+    ("k_norm", &[Own("blk.{layer}.attn_k_norm.weight")]),
+    ("o", &[Own("blk.{layer}.attn_output.weight")]),
+    ("o_bias", &[Own("blk.{layer}.attn_output.bias")]),
+    ("ffn_norm", &[Own("blk.{layer}.ffn_norm.weight")]),
+    ("gate", &[Own("blk.{layer}.ffn_gate.weight"), Rows("blk.{layer}.ffn_up.weight", GATE_UP)]),
+    ("gate_bias", &[Own("blk.{layer}.ffn_gate.bias")]),
+    ("up", &[Own("blk.{layer}.ffn_up.weight"), Rows("blk.{layer}.ffn_up.weight", GATE_UP)]),
+    ("up_bias", &[Own("blk.{layer}.ffn_up.bias")]),
+    ("down", &[Own("blk.{layer}.ffn_down.weight")]),
+    ("down_bias", &[Own("blk.{layer}.ffn_down.bias")]),
+    ("router", &[Own("blk.{layer}.ffn_gate_inp.weight")]),
+    ("experts.gate", &[Own("blk.{layer}.ffn_gate_exps.weight"), Own("blk.{layer}.ffn_gate.{expert}.weight")]),
+    ("experts.up", &[Own("blk.{layer}.ffn_up_exps.weight"), Own("blk.{layer}.ffn_up.{expert}.weight")]),
+    ("experts.down", &[Own("blk.{layer}.ffn_down_exps.weight"), Own("blk.{layer}.ffn_down.{expert}.weight")]),
+    ("shared_gate", &[Own("blk.{layer}.ffn_gate_inp_shexp.weight")]),
+    ("shared.gate", &[Own("blk.{layer}.ffn_gate_shexp.weight")]),
+    ("shared.up", &[Own("blk.{layer}.ffn_up_shexp.weight")]),
+    ("shared.down", &[Own("blk.{layer}.ffn_down_shexp.weight")]),
+];
+
+/// The divisors of rotary frequencies in a GGUF file.
+pub(crate) const GGUF_ROPE_DIVISORS: &str = "rope_freqs.weight";
+
+/// Whether a stored tensor belongs to no weight on purpose: rotary frequencies, which follow from the configuration, and in `packed` models
+/// the scales of activations, which moec finds anew for each row.
+pub(crate) fn is_ignored(stored: &str, packed: bool) -> bool {
+    let scale = || ["input_scale", "k_scale", "v_scale", "output_scale"].iter().any(|name| stored.ends_with(name));
+    stored.ends_with("rotary_emb.inv_freq") || stored == GGUF_ROPE_DIVISORS || (packed && scale())
+}
+
+/// Every weight that a layer needs, without the layer's name, and its shape, in the order in which a step reads them.
+fn layer_weights(config: &ModelConfig) -> Vec<(&'static str, Vec<usize>)> {
+    let &ModelConfig { hidden, ffn, heads, kv_heads, head_dim, .. } = config;
+    let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+    let mut all: Vec<(&'static str, Vec<usize>)> = vec![("attention_norm", vec![hidden])];
+    all.extend([("q", vec![q, hidden]), ("k", vec![kv, hidden]), ("v", vec![kv, hidden])]);
+    if config.qkv_bias {
+        all.extend([("q_bias", vec![q]), ("k_bias", vec![kv]), ("v_bias", vec![kv])]);
+    }
+    match config.head_norm {
+        Some(HeadNorm::Each) => all.extend([("q_norm", vec![head_dim]), ("k_norm", vec![head_dim])]),
+        Some(HeadNorm::Across) => all.extend([("q_norm", vec![q]), ("k_norm", vec![kv])]),
+        None => {}
+    }
+    all.push(("o", vec![hidden, q]));
+    if config.output_bias {
+        all.push(("o_bias", vec![hidden]));
+    }
+    all.push(("ffn_norm", vec![hidden]));
+    let Some(experts) = config.experts else {
+        for (weight, bias, rows, cols) in
+            [("gate", "gate_bias", ffn, hidden), ("up", "up_bias", ffn, hidden), ("down", "down_bias", hidden, ffn)]
+        {
+            all.push((weight, vec![rows, cols]));
+            if config.ffn_bias {
+                all.push((bias, vec![rows]));
+            }
+        }
+        return all;
+    };
+    all.push(("router", vec![experts.count, hidden]));
+    all.extend([
+        ("experts.gate", vec![experts.count, ffn, hidden]),
+        ("experts.up", vec![experts.count, ffn, hidden]),
+        ("experts.down", vec![experts.count, hidden, ffn]),
+    ]);
+    if let Some(width) = experts.shared {
+        all.extend([
+            ("shared_gate", vec![1, hidden]),
+            ("shared.gate", vec![width, hidden]),
+            ("shared.up", vec![width, hidden]),
+            ("shared.down", vec![hidden, width]),
+        ]);
+    }
+    all
 }
 
 /// Calls `slot` for every weight that the configuration needs, in the order in which a step reads them, until it fails.
 ///
-/// `is_stored` tells whether the files have a tensor of a name: it decides between the expert layouts, and whether a tied output
-/// is stored after all (it is then the one to use).
+/// `stored` gives the shape of the tensor of a name, if the files have one: it decides between the places of a weight, and whether a
+/// tied output is stored after all (it is then the one to use).
 pub(crate) fn for_each_slot<E>(
     config: &ModelConfig,
-    is_stored: impl Fn(&str) -> bool,
+    naming: Naming,
+    stored: &dyn Fn(&str) -> Option<Vec<usize>>,
     mut slot: impl FnMut(Slot) -> Result<(), E>,
 ) -> Result<(), E> {
-    let ModelConfig { vocab, hidden, ffn, heads, kv_heads, head_dim, .. } = *config;
-    const EMBED: &str = "model.embed_tokens.weight";
-    const OUTPUT: &str = "lm_head.weight";
-    slot(whole("embed".into(), EMBED.into(), vec![vocab, hidden]))?;
+    let ModelConfig { vocab, hidden, .. } = *config;
+    let description = config.architecture.description();
+    let weights = layer_weights(config);
+    let mut scheme = Scheme {
+        table: if naming == Naming::Gguf { GGUF } else { HUGGING_FACE },
+        weights: &weights,
+        module: description.moe_module,
+        interleaved: (naming == Naming::Gguf && description.interleaved_in_gguf).then_some(config.head_dim),
+        stored,
+    };
+    slot(scheme.slot("embed", None, vec![vocab, hidden]))?;
     for layer in 0..config.layers {
-        let name = |weight: &str| format!("layers.{layer}.{weight}");
-        let stored = |tensor: &str| format!("model.layers.{layer}.{tensor}");
-        let mut matrix =
-            |weight: &str, tensor: &str, shape: Vec<usize>| slot(whole(name(weight), stored(tensor), shape));
-        matrix("attention_norm", "input_layernorm.weight", vec![hidden])?;
-        matrix("q", "self_attn.q_proj.weight", vec![heads * head_dim, hidden])?;
-        matrix("k", "self_attn.k_proj.weight", vec![kv_heads * head_dim, hidden])?;
-        matrix("v", "self_attn.v_proj.weight", vec![kv_heads * head_dim, hidden])?;
-        matrix("o", "self_attn.o_proj.weight", vec![hidden, heads * head_dim])?;
-        matrix("ffn_norm", "post_attention_layernorm.weight", vec![hidden])?;
-        let Some(experts) = config.experts else {
-            matrix("gate", "mlp.gate_proj.weight", vec![ffn, hidden])?;
-            matrix("up", "mlp.up_proj.weight", vec![ffn, hidden])?;
-            matrix("down", "mlp.down_proj.weight", vec![hidden, ffn])?;
-            continue;
-        };
-        let fused = is_stored(&stored("mlp.experts.gate_up_proj")) || is_stored(&stored("mlp.gate.weight"));
-        let router = if fused { "mlp.gate.weight" } else { "block_sparse_moe.gate.weight" };
-        matrix("router", router, vec![experts.count, hidden])?;
-        for (weight, unfused, tensor, rows, cols, step, skip) in [
-            ("gate", "w1", "gate_up_proj", ffn, hidden, 2 * ffn * hidden, 0),
-            ("up", "w3", "gate_up_proj", ffn, hidden, 2 * ffn * hidden, ffn * hidden),
-            ("down", "w2", "down_proj", hidden, ffn, hidden * ffn, 0),
-        ] {
-            let part = |expert: usize| {
-                if fused {
-                    let stored_shape = vec![experts.count, step / cols, cols];
-                    Part { stored: stored(&format!("mlp.experts.{tensor}")), stored_shape, skip: expert * step + skip }
-                } else {
-                    let tensor = format!("block_sparse_moe.experts.{expert}.{unfused}.weight");
-                    Part { stored: stored(&tensor), stored_shape: vec![rows, cols], skip: 0 }
-                }
-            };
-            slot(Slot {
-                weight: name(&format!("experts.{weight}")),
-                shape: vec![experts.count, rows, cols],
-                parts: (0..experts.count).map(part).collect(),
-            })?;
+        for (weight, shape) in &weights {
+            slot(scheme.slot(weight, Some(layer), shape.clone()))?;
         }
     }
-    slot(whole("norm".into(), "model.norm.weight".into(), vec![hidden]))?;
-    let output = if config.tied && !is_stored(OUTPUT) { EMBED } else { OUTPUT };
-    slot(whole("output".into(), output.into(), vec![vocab, hidden]))
+    slot(scheme.slot("norm", None, vec![hidden]))?;
+    let mut output = scheme.slot("output", None, vec![vocab, hidden]);
+    if config.tied && stored(&output.parts[0].stored).is_none() {
+        output.parts = scheme.slot("embed", None, vec![vocab, hidden]).parts;
+    }
+    slot(output)
 }
 
-fn whole(weight: String, stored: String, shape: Vec<usize>) -> Slot {
-    Slot { weight, shape: shape.clone(), parts: vec![Part { stored, stored_shape: shape, skip: 0 }] }
+struct Scheme<'a> {
+    table: &'static [Row],
+    /// Shapes of a layer's weights.
+    weights: &'a [(&'static str, Vec<usize>)],
+    /// The module in which the experts are expected.
+    module: &'static str,
+    interleaved: Option<usize>,
+    stored: &'a dyn Fn(&str) -> Option<Vec<usize>>,
+}
+
+impl Scheme<'_> {
+    fn slot(&mut self, weight: &str, layer: Option<usize>, shape: Vec<usize>) -> Slot {
+        let (_, places) = self.table.iter().find(|(name, _)| *name == weight).expect("every weight has a place");
+        let parts = |place: &Place| self.parts(*place, weight, layer, &shape);
+        let found: Vec<_> = places.iter().map(|place| (place, (self.stored)(&parts(place)[0].stored))).collect();
+        let right = found.iter().find(|(place, stored)| {
+            stored.as_ref().is_some_and(|stored| same_shape(stored, &parts(place)[0].stored_shape))
+        });
+        // A tensor of another shape is meant, unless it is another weight's own.
+        let others = |place: &Place| {
+            let own = |other: &Place| matches!(other, Own(template) if *template == place.template());
+            matches!(place, Rows(..)) && self.table.iter().any(|(_, places)| places.iter().any(own))
+        };
+        let there = || found.iter().find(|(place, stored)| stored.is_some() && !others(place));
+        let module = format!(".{}.", self.module);
+        let likely = || found.iter().find(|(place, _)| place.template().contains(&module));
+        let (place, stored) = right.or_else(there).or_else(likely).unwrap_or(&found[0]);
+        let parts = parts(place);
+        if weight == "router" && stored.is_some() && place.template().contains(".mlp.") {
+            self.module = "mlp";
+        }
+        let weight = layer.map_or_else(|| weight.to_string(), |layer| format!("layers.{layer}.{weight}"));
+        Slot { weight, shape, parts }
+    }
+
+    fn parts(&self, place: Place, weight: &str, layer: Option<usize>, shape: &[usize]) -> Vec<Part> {
+        let template = match layer {
+            Some(layer) => place.template().replace("{layer}", &layer.to_string()),
+            None => place.template().to_string(),
+        };
+        let experts = if let [experts, _, _] = shape { *experts } else { 1 };
+        // A vector is one row, or as many as it has elements where it is a part of another.
+        let rows = |shape: &[usize]| if let [.., rows, _] = shape { *rows } else { shape[0] };
+        let (before, all) = match place {
+            Own(_) => (0, rows(shape)),
+            Rows(_, weights) => {
+                let rows_of = |name: &&str| {
+                    let (_, shape) = self.weights.iter().find(|(other, _)| other == name)?;
+                    Some(rows(shape))
+                };
+                let before = weights.iter().take_while(|name| **name != weight).filter_map(rows_of).sum();
+                (before, weights.iter().filter_map(rows_of).sum())
+            }
+        };
+        let interleaved = self.interleaved.filter(|_| matches!(weight, "q" | "k" | "q_bias" | "k_bias"));
+        let mut stored_shape = shape.to_vec();
+        let axis = stored_shape.len().saturating_sub(2);
+        stored_shape[axis] = all;
+        let each = template.contains("{expert}");
+        if each {
+            stored_shape.remove(0);
+        }
+        let part = |expert: usize| Part {
+            stored: template.replace("{expert}", &expert.to_string()),
+            stored_shape: stored_shape.clone(),
+            skip: before + if each { 0 } else { expert * all },
+            interleaved,
+        };
+        (0..experts).map(part).collect()
+    }
+}
+
+/// Whether two shapes differ in leading ones only: GGUF files leave them out.
+pub(crate) fn same_shape(a: &[usize], b: &[usize]) -> bool {
+    let significant = |shape: &[usize]| -> Vec<usize> { shape.iter().copied().skip_while(|&n| n == 1).collect() };
+    significant(a) == significant(b)
 }

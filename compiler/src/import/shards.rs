@@ -37,7 +37,11 @@ pub(crate) struct Shard {
 }
 
 impl Shard {
-    fn open(path: PathBuf) -> Result<(Shard, Vec<Entry>), ImportError> {
+    /// Maps a file. `parse` reads its header and gives the header's hash with whatever else it finds.
+    pub(crate) fn open<T>(
+        path: PathBuf,
+        parse: impl FnOnce(&[u8], &Path) -> Result<([u8; 32], T), ImportError>,
+    ) -> Result<(Shard, T), ImportError> {
         let fail = |error| ImportError::read(&path, error);
         let metadata = std::fs::metadata(&path).map_err(fail)?;
         if !metadata.is_file() {
@@ -47,14 +51,14 @@ impl Shard {
         // SAFETY: the mapping is read-only and private. That nobody writes to a model's files while it is compiled is what every
         // reader of mapped files relies on; the data are plain numbers, of which any value is sound.
         let map = unsafe { Mmap::map(&file) }.map_err(fail)?;
-        let header = Header::parse(&map, &path)?;
+        let (header_hash, found) = parse(&map, &path)?;
         let identity = ShardIdentity {
             file: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             bytes: map.len() as u64,
             modified_ns: i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec()),
-            header_hash: header.hash,
+            header_hash,
         };
-        Ok((Shard { path, identity, map }, header.entries))
+        Ok((Shard { path, identity, map }, found))
     }
 
     /// Bytes of the file.
@@ -113,12 +117,16 @@ pub(crate) fn open(directory: &Path) -> Result<Files, ImportError> {
             let what = format!("this file is missing, and `{INDEX}` names it; download it");
             return Err(ImportError::path(&file, what));
         }
-        let (shard, entries) = Shard::open(file)?;
+        let (shard, entries) = Shard::open(file, |bytes, path| {
+            let header = Header::parse(bytes, path)?;
+            Ok((header.hash, header.entries))
+        })?;
         shards.push(shard);
         tensors.extend(entries.into_iter().map(|entry| (number, entry)));
     }
-    check_places(&shards, &tensors, &places)?;
-    Ok(Files { shards, tensors })
+    let files = Files { shards, tensors };
+    check_places(&files, &places)?;
+    Ok(files)
 }
 
 fn no_weights(directory: &Path) -> ImportError {
@@ -165,15 +173,24 @@ pub(crate) fn parse_index(bytes: &[u8], path: &Path) -> Result<Index, ImportErro
     Ok(Index { files: files.keys().map(|&name| name.to_owned()).collect(), places })
 }
 
-/// Every tensor is in one file only, and in the file where the index says it is.
-fn check_places(shards: &[Shard], tensors: &[(usize, Entry)], places: &[(String, usize)]) -> Result<(), ImportError> {
-    let mut found_in: HashMap<&str, usize> = HashMap::with_capacity(tensors.len());
-    for (shard, entry) in tensors {
-        if let Some(other) = found_in.insert(&entry.name, *shard) {
-            let found = format!("another in {}", shards[other].path.display());
-            return Err(ImportError::tensor(&shards[*shard].path, &entry.name, "one tensor of this name", found));
+impl Files {
+    /// Which file each tensor is in; it is in one only.
+    pub(crate) fn check_names(&self) -> Result<HashMap<&str, usize>, ImportError> {
+        let mut found_in: HashMap<&str, usize> = HashMap::with_capacity(self.tensors.len());
+        for (shard, entry) in &self.tensors {
+            if let Some(other) = found_in.insert(&entry.name, *shard) {
+                let (path, found) =
+                    (&self.shards[*shard].path, format!("another in {}", self.shards[other].path.display()));
+                return Err(ImportError::tensor(path, &entry.name, "one tensor of this name", found));
+            }
         }
+        Ok(found_in)
     }
+}
+
+/// Every tensor is in one file only, and in the file where the index says it is.
+fn check_places(files: &Files, places: &[(String, usize)]) -> Result<(), ImportError> {
+    let (found_in, shards) = (files.check_names()?, &files.shards);
     for (tensor, shard) in places {
         if found_in.get(tensor.as_str()) != Some(shard) {
             let found = match found_in.get(tensor.as_str()) {

@@ -4,50 +4,16 @@
 //! All methods take `&self` and may be called from many threads. Deliberately absent: conversion to packed layouts.
 
 use super::config::ModelConfig;
+use super::dequantize;
+use super::dtype::Dtype;
 use super::error::{ImportError, clip};
-use super::header::Entry;
-use super::names::{self, Slot};
+use super::header::{Element, Entry};
+use super::names::{self, Naming, Part, Slot};
+use super::packed::{self, Packed, Packing, Stored};
 use super::shards::{self, Files, Shard, ShardIdentity};
-use half::slice::HalfFloatSliceExt;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
-
-/// How the elements of a stored weight are kept.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Dtype {
-    /// IEEE single.
-    F32,
-    /// bfloat16.
-    Bf16,
-    /// IEEE half.
-    F16,
-}
-
-impl Dtype {
-    /// Bytes of one element.
-    pub const fn bytes(self) -> usize {
-        match self {
-            Dtype::F32 => 4,
-            Dtype::Bf16 | Dtype::F16 => 2,
-        }
-    }
-
-    /// The name used in dumps and on the command line.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Dtype::F32 => "f32",
-            Dtype::Bf16 => "bf16",
-            Dtype::F16 => "f16",
-        }
-    }
-}
-
-impl std::fmt::Display for Dtype {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// What is known of a weight without reading it.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -88,34 +54,57 @@ struct Weight {
     pieces: Vec<Piece>,
 }
 
-/// The matrix of one expert (or the only one), inside a file.
+/// The matrix of one expert (or the only one).
 #[derive(Debug)]
-struct Piece {
+enum Piece {
+    /// Rows of blocks inside a file.
+    Blocks(Blocks),
+    /// Codes and scales in several tensors.
+    Packed(Packed),
+}
+
+#[derive(Debug)]
+struct Blocks {
     shard: usize,
+    /// Of its first row.
     offset: usize,
     dtype: Dtype,
+    /// The size of the heads whose halves lie interleaved, row by row.
+    interleaved: Option<usize>,
 }
 
 impl TensorTable {
     /// Maps the weight files of a directory and checks that they hold just what the configuration needs.
     ///
     /// # Errors
-    /// A file that is missing or damaged; a tensor that is missing, foreign, of another shape or of a type other than f32, bf16, f16.
+    /// A file that is missing or damaged; a tensor that is missing, foreign, of another shape or of a type that is not supported.
     pub fn open(directory: &Path, config: &ModelConfig) -> Result<TensorTable, ImportError> {
-        let Files { shards, tensors } = shards::open(directory)?;
+        TensorTable::new(shards::open(directory)?, config, Naming::HuggingFace, directory)
+    }
+
+    /// Finds the weights of `config` in files. `place` is only for messages.
+    pub(crate) fn new(
+        files: Files,
+        config: &ModelConfig,
+        naming: Naming,
+        place: &Path,
+    ) -> Result<TensorTable, ImportError> {
+        let Files { shards, tensors } = files;
         let by_name: HashMap<&str, usize> =
             tensors.iter().enumerate().map(|(number, (_, entry))| (entry.name.as_str(), number)).collect();
-        let mut finder = Finder::new(&shards, &tensors, &by_name);
+        let mut finder = Finder::new(&shards, &tensors, &by_name, naming, config.packing);
         let mut weights = Vec::new();
-        names::for_each_slot(
-            config,
-            |name| by_name.contains_key(name),
-            |slot| {
-                weights.extend(finder.take(slot)?);
-                Ok::<(), ImportError>(())
-            },
-        )?;
-        finder.finish(directory, config)?;
+        let stored = Tensors { entries: &tensors, by_name: &by_name };
+        let shape_of = |name: &str| match (stored.get(name), config.packing) {
+            (Some((_, entry)), _) => Some(entry.shape.clone()),
+            (None, Some(packing)) => packed::shape(&stored, packing, name),
+            (None, None) => None,
+        };
+        names::for_each_slot(config, naming, &shape_of, |slot| {
+            weights.extend(finder.take(slot)?);
+            Ok::<(), ImportError>(())
+        })?;
+        finder.finish(place, config)?;
         let parameters = finder.parameters;
         let by_name = weights.iter().enumerate().map(|(number, weight)| (weight.name.clone(), number)).collect();
         Ok(TensorTable { shards, weights, by_name, parameters })
@@ -140,7 +129,13 @@ impl TensorTable {
     pub fn is_tied(&self) -> bool {
         let start = |name: &str| {
             let piece = &self.weight(name).pieces[0];
-            (piece.shard, piece.offset)
+            match piece {
+                Piece::Blocks(blocks) => (blocks.shard, blocks.offset),
+                Piece::Packed(packed) => {
+                    let (shard, range) = packed.stretch(0..0);
+                    (shard, range.start)
+                }
+            }
         };
         start("embed") == start("output")
     }
@@ -152,27 +147,59 @@ impl TensorTable {
 
     /// Reads rows as f32, exactly. `out` has `rows.len() × cols` elements.
     pub fn read_rows(&self, name: &str, expert: usize, rows: Range<usize>, out: &mut [f32]) {
-        let raw = self.raw(name, expert, rows);
-        assert_eq!(out.len() * raw.dtype.bytes(), raw.bytes.len(), "reading `{name}` into a buffer of another size");
-        widen(raw, out);
+        let (weight, piece) = self.piece(name, expert, &rows);
+        assert_eq!(out.len(), rows.len() * weight.cols, "reading `{name}` into a buffer of another size");
+        let blocks = match piece {
+            Piece::Blocks(blocks) => blocks,
+            Piece::Packed(packed) => return packed.read(&self.shards, rows, out),
+        };
+        let shard = &self.shards[blocks.shard];
+        let read = |rows: Range<usize>, out: &mut [f32]| {
+            dequantize::read(blocks.dtype, shard.bytes(blocks.range(weight.cols, rows)), out);
+        };
+        match blocks.interleaved {
+            None => read(rows, out),
+            Some(head_dim) if weight.info.shape.len() == 1 => {
+                // A vector is one row, and its elements are interleaved.
+                let mut stored = vec![0.0; weight.cols];
+                read(rows, &mut stored);
+                for (i, out) in out.iter_mut().enumerate() {
+                    *out = stored[interleaved_place(i, head_dim)];
+                }
+            }
+            Some(head_dim) => {
+                for (row, out) in rows.zip(out.chunks_exact_mut(weight.cols)) {
+                    let row = interleaved_place(row, head_dim);
+                    read(row..row + 1, out);
+                }
+            }
+        }
     }
 
     /// Rows as they are stored.
+    ///
+    /// # Panics
+    /// When the rows do not lie one after the other in one tensor.
     pub fn raw(&self, name: &str, expert: usize, rows: Range<usize>) -> RawRows<'_> {
-        let (shard, range, dtype) = self.locate(name, expert, rows);
-        RawRows { dtype, bytes: shard.bytes(range) }
+        let (weight, piece) = self.piece(name, expert, &rows);
+        match piece {
+            Piece::Blocks(blocks) if blocks.interleaved.is_none() => {
+                RawRows { dtype: blocks.dtype, bytes: self.shards[blocks.shard].bytes(blocks.range(weight.cols, rows)) }
+            }
+            Piece::Blocks(_) | Piece::Packed(_) => panic!("the rows of `{name}` do not lie one after the other"),
+        }
     }
 
     /// Gives the memory of rows that were read back to the system, so that a walk over a model larger than memory stays small.
     /// They can be read again.
     pub fn release(&self, name: &str, expert: usize, rows: Range<usize>) {
-        let (shard, range, _) = self.locate(name, expert, rows);
+        let (shard, range) = self.stretch(name, expert, rows);
         shard.release(range);
     }
 
     /// Asks the system to start reading rows from disk.
     pub fn prefetch(&self, name: &str, expert: usize, rows: Range<usize>) {
-        let (shard, range, _) = self.locate(name, expert, rows);
+        let (shard, range) = self.stretch(name, expert, rows);
         shard.prefetch(range);
     }
 
@@ -183,7 +210,7 @@ impl TensorTable {
         }
     }
 
-    fn locate(&self, name: &str, expert: usize, rows: Range<usize>) -> (&Shard, Range<usize>, Dtype) {
+    fn piece(&self, name: &str, expert: usize, rows: &Range<usize>) -> (&Weight, &Piece) {
         let weight = self.weight(name);
         assert!(
             rows.start <= rows.end && rows.end <= weight.rows && expert < weight.pieces.len(),
@@ -191,37 +218,64 @@ impl TensorTable {
             weight.pieces.len(),
             weight.rows
         );
-        let piece = &weight.pieces[expert];
-        let stride = weight.cols * piece.dtype.bytes();
-        let range = piece.offset + rows.start * stride..piece.offset + rows.end * stride;
-        (&self.shards[piece.shard], range, piece.dtype)
+        (weight, &weight.pieces[expert])
+    }
+
+    /// The part of a file in which rows lie, with others between them if they are interleaved.
+    fn stretch(&self, name: &str, expert: usize, rows: Range<usize>) -> (&Shard, Range<usize>) {
+        let (weight, piece) = self.piece(name, expert, &rows);
+        let blocks = match piece {
+            Piece::Blocks(blocks) => blocks,
+            Piece::Packed(packed) => {
+                let (shard, range) = packed.stretch(rows);
+                return (&self.shards[shard], range);
+            }
+        };
+        let rows = match blocks.interleaved {
+            Some(head_dim) if weight.info.shape.len() > 1 => {
+                rows.start / head_dim * head_dim..rows.end.next_multiple_of(head_dim)
+            }
+            Some(_) | None => rows,
+        };
+        (&self.shards[blocks.shard], blocks.range(weight.cols, rows))
     }
 }
 
-/// Converts stored elements to f32. Every value of the narrow types is one.
-fn widen(raw: RawRows, out: &mut [f32]) {
-    const CHUNK: usize = 1024;
-    match raw.dtype {
-        Dtype::F32 => {
-            for (value, bytes) in out.iter_mut().zip(raw.bytes.as_chunks::<4>().0) {
-                *value = f32::from_le_bytes(*bytes);
-            }
+impl Piece {
+    fn dtype(&self) -> Dtype {
+        match self {
+            Piece::Blocks(blocks) => blocks.dtype,
+            Piece::Packed(packed) => packed.dtype,
         }
-        Dtype::Bf16 => {
-            for (value, bytes) in out.iter_mut().zip(raw.bytes.as_chunks::<2>().0) {
-                *value = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
-            }
-        }
-        Dtype::F16 => {
-            let mut aligned = [half::f16::ZERO; CHUNK];
-            for (values, bytes) in out.chunks_mut(CHUNK).zip(raw.bytes.chunks(2 * CHUNK)) {
-                let aligned = &mut aligned[..values.len()];
-                for (value, bytes) in aligned.iter_mut().zip(bytes.as_chunks::<2>().0) {
-                    *value = half::f16::from_le_bytes(*bytes);
-                }
-                aligned.convert_to_f32_slice(values);
-            }
-        }
+    }
+}
+
+impl Blocks {
+    /// The bytes of rows of `cols` elements.
+    fn range(&self, cols: usize, rows: Range<usize>) -> Range<usize> {
+        let stride = self.dtype.bytes(cols).expect("rows are whole blocks");
+        self.offset + rows.start * stride..self.offset + rows.end * stride
+    }
+}
+
+/// Where element `i` of rows of heads lies when the two halves of each head are interleaved: first of the first half, first of the second, …
+fn interleaved_place(i: usize, head_dim: usize) -> usize {
+    let (head, within) = (i / head_dim, i % head_dim);
+    let half = head_dim / 2;
+    let within = if within < half { 2 * within } else { 2 * (within - half) + 1 };
+    head * head_dim + within
+}
+
+/// The tensors of all files by name.
+struct Tensors<'a> {
+    entries: &'a [(usize, Entry)],
+    by_name: &'a HashMap<&'a str, usize>,
+}
+
+impl Stored for Tensors<'_> {
+    fn get(&self, name: &str) -> Option<(usize, &Entry)> {
+        let (shard, entry) = &self.entries[*self.by_name.get(name)?];
+        Some((*shard, entry))
     }
 }
 
@@ -230,6 +284,8 @@ struct Finder<'a> {
     shards: &'a [Shard],
     entries: &'a [(usize, Entry)],
     by_name: &'a HashMap<&'a str, usize>,
+    naming: Naming,
+    packing: Option<Packing>,
     used: Vec<bool>,
     parameters: u64,
     /// The first missing tensor, its shape, and how many are missing.
@@ -237,44 +293,100 @@ struct Finder<'a> {
 }
 
 impl<'a> Finder<'a> {
-    fn new(shards: &'a [Shard], entries: &'a [(usize, Entry)], by_name: &'a HashMap<&'a str, usize>) -> Finder<'a> {
-        Finder { shards, entries, by_name, used: vec![false; entries.len()], parameters: 0, missing: None }
+    fn new(
+        shards: &'a [Shard],
+        entries: &'a [(usize, Entry)],
+        by_name: &'a HashMap<&'a str, usize>,
+        naming: Naming,
+        packing: Option<Packing>,
+    ) -> Finder<'a> {
+        Finder {
+            shards,
+            entries,
+            by_name,
+            naming,
+            packing,
+            used: vec![false; entries.len()],
+            parameters: 0,
+            missing: None,
+        }
     }
 
     /// The weight of a slot; `None` if a part is missing, which [`Finder::finish`] reports.
     fn take(&mut self, slot: Slot) -> Result<Option<Weight>, ImportError> {
         let mut pieces = Vec::with_capacity(slot.parts.len());
         for part in slot.parts {
+            if let Some(packed) = self.packed(&part)? {
+                pieces.push(Piece::Packed(packed));
+                continue;
+            }
             let Some(&number) = self.by_name.get(part.stored.as_str()) else {
                 self.missing.get_or_insert((part.stored, part.stored_shape, 0)).2 += 1;
                 continue;
             };
             let (shard, entry) = &self.entries[number];
             let path = &self.shards[*shard].path;
-            if entry.shape != part.stored_shape {
+            if !names::same_shape(&entry.shape, &part.stored_shape) {
                 let (expected, found) = (format!("shape {:?}", part.stored_shape), format!("{:?}", entry.shape));
                 return Err(ImportError::tensor(path, &part.stored, expected, found));
             }
-            let dtype = match entry.dtype {
-                safetensors::Dtype::F32 => Dtype::F32,
-                safetensors::Dtype::BF16 => Dtype::Bf16,
-                safetensors::Dtype::F16 => Dtype::F16,
+            let dtype = match &entry.element {
+                Element::Known(dtype) if dtype.block().is_some() => *dtype,
                 other => {
-                    let expected = "elements of type F32, BF16 or F16";
+                    let expected = match self.naming {
+                        Naming::HuggingFace => "elements of type F32, BF16 or F16".to_string(),
+                        Naming::Gguf => {
+                            let blocks = Dtype::ALL.into_iter().filter(|dtype| dtype.block().is_some());
+                            format!("one of the types {}", blocks.map(Dtype::name).collect::<Vec<_>>().join(", "))
+                        }
+                    };
                     return Err(ImportError::tensor(path, &part.stored, expected, other.to_string()));
                 }
             };
             if !std::mem::replace(&mut self.used[number], true) {
-                self.parameters += (entry.bytes / dtype.bytes()) as u64;
+                self.parameters += entry.shape.iter().product::<usize>() as u64;
             }
-            pieces.push(Piece { shard: *shard, offset: entry.offset + part.skip * dtype.bytes(), dtype });
+            // What is skipped are rows, or elements of a vector.
+            let row = if slot.shape.len() == 1 { 1 } else { slot.shape[slot.shape.len() - 1] };
+            let Some(skipped) = dtype.bytes(part.skip * row) else {
+                let expected = "a type whose elements are no blocks, as it is several vectors in one";
+                return Err(ImportError::tensor(path, &part.stored, expected, dtype.name()));
+            };
+            let offset = entry.offset + skipped;
+            pieces.push(Piece::Blocks(Blocks { shard: *shard, offset, dtype, interleaved: part.interleaved }));
         }
         let (&cols, rows) = slot.shape.split_last().expect("a weight has at least one dimension");
         let rows = rows.last().copied().unwrap_or(1);
-        let Some(first) = pieces.first().map(|piece| piece.dtype) else { return Ok(None) };
-        let dtype = if pieces.iter().all(|piece| piece.dtype == first) { first } else { Dtype::F32 };
+        let Some(first) = pieces.first().map(Piece::dtype) else { return Ok(None) };
+        let dtype = if pieces.iter().all(|piece| piece.dtype() == first) { first } else { Dtype::F32 };
         let info = TensorInfo { dtype, shape: slot.shape };
         Ok(Some(Weight { name: slot.weight, info, rows, cols, pieces }))
+    }
+
+    /// The matrix of a part, if it is stored as codes and scales.
+    fn packed(&mut self, part: &Part) -> Result<Option<Packed>, ImportError> {
+        let Some(packing) = self.packing else { return Ok(None) };
+        let stored = Tensors { entries: self.entries, by_name: self.by_name };
+        let mut names = Vec::new();
+        let mut used = |name: &str| names.push(name.to_string());
+        let found = packed::find(&stored, self.shards, packing, &part.stored, part.skip, &mut used)?;
+        let Some(packed) = found else { return Ok(None) };
+        names.push(part.stored.clone());
+        if !names::same_shape(&packed.shape(), &part.stored_shape) {
+            let (expected, found) = (format!("shape {:?}", part.stored_shape), format!("{:?}", packed.shape()));
+            let path = self.by_name.get(names[0].as_str()).map(|&number| &self.shards[self.entries[number].0].path);
+            return Err(ImportError::tensor(path.unwrap_or(&self.shards[0].path), &part.stored, expected, found));
+        }
+        let mut new = false;
+        for name in &names {
+            if let Some(&number) = self.by_name.get(name.as_str()) {
+                new |= !std::mem::replace(&mut self.used[number], true);
+            }
+        }
+        if new {
+            self.parameters += packed.shape().iter().product::<usize>() as u64;
+        }
+        Ok(Some(packed))
     }
 
     fn finish(&self, directory: &Path, config: &ModelConfig) -> Result<(), ImportError> {
@@ -288,8 +400,12 @@ impl<'a> Finder<'a> {
                 others: count - 1,
             });
         }
-        let mut extra =
-            self.entries.iter().zip(&self.used).filter(|((_, entry), used)| !**used && !names::is_ignored(&entry.name));
+        let packed = self.packing.is_some();
+        let mut extra = self
+            .entries
+            .iter()
+            .zip(&self.used)
+            .filter(|((_, entry), used)| !**used && !names::is_ignored(&entry.name, packed));
         if let Some(((shard, entry), _)) = extra.next() {
             return Err(ImportError::Extra {
                 path: self.shards[*shard].path.clone(),

@@ -13,6 +13,7 @@ mod combine;
 mod common;
 mod elementwise;
 mod embed;
+mod gate;
 mod interleave;
 mod matmul;
 mod norm;
@@ -23,6 +24,7 @@ pub use attention::Attention;
 pub use combine::Combine;
 pub use elementwise::{Elementwise, ElementwiseOp};
 pub use embed::Embed;
+pub use gate::GateRow;
 pub use interleave::Interleave;
 pub use matmul::{Epilogue, Matmul, MatmulTuning};
 pub use norm::{Norm, Outputs, Quantize};
@@ -140,4 +142,6 @@ kernel_table! {
     Combine,
     /// One elementary operation on rows.
     Elementwise,
+    /// Multiplies a row by the sigmoid of its gate.
+    GateRow,
 }

@@ -40,15 +40,17 @@ impl Outputs {
     }
 }
 
-/// `y = (x × r) × weight` with `r = 1 / √(Σ x² / h + ε)`, for one row.
+/// `y = (x × r) × weight` with `r = 1 / √(Σ x² / width + ε)`, for one row.
 ///
 /// Parameters: `x` — f32 row, `weight` — f32 row, both `h` elements padded with zeros to a multiple of 16; `y` — f32 row of `h`
 /// padded to a multiple of 32, written (padding: zeros) when asked for; `q` — [`QuantizedRow`] of `h`, written when asked for. `y` may
 /// be `x`; `q` overlaps none. Addresses are 4-byte aligned. Elements must be finite.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Norm {
-    /// Elements of the row.
+    /// Elements of the row as it lies: of padded heads, their padding (zeros) included.
     pub h: usize,
+    /// Elements of the row without padding of heads: what the mean is taken over.
+    pub width: usize,
     /// ε as the bits of an f32.
     pub eps_bits: u32,
     /// What is written.
@@ -58,7 +60,9 @@ pub struct Norm {
 impl Norm {
     /// The kernel's name.
     pub fn name(&self) -> String {
-        format!("norm_{}_h{}_eps{:08x}", self.outputs.name(), self.h, self.eps_bits)
+        let Norm { h, width, eps_bits, outputs } = self;
+        let padded = if width == h { String::new() } else { format!("_of{width}") };
+        format!("norm_{}_h{h}{padded}_eps{eps_bits:08x}", outputs.name())
     }
 
     /// The parameters' names.
@@ -105,7 +109,7 @@ impl Norm {
         builder.finish()
     }
 
-    /// `1 / √(Σ x² / h + ε)` in all lanes.
+    /// `1 / √(Σ x² / width + ε)` in all lanes.
     fn factor(&self, b: &mut Builder, x: Value) -> Value {
         let vectors = self.h.div_ceil(LANES);
         let unroll = 8;
@@ -122,7 +126,7 @@ impl Norm {
             vec![b.add_int(at[0], unroll as i64 * VECTOR), sum]
         });
         let sums = step(b, after[0], after[1], vectors % unroll);
-        let factor = build_rms_scale(b, sums, self.h, f32::from_bits(self.eps_bits));
+        let factor = build_rms_scale(b, sums, self.width, f32::from_bits(self.eps_bits));
         b.splat(factor)
     }
 }

@@ -5,10 +5,10 @@
 use moec_ir::math::build_exp;
 use moec_ir::tile::{Binary, Compare, Function, Memory, Value, build::Builder};
 
-/// The `k` largest of `experts` logits in falling order, ties to the lower index, and the softmax over them.
+/// The `k` largest of `experts` logits in falling order, ties to the lower index, and their softmax, over them or over all.
 ///
 /// Parameters: `logits` — f32 `[experts]`; `indices` — u32 `[k]`, written; `weights` — f32 `[k]`, written:
-/// `e_i = exp(l_i − l_0)`, `w_i = e_i / ((e_0 + e_1) + …)`. Nothing overlaps. Indices are below `experts` whatever the logits.
+/// `e_i = exp(l_i − l_0)`, `w_i = e_i / ((e_0 + e_1) + …)` with the sum over the chosen in their order, or over all in theirs. Nothing overlaps. Indices are below `experts` whatever the logits.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct TopK {
     /// Experts to choose from.
@@ -18,6 +18,8 @@ pub struct TopK {
     /// Whether the chosen are kept sorted in registers while each logit is looked at once, in straight-line code; otherwise the logits are
     /// scanned `k` times. The same bits.
     pub network: bool,
+    /// Whether the softmax is over all logits, and not over the chosen ones alone.
+    pub over_all: bool,
 }
 
 /// A logit and its index.
@@ -36,7 +38,9 @@ impl Entry {
 impl TopK {
     /// The kernel's name.
     pub fn name(&self) -> String {
-        format!("top_{}_of_{}_{}", self.k, self.experts, if self.network { "network" } else { "scan" })
+        let how = if self.network { "network" } else { "scan" };
+        let over = if self.over_all { "_over_all" } else { "" };
+        format!("top_{}_of_{}_{how}{over}", self.k, self.experts)
     }
 
     /// The parameters' names.
@@ -62,12 +66,32 @@ impl TopK {
                 Some(sum) => b.add(sum, e),
             });
         }
-        let sum = sum.expect("at least one expert is chosen");
+        let mut sum = sum.expect("at least one expert is chosen");
+        if self.over_all {
+            sum = self.sum_of_all(b, logits, chosen[0].logit);
+        }
         for (i, e) in exponentials.into_iter().enumerate() {
             let weight = b.div(e, sum);
             b.store_scalar(Memory::F32, weight, weights, 4 * i as i64);
         }
         builder.finish()
+    }
+
+    /// `exp(l_0 − largest) + exp(l_1 − largest) + …` over all logits, one after another.
+    fn sum_of_all(&self, b: &mut Builder, logits: Value, largest: Value) -> Value {
+        let term = |b: &mut Builder, at: Value| {
+            let logit = b.load_scalar(Memory::F32, at, 0);
+            let below = b.sub(logit, largest);
+            build_exp(b, below)
+        };
+        let first = term(b, logits);
+        let rest = b.add_int(logits, 4);
+        let (start, end) = (b.int(1), b.int(self.experts as i64));
+        let after = b.for_loop(start, end, 1, &[rest, first], |b, _, carried| {
+            let e = term(b, carried[0]);
+            vec![b.add_int(carried[0], 4), b.add(carried[1], e)]
+        });
+        after[1]
     }
 
     /// Insertion of each logit into a sorted list of at most `k`: comparisons and selects, no loop.

@@ -27,9 +27,12 @@ struct Projection {
     w: WeightId,
 }
 
-/// The product behind `value`, with a rotation between them or without.
+/// The product behind `value`, with a bias, a norm or a rotation between them or without.
 fn projection(graph: &Graph, value: ValueId) -> Option<Projection> {
-    let y = if let &Op::Rope { x, .. } = graph.definition(value) { x } else { value };
+    let mut y = value;
+    while let &Op::Rope { x, .. } | &Op::HeadNorm { x, .. } | &Op::AddBias { x, .. } = graph.definition(y) {
+        y = x;
+    }
     let node = graph.producer(y);
     let &Op::Matmul { x, w } = graph.op(node) else { return None };
     only_reader(graph, y)?;

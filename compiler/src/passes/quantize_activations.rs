@@ -42,6 +42,9 @@ pub(super) fn rows_to_quantize(graph: &Graph, node: NodeId) -> Option<ValueId> {
         | Op::ExpertDownAdd { h: x, w, .. } => (x, w),
         Op::Embed { .. }
         | Op::RmsNorm { .. }
+        | Op::AddBias { .. }
+        | Op::HeadNorm { .. }
+        | Op::GateRows { .. }
         | Op::Rope { .. }
         | Op::KvStore { .. }
         | Op::Attention { .. }

@@ -45,7 +45,7 @@ fn dispatched(op: &Op, dispatch: Dispatch, order: Option<ValueId>) -> Option<Op>
 }
 
 fn specialize(graph: &Graph, node: NodeId) -> Result<Option<Patch>, PatchError> {
-    let &Op::TopK { logits, k, selection } = graph.op(node) else { return Ok(None) };
+    let &Op::TopK { logits, k, selection, scores } = graph.op(node) else { return Ok(None) };
     let experts = graph.results(node)[0];
     let count = graph.ty(logits).columns().unwrap_or(0);
     let network = selection == Selection::Scan && k == 2 && count <= NETWORK_LIMIT;
@@ -57,7 +57,7 @@ fn specialize(graph: &Graph, node: NodeId) -> Result<Option<Patch>, PatchError> 
     let before = general.first().copied().unwrap_or(node);
     let mut patch = Patch::new(graph, before, format!("choice {experts} of {k} among {count} experts"));
     if network {
-        patch.change(node, Op::TopK { logits, k, selection: Selection::Network });
+        patch.change(node, Op::TopK { logits, k, selection: Selection::Network, scores });
     }
     let (dispatch, order) = match graph.mode() {
         Mode::Decode => (Dispatch::Decode, None),

@@ -27,6 +27,16 @@ impl HeadLayout {
                     layout.values.insert(*x, *head_dim);
                     layout.values.insert(results[0], *head_dim);
                 }
+                Op::HeadNorm { x, w, head_dim, .. } => {
+                    layout.values.extend([(*x, *head_dim), (results[0], *head_dim)]);
+                    layout.columns.insert(*w, *head_dim);
+                }
+                Op::AddBias { x, w } => {
+                    if let Some(&dim) = layout.values.get(&results[0]) {
+                        layout.values.insert(*x, dim);
+                        layout.columns.insert(*w, dim);
+                    }
+                }
                 Op::KvStore { k, v, head_dim, .. } => {
                     layout.values.extend([(*k, *head_dim), (*v, *head_dim)]);
                 }

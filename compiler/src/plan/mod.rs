@@ -87,7 +87,7 @@ impl ModelShape {
             experts_per_token: config.experts.map_or(0, |e| e.per_token),
             vocab: config.vocab,
             context,
-            sliding_window: config.sliding_window,
+            sliding_window: config.sliding_window.filter(|_| config.full_layers.is_empty()),
             kv,
             max_tokens: context.min(MAX_STEP_TOKENS),
         }

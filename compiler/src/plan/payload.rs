@@ -16,7 +16,7 @@ use std::fmt;
 pub enum Arrangement {
     /// Row-major, `[rows][columns]` without padding; 64 readable bytes follow.
     Table,
-    /// One f32 vector, padded with zeros to a multiple of [`ROW_ALIGN`].
+    /// One f32 vector, its heads padded if it has any, and the whole padded with zeros to a multiple of [`ROW_ALIGN`].
     Vector,
     /// Tiles of 16 rows.
     Tiles {
@@ -104,7 +104,7 @@ impl PayloadItem {
     pub fn expert_bytes(&self) -> usize {
         let one = match self.arrangement {
             Arrangement::Table | Arrangement::RopeTable { .. } => self.rows * self.row_bytes() + 64,
-            Arrangement::Vector => round_up(self.columns, ROW_ALIGN) * 4,
+            Arrangement::Vector => round_up(self.k(), ROW_ALIGN) * 4,
             Arrangement::Tiles { .. } | Arrangement::GateUp { .. } => self.padded_rows() / LANES * self.tile_bytes(),
         };
         round_up(one, PAYLOAD_ALIGN)

@@ -16,12 +16,12 @@ use super::planner::{Place, Planner, Share, Split, call};
 use super::program::{Action, Expr, Field, PlacedWeight, Program};
 use super::{ModelShape, PlanError};
 use crate::kernels::{
-    Attention, Combine, Elementwise, ElementwiseOp, Embed, KvFormat, Norm, Outputs, Quantize, Rope, SortByExpert,
-    StoreKey, StoreValue, TopK,
+    Attention, Combine, Elementwise, ElementwiseOp, Embed, GateRow, KvFormat, Norm, Outputs, Quantize, Rope,
+    SortByExpert, StoreKey, StoreValue, TopK,
 };
 use crate::target::Tuning;
 use moec_abi::{LANES, PAGE_TOKENS, ROW_ALIGN, padded_head_dim, round_up};
-use moec_ir::graph::{Dim, Graph, Kind, Mode, NodeId, Op, Selection, Type, ValueId, WeightId};
+use moec_ir::graph::{Dim, Graph, Kind, Mode, NodeId, Op, Scores, Selection, Type, ValueId, WeightId};
 use std::collections::HashMap;
 
 /// Bytes of an f32 or u32.
@@ -138,6 +138,11 @@ impl Stages<'_> {
                 self.qkv_rope_store(x, w, qkv, result(0), result(1))
             }
             Op::Slice { x, start, .. } => self.slice(x, start, result(0)),
+            Op::AddBias { x, w } => self.add_bias(x, w, result(0)),
+            Op::HeadNorm { x, w, heads, head_dim, eps, across } => {
+                self.head_norm(x, w, if across { 1 } else { heads }, heads * head_dim, eps, result(0))
+            }
+            Op::GateRows { x, gate } => self.gate_rows(x, gate, result(0)),
             Op::Rope { x, heads, head_dim, scale } => self.rope(x, heads, head_dim, scale, result(0), node),
             Op::KvStore { k, v, layer, kv_heads, head_dim } => {
                 self.kv_store(k, v, layer, kv_heads, head_dim, result(0))
@@ -148,7 +153,12 @@ impl Stages<'_> {
             Op::Add { a, b } => self.elementwise(ElementwiseOp::Add, &[a, b], result(0)),
             Op::Mul { a, b } => self.elementwise(ElementwiseOp::Mul, &[a, b], result(0)),
             Op::Silu { x } => self.elementwise(ElementwiseOp::Silu, &[x], result(0)),
-            Op::TopK { logits, k, selection } => self.top_k(logits, k, selection, result(0), result(1)),
+            Op::TopK { logits, k, selection, scores } => {
+                let count = self.ty(logits).columns().expect("router logits have a known length");
+                let network = matches!(selection, Selection::Network);
+                let kernel = TopK { experts: count, k, network, over_all: matches!(scores, Scores::All) };
+                self.top_k(logits, kernel, result(0), result(1))
+            }
             Op::SortByExpert { experts, count } => self.sort_by_expert(experts, count, result(0)),
             Op::ExpertMatmul { x, experts, w } => self.expert_matmul(x, experts, w, result(0)),
             Op::ExpertGateUp { x, experts, w, dispatch, order } => {
@@ -335,7 +345,7 @@ impl Stages<'_> {
             (None, Some(_)) => Outputs::Quantized,
             (_, None) => Outputs::F32,
         };
-        let kernel = Norm { h, eps_bits: eps.to_bits(), outputs };
+        let kernel = Norm { h, width: h, eps_bits: eps.to_bits(), outputs };
         let writes: Vec<BufferId> = [y, q].into_iter().flatten().map(|p| p.buffer).collect();
         self.planner.begin("norm", split, &[from.buffer], &writes);
         self.each_row(rows, |_, actions, t| {
@@ -393,6 +403,64 @@ impl Stages<'_> {
             args.extend([to_place.row(t), columns.into()]);
             actions.push(call(Elementwise { op }, args));
         });
+        Ok(())
+    }
+
+    fn add_bias(&mut self, x: ValueId, w: WeightId, y: ValueId) -> Result<(), PlanError> {
+        let rows = self.rows(y);
+        let (scope, split) = self.small(rows);
+        let from = self.place(x);
+        let to = self.allot(y, scope);
+        let (index, columns) = (self.item(w).0, self.padded_columns(y));
+        self.planner.begin("add_bias", split, &[from.buffer], &[to.buffer]);
+        self.each_row(rows, |_, actions, t| {
+            let args = [from.row(t.clone()), Self::weight(index), to.row(t), columns.into()];
+            actions.push(call(Elementwise { op: ElementwiseOp::Add }, args));
+        });
+        Ok(())
+    }
+
+    /// Norms `runs` runs of heads, `width` elements in all, one by one.
+    fn head_norm(
+        &mut self,
+        x: ValueId,
+        w: WeightId,
+        runs: usize,
+        width: usize,
+        eps: f32,
+        y: ValueId,
+    ) -> Result<(), PlanError> {
+        let (scope, split) = self.small(Rows::Tokens);
+        let from = self.place(x);
+        let to = self.allot(y, scope);
+        let (index, h) = (self.item(w).0, self.columns(x) / runs);
+        let kernel = Norm { h, width: width / runs, eps_bits: eps.to_bits(), outputs: Outputs::F32 };
+        self.planner.begin("head_norm", split, &[from.buffer], &[to.buffer]);
+        self.each_row(Rows::Tokens, |planner, actions, t| {
+            let (from, to) = (planner.bind(actions, from.row(t.clone())), planner.bind(actions, to.row(t)));
+            let all = Share { from: Expr::Int(0), to: runs.into() };
+            planner.each(actions, all, 1, |_, actions, run| {
+                let at = run * (h * WORD);
+                let args = [from + at.clone(), Self::weight(index), to + at, Expr::Int(0)];
+                actions.push(call(kernel, args));
+            });
+        });
+        Ok(())
+    }
+
+    fn gate_rows(&mut self, x: ValueId, gate: ValueId, y: ValueId) -> Result<(), PlanError> {
+        // The result is a residual of the experts' last product, which changes it in place: it is always shared.
+        let (from, gates) = (self.place(x), self.place(gate));
+        let to = self.allot(y, Scope::Shared);
+        let columns = self.padded_columns(y);
+        self.planner.begin("gate_rows", Split::Tokens, &[from.buffer, gates.buffer], &[to.buffer]);
+        let mut actions = Vec::new();
+        let count = self.row_count(Rows::Tokens);
+        let share = self.planner.share(&mut actions, count);
+        self.planner.each(&mut actions, share, 1, |_, actions, t| {
+            actions.push(call(GateRow, [from.row(t.clone()), gates.row(t.clone()), to.row(t), columns.into()]));
+        });
+        self.planner.push(actions);
         Ok(())
     }
 
@@ -660,17 +728,8 @@ impl Stages<'_> {
 
     // Routing.
 
-    fn top_k(
-        &mut self,
-        logits: ValueId,
-        k: usize,
-        selection: Selection,
-        experts: ValueId,
-        weights: ValueId,
-    ) -> Result<(), PlanError> {
-        let from = self.place(logits);
-        let count = self.ty(logits).columns().expect("router logits have a known length");
-        let kernel = TopK { experts: count, k, network: matches!(selection, Selection::Network) };
+    fn top_k(&mut self, logits: ValueId, kernel: TopK, experts: ValueId, weights: ValueId) -> Result<(), PlanError> {
+        let (from, k) = (self.place(logits), kernel.k);
         let layer = self.routed;
         self.routed += 1;
         let first = layer * self.shape.max_tokens * k * WORD;

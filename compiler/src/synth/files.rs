@@ -7,7 +7,7 @@
 use super::SynthError;
 use super::gauss::{Normal, Quantiles};
 use crate::import::ModelConfig;
-use crate::import::names::{Part, for_each_slot};
+use crate::import::names::{Naming, Part, for_each_slot};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -57,30 +57,26 @@ pub(super) struct Shard {
 pub(super) fn lay_out(model: &ModelConfig, seed: u64) -> Vec<Shard> {
     let mut shards: Vec<Vec<Tensor>> = Vec::new();
     let mut start = SHARD;
-    let placed: Result<(), Infallible> = for_each_slot(
-        model,
-        |_| false,
-        |slot| {
-            for Part { stored: name, stored_shape: shape, .. } in slot.parts {
-                let bytes = 2 * shape.iter().product::<usize>() as u64;
-                let distribution = match (slot.weight.as_str(), shape.as_slice()) {
-                    ("embed", _) => Distribution { mean: 0.0, deviation: 1.0 },
-                    (_, [_, columns]) => Distribution { mean: 0.0, deviation: 1.0 / (*columns as f64).sqrt() },
-                    (_, _) => Distribution { mean: 1.0, deviation: 0.1 },
-                };
-                let hash = blake3::Hasher::new().update(&seed.to_le_bytes()).update(name.as_bytes()).finalize();
-                let key = hash.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-                if start + bytes > SHARD {
-                    shards.push(Vec::new());
-                    start = 0;
-                }
-                let tensor = Tensor { name, shape, start, bytes, key, distribution };
-                start += bytes;
-                shards.last_mut().expect("the first tensor opens a shard").push(tensor);
+    let placed: Result<(), Infallible> = for_each_slot(model, Naming::HuggingFace, &|_| None, |slot| {
+        for Part { stored: name, stored_shape: shape, .. } in slot.parts {
+            let bytes = 2 * shape.iter().product::<usize>() as u64;
+            let distribution = match (slot.weight.as_str(), shape.as_slice()) {
+                ("embed", _) => Distribution { mean: 0.0, deviation: 1.0 },
+                (_, [_, columns]) => Distribution { mean: 0.0, deviation: 1.0 / (*columns as f64).sqrt() },
+                (_, _) => Distribution { mean: 1.0, deviation: 0.1 },
+            };
+            let hash = blake3::Hasher::new().update(&seed.to_le_bytes()).update(name.as_bytes()).finalize();
+            let key = hash.as_bytes().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+            if start + bytes > SHARD {
+                shards.push(Vec::new());
+                start = 0;
             }
-            Ok(())
-        },
-    );
+            let tensor = Tensor { name, shape, start, bytes, key, distribution };
+            start += bytes;
+            shards.last_mut().expect("the first tensor opens a shard").push(tensor);
+        }
+        Ok(())
+    });
     let Ok(()) = placed;
     let count = shards.len();
     let name = |number: usize| match count {
@@ -169,6 +165,19 @@ impl Target<'_> {
             normal.fill(tensor.key, from - base, &mut out[(from - offset) as usize..(to - offset) as usize]);
         }
     }
+}
+
+/// Writes the headers of all files, and leaves their tensors to be holes: zeros that take no room on the disk.
+pub(super) fn write_sparse(directory: &Path, shards: &[Shard]) -> Result<(), SynthError> {
+    for shard in shards {
+        let (path, header) = (directory.join(&shard.name), shard.header());
+        let written = File::create(&path).and_then(|file| {
+            file.write_all_at(&header, 0)?;
+            file.set_len(header.len() as u64 + shard.bytes())
+        });
+        written.map_err(|source| SynthError::Write { path, source })?;
+    }
+    Ok(())
 }
 
 /// Writes all files. `progress` is called as [`super::write`] says.

@@ -56,7 +56,8 @@ pub enum SynthError {
 
 /// Makes a model directory.
 ///
-/// `layers` other than the preset's own may be given. `progress` is called from many threads with the bytes written and those to
+/// `layers` other than the preset's own may be given. With `sparse` all weights are zeros, and the weight files are holes, which take no room
+/// on file systems that know them: for measuring what a compiler needs for a model that the disk has no room for. `progress` is called from many threads with the bytes written and those to
 /// write in all; when it breaks, everything written is removed.
 ///
 /// # Errors
@@ -65,6 +66,7 @@ pub fn write(
     preset: Preset,
     layers: Option<usize>,
     seed: u64,
+    sparse: bool,
     directory: &Path,
     progress: &(dyn Fn(u64, u64) -> ControlFlow<()> + Sync),
 ) -> Result<(), SynthError> {
@@ -74,7 +76,7 @@ pub fn write(
     }
     let failed = |path: &Path| {
         let path = path.to_owned();
-        move |source| SynthError::Write { path, source }
+        move |source| SynthError::Write { path, source: disk::plain(source) }
     };
     match std::fs::read_dir(directory).map(|mut entries| entries.next().is_none()) {
         Ok(true) => {}
@@ -97,7 +99,8 @@ pub fn write(
         .permissions(std::fs::Permissions::from_mode(0o777))
         .tempdir_in(parent)
         .map_err(failed(parent))?;
-    let needed = shards.iter().map(Shard::bytes).sum::<u64>() + (4 << 20);
+    let weights = if sparse { 0 } else { shards.iter().map(Shard::bytes).sum::<u64>() };
+    let needed = weights + (4 << 20);
     let free = disk::free_bytes(parent).map_err(failed(parent))?;
     if free < needed {
         return Err(SynthError::NoSpace { path: directory.into(), needed, free });
@@ -112,7 +115,11 @@ pub fn write(
     if let [_, _, ..] = shards.as_slice() {
         put("model.safetensors.index.json", &text(&files::index(&shards)))?;
     }
-    files::write(partial.path(), &shards, progress)?;
+    if sparse {
+        files::write_sparse(partial.path(), &shards)?;
+    } else {
+        files::write(partial.path(), &shards, progress)?;
+    }
     std::fs::rename(partial.path(), directory).map_err(failed(directory))?;
     let _renamed = partial.keep();
     Ok(())

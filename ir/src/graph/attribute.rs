@@ -66,6 +66,25 @@ impl fmt::Display for Selection {
     }
 }
 
+/// Over what the scores of the chosen experts are a softmax.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Scores {
+    /// Over the chosen ones: they sum up to 1. Left out in text.
+    Chosen,
+    /// Over all: they sum up to less.
+    All,
+}
+
+impl Scores {
+    /// The name in text form.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Scores::Chosen => "chosen",
+            Scores::All => "all",
+        }
+    }
+}
+
 /// A named attribute: `eps=1e-5`.
 pub(super) trait Attribute: Sized {
     /// The text after `=`; `None` when the attribute is left out.
@@ -105,6 +124,37 @@ impl Attribute for Option<usize> {
 
     fn parse(text: Option<&str>) -> Result<Option<usize>, &'static str> {
         text.map(|t| t.parse().map_err(|_| "a number")).transpose()
+    }
+}
+
+impl Attribute for bool {
+    fn print(&self) -> Option<String> {
+        self.then(|| "true".to_string())
+    }
+
+    fn parse(text: Option<&str>) -> Result<bool, &'static str> {
+        match text {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(_) => Err("true or false"),
+        }
+    }
+}
+
+impl Attribute for Scores {
+    fn print(&self) -> Option<String> {
+        match self {
+            Scores::Chosen => None,
+            Scores::All => Some(self.name().to_string()),
+        }
+    }
+
+    fn parse(text: Option<&str>) -> Result<Scores, &'static str> {
+        match text {
+            None | Some("chosen") => Ok(Scores::Chosen),
+            Some("all") => Ok(Scores::All),
+            Some(_) => Err("chosen or all"),
+        }
     }
 }
 

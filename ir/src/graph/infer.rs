@@ -37,6 +37,25 @@ pub(super) fn result_types(graph: &Graph, op: &Op) -> Result<Vec<Type>, String> 
             let half = halves(weight)?;
             Ok(vec![rules.multiplied(*x, *w)?.with_kind(Kind::F32).with_columns(half)])
         }
+        Op::AddBias { x, w } => {
+            let (ty, weight) = (rules.kind(*x, Kind::F32)?, rules.vector(*w)?);
+            if ty.columns() != Some(weight.columns()) {
+                let columns = weight.columns();
+                return Err(format!("{x} must have rows of {columns} as @{} has, found {ty}", weight.name));
+            }
+            Ok(vec![ty.clone()])
+        }
+        Op::HeadNorm { x, w, heads, head_dim, eps, across } => {
+            rules.heads(*heads, *head_dim)?;
+            finite("eps", *eps)?;
+            let ty = Type::rows(Dim::Tokens, product(*heads, *head_dim)?);
+            rules.is(*x, &ty)?;
+            let (weight, normed) = (rules.vector(*w)?, if *across { *heads * *head_dim } else { *head_dim });
+            if weight.columns() != normed {
+                return Err(format!("@{} must have {normed} elements, found {}", weight.name, weight.columns()));
+            }
+            Ok(vec![ty])
+        }
         Op::Rope { x, heads, head_dim, scale } => {
             rules.heads(*heads, *head_dim)?;
             finite("scale", *scale)?;
@@ -86,7 +105,13 @@ pub(super) fn result_types(graph: &Graph, op: &Op) -> Result<Vec<Type>, String> 
             Ok(vec![ty.clone()])
         }
         Op::Silu { x } => Ok(vec![rules.kind(*x, Kind::F32)?.clone()]),
-        Op::TopK { logits, k, selection: _ } => {
+        Op::GateRows { x, gate } => {
+            let ty = rules.kind(*x, Kind::F32)?;
+            rules.is_rows(*x, Dim::Tokens)?;
+            rules.is(*gate, &Type::rows(Dim::Tokens, 1))?;
+            Ok(vec![ty.clone()])
+        }
+        Op::TopK { logits, k, selection: _, scores: _ } => {
             let ty = rules.kind(*logits, Kind::F32)?;
             let experts = rules.is_rows(*logits, Dim::Tokens)?;
             if *k == 0 || *k > experts {
@@ -215,6 +240,14 @@ impl<'a> Rules<'a> {
         Err(format!("@{} must be a matrix, found {:?}", weight.name, weight.shape))
     }
 
+    fn vector(&self, id: WeightId) -> Result<&'a Weight, String> {
+        let weight = self.graph.weight(id);
+        if weight.shape.len() == 1 {
+            return Ok(weight);
+        }
+        Err(format!("@{} must be a vector, found {:?}", weight.name, weight.shape))
+    }
+
     fn expert_matrices(&self, id: WeightId) -> Result<&'a Weight, String> {
         let weight = self.graph.weight(id);
         if weight.shape.len() == 3 {
@@ -255,10 +288,7 @@ impl<'a> Rules<'a> {
     }
 
     fn norm(&self, x: ValueId, w: WeightId, eps: f32) -> Result<Type, String> {
-        let (ty, weight) = (self.kind(x, Kind::F32)?, self.graph.weight(w));
-        if weight.shape.len() != 1 {
-            return Err(format!("@{} must be a vector, found {:?}", weight.name, weight.shape));
-        }
+        let (ty, weight) = (self.kind(x, Kind::F32)?, self.vector(w)?);
         if ty.shape.len() != 2 || ty.columns() != Some(weight.columns()) {
             return Err(format!("{x} must have rows of {} as @{} has, found {ty}", weight.columns(), weight.name));
         }

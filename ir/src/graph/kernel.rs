@@ -31,6 +31,8 @@ pub enum Kernel {
     EmbedRows(Layout),
     /// RMS norm of rows.
     NormRows,
+    /// Adds a vector to rows.
+    AddBias,
     /// Matrix times rows.
     Matmul(Rows, Layout),
 }
@@ -39,7 +41,7 @@ impl Kernel {
     /// All of them.
     pub fn all() -> Vec<Kernel> {
         let mut all: Vec<Kernel> = RESOLVED.into_iter().map(Kernel::EmbedRows).collect();
-        all.push(Kernel::NormRows);
+        all.extend([Kernel::NormRows, Kernel::AddBias]);
         for rows in [Rows::One, Rows::Many, Rows::Grouped] {
             all.extend(RESOLVED.into_iter().map(|layout| Kernel::Matmul(rows, layout)));
         }
@@ -55,7 +57,8 @@ impl Kernel {
         };
         Some(match op {
             Op::Embed { .. } => Kernel::EmbedRows(format),
-            Op::RmsNorm { .. } | Op::NormQuantize { .. } => Kernel::NormRows,
+            Op::RmsNorm { .. } | Op::NormQuantize { .. } | Op::HeadNorm { .. } => Kernel::NormRows,
+            Op::AddBias { .. } => Kernel::AddBias,
             Op::Matmul { .. } | Op::MatmulAdd { .. } | Op::GateUp { .. } | Op::QkvRopeStore { .. } => {
                 Kernel::Matmul(rows, format)
             }
@@ -71,6 +74,7 @@ impl Kernel {
             | Op::Add { .. }
             | Op::Mul { .. }
             | Op::Silu { .. }
+            | Op::GateRows { .. }
             | Op::TopK { .. }
             | Op::ExpertCombine { .. }
             | Op::SelectRows { .. }
@@ -92,6 +96,7 @@ impl fmt::Display for Kernel {
         match self {
             Kernel::EmbedRows(layout) => write!(f, "embed_rows_{}", layout.name()),
             Kernel::NormRows => f.write_str("norm_rows"),
+            Kernel::AddBias => f.write_str("add_bias_rows"),
             Kernel::Matmul(Rows::One, layout) => write!(f, "gemv_{}", layout.name()),
             Kernel::Matmul(Rows::Many, layout) => write!(f, "gemm_{}", layout.name()),
             Kernel::Matmul(Rows::Grouped, layout) => write!(f, "grouped_gemm_{}", layout.name()),

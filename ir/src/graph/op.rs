@@ -7,7 +7,7 @@
 //! Token ids, positions, page tables and the list of rows that need logits are inputs of every graph and not values.
 //! Deliberately absent: how results are computed ([`super::eval`] defines the bits) and the types of results ([`super::infer`]).
 
-use super::attribute::{Attribute, Dispatch, Operand, OperandKind, Selection};
+use super::attribute::{Attribute, Dispatch, Operand, OperandKind, Scores, Selection};
 use super::types::{ValueId, WeightId};
 
 /// Whether the importer makes an operation or only passes do.
@@ -129,6 +129,13 @@ operations! {
     /// Matrix product: `x f32[.., C]` or `q8[.., C]`, `w [R, C]` → `f32[.., R]`.
     "matmul" Imported Matmul(x: ValueId, w: WeightId) {}
 
+    /// `x + w` for each row: `x f32[.., C]`, `w [C]` → the same.
+    "add_bias" Imported AddBias(x: ValueId, w: WeightId) {}
+
+    /// [`Op::RmsNorm`] of each head by itself, with one weight for all: `x f32[T, heads × head_dim]`, `w [head_dim]` → the same. With
+    /// `across`, one norm of all heads together: `w [heads × head_dim]`. Squares are summed in the order of heads padded as in memory.
+    "head_norm" Imported HeadNorm(x: ValueId, w: WeightId) { heads: usize, head_dim: usize, eps: f32, across: bool }
+
     /// Rotary embedding of `heads` heads by the tokens' positions, halves rotated against each other, then multiplied by
     /// `scale` unless that is 1: `x f32[T, heads × head_dim]` → the same.
     "rope" Imported Rope(x: ValueId) { heads: usize, head_dim: usize, scale: f32 }
@@ -151,9 +158,12 @@ operations! {
     /// Elementwise `x / (1 + exp(-x))`.
     "silu" Imported Silu(x: ValueId) {}
 
-    /// The `k` largest of each row, falling, ties to the lower index, and the softmax over these: `f32[T, E]` → experts
-    /// `i32[T, k]`, weights `f32[T, k]`.
-    "top_k" Imported TopK(logits: ValueId) { k: usize, selection: Selection }
+    /// `x × sigmoid(gate)`, one gate for each row: `x f32[T, C]`, `gate f32[T, 1]` → `f32[T, C]`.
+    "gate_rows" Imported GateRows(x: ValueId, gate: ValueId) {}
+
+    /// The `k` largest of each row, falling, ties to the lower index, and their softmax, over these or over all as `scores` says:
+    /// `f32[T, E]` → experts `i32[T, k]`, weights `f32[T, k]`.
+    "top_k" Imported TopK(logits: ValueId) { k: usize, selection: Selection, scores: Scores }
 
     /// Products with the matrices of each token's experts: `x f32|q8[T, C]` or `[T, k, C]`, `experts i32[T, k]`, `w [E, R, C]` →
     /// `f32[T, k, R]`.

@@ -83,7 +83,7 @@ fn check_weight(graph: &Graph, id: WeightId, weight: &Weight) -> Result<(), Stri
     }
     let axes = weight.shape.len();
     let allowed: &[usize] = match weight.role {
-        Role::Norm => &[1],
+        Role::Norm | Role::Bias => &[1],
         Role::Experts => &[2, 3],
         Role::Embedding | Role::Attention | Role::Router | Role::Ffn | Role::Output => &[2],
     };
@@ -93,7 +93,7 @@ fn check_weight(graph: &Graph, id: WeightId, weight: &Weight) -> Result<(), Stri
     if weight.shape.contains(&0) || weight.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).is_none() {
         return Err(format!("{:?} is no possible shape", weight.shape));
     }
-    let kept = matches!(weight.role, Role::Embedding | Role::Norm | Role::Router);
+    let kept = matches!(weight.role, Role::Embedding | Role::Norm | Role::Bias | Role::Router);
     if kept && weight.layout.is_quantized() {
         return Err(format!("a weight for {} is never quantized, found {}", weight.role, weight.layout));
     }
@@ -165,7 +165,8 @@ fn check_types(graph: &Graph, node: &Node) -> Result<(), String> {
 fn roles(op: &Op) -> &'static [Role] {
     match op {
         Op::Embed { .. } => &[Role::Embedding],
-        Op::RmsNorm { .. } | Op::NormQuantize { .. } => &[Role::Norm],
+        Op::RmsNorm { .. } | Op::NormQuantize { .. } | Op::HeadNorm { .. } => &[Role::Norm],
+        Op::AddBias { .. } => &[Role::Bias],
         Op::Matmul { .. } => &[Role::Attention, Role::Router, Role::Ffn, Role::Experts, Role::Output],
         Op::MatmulAdd { .. } => &[Role::Attention, Role::Ffn, Role::Experts],
         Op::GateUp { .. } => &[Role::Ffn, Role::Experts],
@@ -177,6 +178,7 @@ fn roles(op: &Op) -> &'static [Role] {
         | Op::Add { .. }
         | Op::Mul { .. }
         | Op::Silu { .. }
+        | Op::GateRows { .. }
         | Op::TopK { .. }
         | Op::ExpertCombine { .. }
         | Op::SelectRows { .. }

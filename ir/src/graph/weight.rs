@@ -16,11 +16,13 @@ pub enum DType {
     Bf16,
     /// IEEE half.
     F16,
+    /// Small integers with scales, of whatever format: of the types here, f32 alone holds all of them exactly.
+    Packed,
 }
 
 impl DType {
     /// All of them.
-    pub const ALL: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
+    pub const ALL: [DType; 4] = [DType::F32, DType::Bf16, DType::F16, DType::Packed];
 
     /// The name in text form.
     pub const fn name(self) -> &'static str {
@@ -28,20 +30,13 @@ impl DType {
             DType::F32 => "f32",
             DType::Bf16 => "bf16",
             DType::F16 => "f16",
+            DType::Packed => "packed",
         }
     }
 
     /// The type named `name` in text form.
     pub fn from_name(name: &str) -> Option<DType> {
         DType::ALL.into_iter().find(|d| d.name() == name)
-    }
-
-    /// Bytes of one element.
-    pub const fn bytes(self) -> usize {
-        match self {
-            DType::F32 => 4,
-            DType::Bf16 | DType::F16 => 2,
-        }
     }
 }
 
@@ -97,7 +92,7 @@ impl Layout {
     /// What it is for a weight stored as `stored`: never [`Layout::Stored`].
     pub const fn resolve(self, stored: DType) -> Layout {
         match (self, stored) {
-            (Layout::Stored, DType::F32) => Layout::F32,
+            (Layout::Stored, DType::F32 | DType::Packed) => Layout::F32,
             (Layout::Stored, DType::Bf16) => Layout::Bf16,
             (Layout::Stored, DType::F16) => Layout::F16,
             (layout, _) => layout,
@@ -118,6 +113,8 @@ pub enum Role {
     Embedding,
     /// Vectors of RMS norms.
     Norm,
+    /// Vectors that are added to products.
+    Bias,
     /// Projections to q, k, v and from the heads.
     Attention,
     /// Scores of the experts.
@@ -132,14 +129,23 @@ pub enum Role {
 
 impl Role {
     /// All of them.
-    pub const ALL: [Role; 7] =
-        [Role::Embedding, Role::Norm, Role::Attention, Role::Router, Role::Experts, Role::Ffn, Role::Output];
+    pub const ALL: [Role; 8] = [
+        Role::Embedding,
+        Role::Norm,
+        Role::Bias,
+        Role::Attention,
+        Role::Router,
+        Role::Experts,
+        Role::Ffn,
+        Role::Output,
+    ];
 
     /// The name in text form.
     pub const fn name(self) -> &'static str {
         match self {
             Role::Embedding => "embedding",
             Role::Norm => "norm",
+            Role::Bias => "bias",
             Role::Attention => "attention",
             Role::Router => "router",
             Role::Experts => "experts",
@@ -205,7 +211,7 @@ pub struct Weight {
     pub stored: DType,
     /// How it will lie in the payload.
     pub layout: Layout,
-    /// `[length]` (norms), `[rows, columns]`, or `[experts, rows, columns]`.
+    /// `[length]` (norms and biases), `[rows, columns]`, or `[experts, rows, columns]`.
     pub shape: Vec<usize>,
     /// Where its rows come from.
     pub source: Source,

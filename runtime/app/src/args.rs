@@ -293,6 +293,11 @@ pub struct Selftest {
 pub fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
     let program = args.first().map_or_else(|| "model".into(), |arg| shown_name(Path::new(arg)));
     let mut command = Cli::command().bin_name(&program).mut_subcommands(|sub| {
+        // `--threads -1` is a wrong number, not an unknown flag.
+        let sub = sub.mut_args(|arg| match arg.get_action().takes_values() && !arg.is_positional() {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        });
         let help = sub.get_after_help().map(|text| text.to_string().replace("{bin}", &program));
         match help {
             Some(help) => sub.after_help(help),
@@ -356,6 +361,7 @@ mod tests {
             &["m", "generate", "x", "--top-p", "1.5"],
             &["m", "generate", "--tokens", "1,a"],
             &["m", "generate", "x", "--threads", "0"],
+            &["m", "generate", "x", "--threads", "-1"],
             &["m", "logits", "--tokens", "1"],
             &["m", "score"],
             &["m", "tokenize"],
@@ -366,6 +372,12 @@ mod tests {
         for words in [&["m", "--help"][..], &["m", "--version"], &["m", "generate", "--help"]] {
             assert_eq!(parse_words(words).unwrap_err().exit_code(), 0, "{words:?}");
         }
+    }
+
+    #[test]
+    fn a_negative_number_is_a_wrong_value() {
+        let error = parse_words(&["m", "generate", "x", "--threads", "-1"]).unwrap_err().to_string();
+        assert!(error.contains("'-1'") && error.contains("--threads"), "{error}");
     }
 
     #[test]

@@ -13,6 +13,7 @@ mod failure;
 mod interrupt;
 mod machine;
 mod output;
+mod progress;
 mod serve;
 
 use moec_abi::ModelDescriptor;

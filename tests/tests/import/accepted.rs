@@ -1,7 +1,7 @@
 //! Models as they occur, in all their variants, and what is read from them.
 
 use crate::model::{EXPERTS, FFN, HIDDEN, Model, Tensor, VOCAB};
-use moec::import::{self, Architecture, Dtype, ModelConfig, RopeScaling, TensorTable};
+use moec::import::{self, Architecture, Dtype, Experts, HeadNorm, ModelConfig, RopeScaling, TensorTable};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -208,10 +208,82 @@ fn absent_keys_mean_what_transformers_means() {
             config.experts.map(|experts| (experts.count, experts.per_token)),
             match architecture {
                 Architecture::Mixtral => Some((8, 2)),
-                Architecture::Mistral | Architecture::Llama => None,
+                _ => None,
             }
         );
     }
+}
+
+#[test]
+fn each_architecture_has_its_parts() {
+    let qwen2 = config(json!({"model_type": "qwen2"}));
+    assert_eq!((qwen2.vocab, qwen2.ffn, qwen2.bos_token_id, qwen2.eos_token_ids.len()), (151_936, 22016, None, 0));
+    assert_eq!((qwen2.qkv_bias, qwen2.output_bias, qwen2.head_norm), (true, false, None));
+    let qwen3 = config(json!({"model_type": "qwen3", "attention_bias": true, "hidden_size": 1024}));
+    assert_eq!((qwen3.qkv_bias, qwen3.output_bias, qwen3.head_norm), (true, true, Some(HeadNorm::Each)));
+    assert_eq!(qwen3.head_dim, 128, "not 1024 / 32");
+    assert_eq!(config(json!({"model_type": "qwen3", "head_dim": null})).head_dim, 128);
+    let experts = |keys: Value| config(keys).experts.unwrap();
+    let shared = |shared| Experts { count: 60, per_token: 4, normalized: false, shared };
+    assert_eq!(experts(json!({"model_type": "qwen2_moe"})), shared(Some(5632)));
+    assert_eq!(config(json!({"model_type": "qwen2_moe"})).ffn, 1408, "an expert's");
+    assert!(!config(json!({"model_type": "qwen2_moe", "qkv_bias": false})).qkv_bias);
+    let many = json!({"model_type": "qwen3_moe", "norm_topk_prob": true, "num_local_experts": 16});
+    assert_eq!(experts(many), Experts { count: 16, per_token: 8, normalized: true, shared: None });
+    let olmoe = config(json!({"model_type": "olmoe"}));
+    assert_eq!((olmoe.head_norm, olmoe.kv_heads, olmoe.eos_token_ids), (Some(HeadNorm::Across), 16, vec![50279]));
+    let llama = config(json!({"model_type": "llama", "attention_bias": true, "mlp_bias": true}));
+    assert!(llama.qkv_bias && llama.output_bias && llama.ffn_bias);
+    assert_eq!(config(json!({"model_type": "phi3", "sliding_window": 2047})).sliding_window, Some(2047));
+}
+
+#[test]
+fn windows_of_some_layers() {
+    let layers = |model: &str, more: Value| {
+        let mut keys = json!({"model_type": model, "num_hidden_layers": 4, "sliding_window": 8});
+        keys.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let config = config(keys);
+        (0..4).map(|layer| config.window(layer).is_some()).collect::<Vec<bool>>()
+    };
+    let on = |limit: usize| json!({"use_sliding_window": true, "max_window_layers": limit});
+    assert_eq!(layers("qwen2", json!({})), [false; 4], "it must be switched on");
+    assert_eq!(layers("qwen2", on(1)), [false, true, true, true]);
+    assert_eq!(layers("qwen2", on(28)), [false; 4]);
+    assert_eq!(layers("qwen3_moe", on(28)), [true; 4]);
+    assert_eq!(layers("qwen2_moe", on(3)), [true, false, true, false]);
+    let kinds = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"];
+    let listed = json!({"use_sliding_window": true, "layer_types": kinds});
+    assert_eq!(layers("qwen3", listed), [false, true, false, true]);
+    assert_eq!(
+        config(json!({"model_type": "qwen2", "use_sliding_window": true, "max_window_layers": 0})).sliding_window,
+        Some(4096)
+    );
+}
+
+#[test]
+fn yarn_and_dynamic() {
+    let rope =
+        |keys: Value| config(json!({"model_type": "qwen3", "max_position_embeddings": 64, "rope_scaling": keys}));
+    assert_eq!(rope(json!({"rope_type": "dynamic", "factor": 2})).rope.scaling, RopeScaling::None);
+    let plain = rope(json!({"rope_type": "yarn", "factor": 4, "original_max_position_embeddings": 32}));
+    assert_eq!(plain.context, 128, "what the scaling was made for");
+    let RopeScaling::Yarn { factor, beta_fast, beta_slow, original_context, attention_factor, truncate } =
+        plain.rope.scaling
+    else {
+        panic!("yarn")
+    };
+    assert_eq!((factor, beta_fast, beta_slow, original_context, truncate), (4.0, 32.0, 1.0, 32, true));
+    assert!((attention_factor - 1.138_629_436_111_989).abs() < 1e-15);
+    let both =
+        json!({"type": "yarn", "factor": 4, "mscale": 2, "mscale_all_dim": 1, "beta_fast": 0, "truncate": false});
+    let both = rope(both);
+    assert!((both.rope.amplitude() - 1.277_258_872 / 1.138_629_436).abs() < 1e-9);
+    let RopeScaling::Yarn { beta_fast, original_context, truncate, .. } = both.rope.scaling else { panic!("yarn") };
+    assert_eq!((beta_fast, original_context, truncate), (32.0, 64, false));
+    let implied = rope(
+        json!({"rope_type": "yarn", "factor": null, "original_max_position_embeddings": 16, "attention_factor": 1.5}),
+    );
+    assert!(matches!(implied.rope.scaling, RopeScaling::Yarn { factor: 4.0, attention_factor: 1.5, .. }));
 }
 
 #[test]
@@ -267,6 +339,7 @@ fn theta_and_scaling_are_found_wherever_they_are() {
         (json!({"rope_scaling": {"rope_type": "linear", "type": "default", "factor": 2}}), 1e4, linear(2.0)),
         (json!({"rope_scaling": three, "max_position_embeddings": 777}), 1e4, llama3(777)),
         (json!({"rope_parameters": original, "max_position_embeddings": 777}), 1e4, llama3(64)),
+        (json!({"rope_parameters": original, "original_max_position_embeddings": 128}), 1e4, llama3(128)),
     ] {
         let mut whole = json!({"model_type": "llama"});
         whole.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());

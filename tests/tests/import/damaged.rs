@@ -63,6 +63,22 @@ proptest! {
     }
 
     #[test]
+    fn gguf_files(damage in damage(), length in any::<prop::sample::Index>(), cut in any::<bool>()) {
+        let file = crate::gguf::small();
+        let (mut bytes, header) = (file.bytes(), file.header().len());
+        for (place, byte) in damage {
+            bytes[place.index(header)] = byte;
+        }
+        if cut {
+            bytes.truncate(length.index(bytes.len()));
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("m.gguf");
+        std::fs::write(&path, bytes).unwrap();
+        open_and_read(&path);
+    }
+
+    #[test]
     fn json_files(which in 0usize..3, damage in damage()) {
         let mut model = Model::mixtral();
         model.shards = 2;

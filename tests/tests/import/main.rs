@@ -2,6 +2,8 @@
 
 mod accepted;
 mod damaged;
+mod gguf;
 mod model;
+mod packed;
 mod refused;
 mod synth;

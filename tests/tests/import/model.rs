@@ -27,6 +27,9 @@ impl Tensor {
             "F32" => value.to_le_bytes().to_vec(),
             "BF16" => half::bf16::from_f32(*value).to_le_bytes().to_vec(),
             "F16" => half::f16::from_f32(*value).to_le_bytes().to_vec(),
+            // Words and codes, as the bits and the value of a number.
+            "I32" => value.to_bits().to_le_bytes().to_vec(),
+            "F8_E4M3" => vec![*value as u8],
             "F64" | "I64" => f64::from(*value).to_le_bytes().to_vec(),
             other => panic!("no bytes for {other}"),
         };

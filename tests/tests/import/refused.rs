@@ -48,8 +48,15 @@ fn configurations() {
         ("rope_theta", json!(0), &["rope_theta", "above 0"]),
         ("rope_theta", json!("1e6"), &["rope_theta", "\"1e6\""]),
         ("rope_scaling", json!("linear"), &["rope_scaling", "an object", "\"linear\""]),
-        ("rope_scaling", json!({"type": "dynamic", "factor": 2}), &["rope_scaling.type", "\"dynamic\"", "llama3"]),
-        ("rope_scaling", json!({"rope_type": "yarn", "factor": 2}), &["rope_scaling.rope_type", "\"yarn\""]),
+        ("rope_scaling", json!({"type": "dynamic"}), &["rope_scaling.factor", "none"]),
+        ("rope_scaling", json!({"type": "longrope", "factor": 2}), &["rope_scaling.type", "\"longrope\"", "llama3"]),
+        ("rope_scaling", json!({"rope_type": "yarn"}), &["rope_scaling.factor", "none"]),
+        ("rope_scaling", json!({"rope_type": "yarn", "factor": 2, "beta_fast": -1}), &["rope_scaling.beta_fast", "-1"]),
+        (
+            "rope_scaling",
+            json!({"rope_type": "yarn", "factor": 2, "rope_theta": 0.5}),
+            &["rope_scaling.rope_theta", "0.5"],
+        ),
         ("rope_scaling", json!({"type": "linear"}), &["rope_scaling.factor", "none"]),
         ("rope_scaling", json!({"type": "linear", "factor": 0}), &["rope_scaling.factor", "found 0"]),
         ("rope_scaling", json!({"type": 3}), &["rope_scaling.type", "a string", "3"]),
@@ -66,9 +73,25 @@ fn configurations() {
         ("mlp_bias", json!(true), &["mlp_bias", "does not support"]),
         ("hidden_act", json!("gelu"), &["hidden_act", "\"gelu\"", "silu"]),
         ("hidden_act", json!(long), &["hidden_act", "xxx…"]),
-        ("quantization_config", json!({"quant_method": "gptq"}), &["quantization_config", "\"gptq\"", "bf16"]),
+        (
+            "quantization_config",
+            json!({"quant_method": "bitsandbytes"}),
+            &["quantization_config", "\"bitsandbytes\"", "awq"],
+        ),
+        ("quantization_config", json!({"quant_method": "gptq", "bits": 8}), &["quantization_config.bits", "8"]),
+        ("quantization_config", json!({"quant_method": "gptq", "group_size": 0}), &["quantization_config.group_size"]),
+        (
+            "quantization_config",
+            json!({"quant_method": "awq", "version": "gemv"}),
+            &["quantization_config.version", "gemv"],
+        ),
+        (
+            "compression_config",
+            json!({"quant_method": "compressed-tensors", "format": "pack-quantized"}),
+            &["compression_config.format", "pack-quantized"],
+        ),
         ("layer_types", json!(["full_attention", "sliding_attention"]), &["layer_types", "a mix"]),
-        ("architectures", json!(["Qwen2ForCausalLM"]), &["architectures", "Qwen2ForCausalLM", "MixtralForCausalLM"]),
+        ("architectures", json!(["Gemma2ForCausalLM"]), &["architectures", "Gemma2ForCausalLM", "MixtralForCausalLM"]),
         ("architectures", json!("MixtralForCausalLM"), &["architectures", "a list"]),
         ("architectures", json!([1]), &["architectures", "strings"]),
         ("architectures", json!(["LlamaForCausalLM"]), &["model_type", "llama", "mixtral"]),
@@ -82,9 +105,12 @@ fn configurations() {
     let nameless = Model::mixtral().remove("architectures").remove("model_type");
     refused(nameless.write().path(), &["config.json", "architectures", "LlamaForCausalLM"]);
     let other = Model::mixtral().remove("architectures").set("model_type", json!("gpt2"));
-    refused(other.write().path(), &["model_type", "gpt2", "mixtral, mistral, llama"]);
-    let odd = Model::mixtral().remove("head_dim").set("hidden_size", json!(17));
+    refused(other.write().path(), &["model_type", "gpt2", "mixtral, mistral, llama, qwen2"]);
+    // Mixtral rounds down, as long as something is left.
+    let odd = Model::dense("LlamaForCausalLM", "llama").remove("head_dim").set("hidden_size", json!(17));
     refused(odd.write().path(), &["head_dim", "17 / 2"]);
+    let narrow = Model::mixtral().remove("head_dim").set("hidden_size", json!(1));
+    refused(narrow.write().path(), &["head_dim", "1 / 2"]);
 }
 
 #[test]
@@ -108,8 +134,7 @@ fn paths_that_are_no_model() {
     let directory = Model::mixtral().write();
     refused(&directory.join("nothing"), &["nothing", "no such", "config.json"]);
     refused(&directory.join("model.safetensors"), &["model.safetensors", "one file of a model"]);
-    std::fs::write(directory.join("m.gguf"), "GGUF").unwrap();
-    refused(&directory.join("m.gguf"), &["m.gguf", "GGUF files are not supported yet", "model directory"]);
+    refused(&directory.join("m.gguf"), &["m.gguf", "no such file", "or a .gguf file"]);
     std::fs::write(directory.join("m.bin"), "").unwrap();
     refused(&directory.join("m.bin"), &["m.bin", "this is a file"]);
     for (name, words) in [

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 fn write(directory: &Path, layers: Option<usize>, seed: u64) -> Result<(), SynthError> {
-    synth::write(Preset::Tiny, layers, seed, directory, &|_, _| ControlFlow::Continue(()))
+    synth::write(Preset::Tiny, layers, seed, false, directory, &|_, _| ControlFlow::Continue(()))
 }
 
 fn names(directory: &Path) -> Vec<String> {
@@ -24,7 +24,7 @@ fn a_model_opens_and_has_sane_weights() {
     let place = tempfile::tempdir().unwrap();
     let directory = place.path().join("tiny");
     let (last, total) = (AtomicU64::new(0), AtomicU64::new(0));
-    synth::write(Preset::Tiny, None, 1, &directory, &|done, all| {
+    synth::write(Preset::Tiny, None, 1, false, &directory, &|done, all| {
         last.fetch_max(done, Ordering::Relaxed);
         total.store(all, Ordering::Relaxed);
         ControlFlow::Continue(())
@@ -84,7 +84,7 @@ fn taken_names_and_wrong_numbers_are_refused() {
         let error = write(&place.path().join("x"), Some(layers), 1).unwrap_err().to_string();
         assert!(error.contains(&layers.to_string()), "{error}");
     }
-    let error = synth::write(Preset::Mixtral8x7b, Some(1024), 1, &place.path().join("x"), &|_, _| {
+    let error = synth::write(Preset::Mixtral8x7b, Some(1024), 1, false, &place.path().join("x"), &|_, _| {
         panic!("three terabytes are there")
     });
     let error = error.unwrap_err().to_string();
@@ -96,11 +96,26 @@ fn taken_names_and_wrong_numbers_are_refused() {
 fn an_interrupted_one_leaves_nothing() {
     let place = tempfile::tempdir().unwrap();
     let stop = |_, _| ControlFlow::Break(());
-    let result = synth::write(Preset::Tiny, None, 1, &place.path().join("m"), &stop);
+    let result = synth::write(Preset::Tiny, None, 1, false, &place.path().join("m"), &stop);
     assert!(matches!(result, Err(SynthError::Interrupted)));
     assert_eq!(names(place.path()), Vec::<String>::new());
     let stuck = place.path().join("file");
     std::fs::write(&stuck, "").unwrap();
     let error = write(&stuck.join("m"), None, 1).unwrap_err().to_string();
     assert!(error.contains("file"), "{error}");
+}
+
+#[test]
+fn a_sparse_one_takes_no_room() {
+    let place = tempfile::tempdir().unwrap();
+    let directory = place.path().join("whole");
+    synth::write(Preset::Mixtral8x7b, None, 0, true, &directory, &|_, _| panic!("nothing is written")).unwrap();
+    let model = import::open(&directory).unwrap();
+    assert_eq!((model.config.layers, model.tensors.parameters()), (32, 46_702_792_704));
+    let mut rows = vec![1.0; 2 * 4096];
+    model.tensors.read_rows("layers.31.experts.gate", 7, 14334..14336, &mut rows);
+    assert_eq!(rows, vec![0.0; 2 * 4096]);
+    let files = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().metadata().unwrap());
+    let blocks: u64 = files.map(|metadata| std::os::unix::fs::MetadataExt::blocks(&metadata)).sum();
+    assert!(blocks * 512 < 32 << 20, "{} bytes on the disk", blocks * 512);
 }

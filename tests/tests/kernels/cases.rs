@@ -2,16 +2,16 @@
 
 use half::{bf16, f16};
 use moec::kernels::{
-    Attention, Combine, Elementwise, ElementwiseOp, Embed, Epilogue, Interleave, Kernel, KvFormat, Matmul,
+    Attention, Combine, Elementwise, ElementwiseOp, Embed, Epilogue, GateRow, Interleave, Kernel, KvFormat, Matmul,
     MatmulTuning, Norm, Outputs, Quantize, Rope, SortByExpert, StoreKey, StoreValue, TopK,
 };
 use moec::plan::layout::Format;
-use moec_ir::math::silu;
+use moec_ir::math::{sigmoid, silu};
 
 use crate::harness::{Arg, Case, Random, f32s, padded, u32s};
 use crate::reference::{
-    Activations, Matrix, attention, head_place, kv_bytes, kv_round, norm, pad_head, padded_head, quantize, rotate,
-    top_k,
+    Activations, Matrix, attention, head_place, kv_bytes, kv_round, norm, norm_of, pad_head, padded_head, quantize,
+    rotate, top_k,
 };
 
 const FORMATS: [Format; 5] = [Format::F32, Format::Bf16, Format::F16, Format::Q8, Format::Q4];
@@ -34,6 +34,7 @@ pub fn of(family: &str) -> Vec<Case> {
         "SortByExpert" => sorts(),
         "Combine" => combines(),
         "Elementwise" => elementwises(),
+        "GateRow" => gate_rows(),
         other => panic!("no cases for kernels of the family {other}"),
     }
 }
@@ -132,7 +133,7 @@ fn norms() -> Vec<Case> {
         for h in [16, 20, 32, 96, 100, 128, 144, 160, 300, 4096] {
             let (x, weight, eps) = (r.f32s(h), r.f32s(h), 1e-5f32);
             let y = norm(&x, &weight, eps);
-            let mut c = Case::new(Norm { h, eps_bits: eps.to_bits(), outputs });
+            let mut c = Case::new(Norm { h, width: h, eps_bits: eps.to_bits(), outputs });
             let (x, weight) = (c.input("x", f32s(&padded(&x, 16))), c.input("weight", f32s(&padded(&weight, 16))));
             c.at(&[x, weight]);
             match outputs {
@@ -152,9 +153,23 @@ fn norms() -> Vec<Case> {
             cases.push(c);
         }
     }
+    // Padded heads: the mean is taken over what counts.
+    for head_dim in HEAD_DIMS {
+        let (x, weight, eps) = (pad_head(&r.f32s(head_dim)), pad_head(&r.f32s(head_dim)), 1e-6f32);
+        let kernel = Norm { h: x.len(), width: head_dim, eps_bits: eps.to_bits(), outputs: Outputs::F32 };
+        let mut c = Case::new(kernel);
+        let regions = [
+            c.input("x", f32s(&x)),
+            c.input("weight", f32s(&weight)),
+            c.output("y", f32s(&norm_of(&x, head_dim, &weight, eps))),
+        ];
+        c.at(&regions);
+        c.ints(&[0]);
+        cases.push(c);
+    }
     // In place.
     let (x, weight) = (r.f32s(96), r.f32s(96));
-    let mut c = Case::new(Norm { h: 96, eps_bits: 1e-6f32.to_bits(), outputs: Outputs::F32 });
+    let mut c = Case::new(Norm { h: 96, width: 96, eps_bits: 1e-6f32.to_bits(), outputs: Outputs::F32 });
     let x_region = c.inout("x", f32s(&x), f32s(&norm(&x, &weight, 1e-6)));
     let weight = c.input("weight", f32s(&weight));
     c.at(&[x_region, weight, x_region]);
@@ -171,7 +186,10 @@ fn quantizes() -> Vec<Case> {
             let x = r.f32s(k);
             let mut one_zero_block = x.clone();
             one_zero_block.iter_mut().take(128).for_each(|x| *x = 0.0);
-            [x, one_zero_block]
+            // Magnitudes around the least that has a scale (127 / f32::MAX is 3.7e-37), down to denormals.
+            let scale = |i: usize| [1e-37, 1e-36, 1e-40][(i / 64 + k) % 3];
+            let tiny = x.iter().enumerate().map(|(i, x)| x * scale(i)).collect();
+            [x, one_zero_block, tiny]
         })
         .map(|x| {
             let mut c = Case::new(Quantize { k: x.len() });
@@ -381,15 +399,17 @@ fn top_ks() -> Vec<Case> {
                         2 => (0..experts).map(|i| i as f32 * -3.0).collect(),
                         _ => r.f32s(experts),
                     };
-                    let (indices, weights) = top_k(&logits, k);
-                    let mut c = Case::new(TopK { experts, k, network });
-                    let regions = [
-                        c.input("logits", f32s(&logits)),
-                        c.output("indices", u32s(&indices)),
-                        c.output("weights", f32s(&weights)),
-                    ];
-                    c.at(&regions);
-                    cases.push(c);
+                    for over_all in [false, true] {
+                        let (indices, weights) = top_k(&logits, k, over_all);
+                        let mut c = Case::new(TopK { experts, k, network, over_all });
+                        let regions = [
+                            c.input("logits", f32s(&logits)),
+                            c.output("indices", u32s(&indices)),
+                            c.output("weights", f32s(&weights)),
+                        ];
+                        c.at(&regions);
+                        cases.push(c);
+                    }
                 }
             }
         }
@@ -508,4 +528,27 @@ fn elementwises() -> Vec<Case> {
 /// All cases of all families.
 pub fn all() -> Vec<Case> {
     Kernel::FAMILIES.iter().flat_map(|family| of(family)).collect()
+}
+
+fn gate_rows() -> Vec<Case> {
+    let mut r = Random::new(13);
+    let mut cases = Vec::new();
+    for n in [0, 16, 32, 96, 4096] {
+        for in_place in [false, true] {
+            let (x, gate) = (r.f32s(n), r.f32s(1));
+            let y: Vec<f32> = x.iter().map(|x| x * sigmoid(gate[0])).collect();
+            let mut c = Case::new(GateRow);
+            let gate = c.input("gate", f32s(&gate));
+            if in_place {
+                let x = c.inout("x", f32s(&x), f32s(&y));
+                c.at(&[x, gate, x]);
+            } else {
+                let (x, y) = (c.input("x", f32s(&x)), c.output("y", f32s(&y)));
+                c.at(&[x, gate, y]);
+            }
+            c.ints(&[n]);
+            cases.push(c);
+        }
+    }
+    cases
 }

@@ -93,6 +93,11 @@ fn elementwise() {
 }
 
 #[test]
+fn gate_row() {
+    run("GateRow");
+}
+
+#[test]
 fn every_family_has_cases() {
     for family in Kernel::FAMILIES {
         assert!(!cases::of(family).is_empty(), "{family}");

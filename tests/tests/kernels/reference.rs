@@ -164,7 +164,7 @@ pub fn quantize(x: &[f32]) -> QRow {
     for block in x.chunks(64) {
         let amax = block.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         row.scales.push(amax * (1.0f32 / 127.0));
-        let inv = if amax == 0.0 { 0.0 } else { 127.0 / amax };
+        let inv = if (127.0 / amax).is_finite() { 127.0 / amax } else { 0.0 };
         row.q.extend(block.iter().map(|x| (x * inv).round_ties_even() as i8));
     }
     row.sums = row.q.chunks(32).map(|q| -128 * q.iter().map(|&q| i32::from(q)).sum::<i32>()).collect();
@@ -180,11 +180,16 @@ pub fn tree(p: [f32; 16]) -> f32 {
 
 /// RMS norm of a row.
 pub fn norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    norm_of(x, x.len(), weight, eps)
+}
+
+/// RMS norm of a row of which `width` elements count.
+pub fn norm_of(x: &[f32], width: usize, weight: &[f32], eps: f32) -> Vec<f32> {
     let mut p = [0.0f32; 16];
     for (i, x) in x.iter().enumerate() {
         p[i % 16] = x.mul_add(*x, p[i % 16]);
     }
-    let r = 1.0 / (tree(p) / x.len() as f32 + eps).sqrt();
+    let r = 1.0 / (tree(p) / width as f32 + eps).sqrt();
     x.iter().zip(weight).map(|(x, w)| (x * r) * w).collect()
 }
 
@@ -272,12 +277,14 @@ pub fn attention(q: &[f32], k: &[Vec<f32>], v: &[Vec<f32>], lo: usize, hi: usize
     a.iter().map(|a| a * (1.0 / l)).collect()
 }
 
-/// The `k` largest, ties to the lower index, and the softmax over them.
-pub fn top_k(logits: &[f32], k: usize) -> (Vec<u32>, Vec<f32>) {
+/// The `k` largest, ties to the lower index, and their softmax over them or over all.
+pub fn top_k(logits: &[f32], k: usize, over_all: bool) -> (Vec<u32>, Vec<f32>) {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| logits[b].partial_cmp(&logits[a]).expect("numbers").then(a.cmp(&b)));
     order.truncate(k);
     let e: Vec<f32> = order.iter().map(|&i| exp(logits[i] - logits[order[0]])).collect();
-    let sum = e.iter().copied().reduce(|s, e| s + e).expect("k > 0");
+    let all = logits.iter().map(|logit| exp(logit - logits[order[0]]));
+    let sum = if over_all { all.reduce(|s, e| s + e) } else { e.iter().copied().reduce(|s, e| s + e) };
+    let sum = sum.expect("k > 0");
     (order.iter().map(|&i| i as u32).collect(), e.iter().map(|e| e / sum).collect())
 }

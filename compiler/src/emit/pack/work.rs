@@ -90,7 +90,7 @@ fn units(item: &PayloadItem) -> (usize, usize) {
     match item.arrangement {
         Arrangement::Tiles { .. } | Arrangement::GateUp { .. } => (item.padded_rows() / LANES, item.tile_bytes()),
         Arrangement::Table | Arrangement::RopeTable { .. } => (item.rows, item.row_bytes()),
-        Arrangement::Vector => (1, round_up(item.columns, ROW_ALIGN) * 4),
+        Arrangement::Vector => (1, round_up(item.k(), ROW_ALIGN) * 4),
     }
 }
 
@@ -183,9 +183,10 @@ impl Shared<'_> {
         match item.arrangement {
             Arrangement::Tiles { .. } | Arrangement::GateUp { .. } => self.encode_tiles(item, piece, scratch),
             Arrangement::Table => self.encode_rows(item, piece, scratch, item.format),
-            Arrangement::Vector => self.encode_rows(item, piece, scratch, Format::F32),
+            Arrangement::Vector => self.encode_vector(item, piece, scratch),
             Arrangement::RopeTable { sine } => {
-                rotary::encode(sine, &self.frequencies, item.columns, piece.range.clone(), &mut scratch.out);
+                let amplitude = self.packing.rope.amplitude();
+                rotary::encode(sine, &self.frequencies, amplitude, item.columns, piece.range.clone(), &mut scratch.out);
                 Ok(Loss::default())
             }
         }
@@ -208,6 +209,22 @@ impl Shared<'_> {
             let name = |row, column| self.place(item, piece, &item.name, piece.range.start + row, column);
             unfit(format, item.columns, rows, name).expect("encoding found a weight that does not fit")
         })
+    }
+
+    /// A vector as f32, its heads padded.
+    fn encode_vector(&self, item: &PayloadItem, piece: &Piece, scratch: &mut Scratch) -> Result<Loss, PackError> {
+        let loss = self.encode_rows(item, piece, scratch, Format::F32)?;
+        if item.column_heads.is_some() {
+            let Scratch { rows, out, .. } = scratch;
+            out.fill(0);
+            for run in column_runs(item.columns, item.column_heads) {
+                let to = &mut out[4 * run.to..][..4 * run.length];
+                for (bytes, value) in to.chunks_exact_mut(4).zip(&rows[run.from..]) {
+                    bytes.copy_from_slice(&value.to_le_bytes());
+                }
+            }
+        }
+        Ok(loss)
     }
 
     fn encode_tiles(&self, item: &PayloadItem, piece: &Piece, scratch: &mut Scratch) -> Result<Loss, PackError> {

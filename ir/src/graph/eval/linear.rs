@@ -2,8 +2,8 @@
 
 use super::super::weight::{Layout, Weight};
 use super::Numbers;
-use super::tensor::{BLOCK, QuantizedRows, Rows, padded_head_dim};
-use crate::math::silu;
+use super::tensor::{BLOCK, QuantizedRows, Rows, pad_heads, padded_head_dim};
+use crate::math::{padded_rms_scale, sigmoid, silu};
 
 /// Lanes of a partial sum.
 const LANES: usize = 16;
@@ -189,6 +189,30 @@ pub(super) fn slice(x: &[f32], columns: usize, start: usize, len: usize) -> Vec<
     x.chunks(columns).flat_map(|row| &row[start..start + len]).copied().collect()
 }
 
+/// `x + w`, row by row.
+pub(super) fn add_bias(x: &[f32], w: &[f32]) -> Vec<f32> {
+    x.chunks(w.len()).flat_map(|row| row.iter().zip(w).map(|(x, w)| x + w)).collect()
+}
+
+/// `x × sigmoid(gate)` for rows of `columns`, each with its gate.
+pub(super) fn gate_rows(x: &[f32], gates: &[f32], columns: usize) -> Vec<f32> {
+    let gated = |(row, &gate): (&[f32], &f32)| {
+        let open = sigmoid(gate);
+        row.iter().map(move |x| x * open).collect::<Vec<f32>>()
+    };
+    x.chunks(columns).zip(gates).flat_map(gated).collect()
+}
+
+/// RMS norm of each run of `heads` heads, whose squares are summed in the order of padded heads.
+pub(super) fn head_norm(x: &[f32], w: &[f32], heads: usize, head_dim: usize, eps: f32) -> Vec<f32> {
+    let mut y = Vec::with_capacity(x.len());
+    for run in x.chunks(heads * head_dim) {
+        let r = padded_rms_scale(&pad_heads(run, head_dim), run.len(), eps);
+        y.extend(run.iter().zip(w).map(|(x, w)| (x * r) * w));
+    }
+    y
+}
+
 /// 16 partial sums to one: lanes 8 apart, then 4, 2 and 1.
 pub(super) fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
     let mut half = LANES / 2;
@@ -247,6 +271,9 @@ mod tests {
         assert_eq!((rows.codes[0], rows.codes[1], rows.codes[129]), (-127, 2, 127), "2.5 is rounded to even");
         assert_eq!(rows.sums, [-128 * (2 - 127), 0, 0, 0, -128 * 127]);
         assert_eq!(QuantizedRows::new(&[0.0; 4], 4, None).scales, [0.0], "zeros stay zeros");
+        let tiny = QuantizedRows::new(&[1e-38, -1e-38, 1e-44, 0.0], 4, None);
+        assert_eq!((&tiny.codes[..4], &tiny.sums[..]), (&[0; 4][..], &[0][..]), "127 / 1e-38 is not finite");
+        assert_eq!(QuantizedRows::new(&[1e-36, -1e-36], 2, None).codes[..2], [127, -127]);
     }
 
     #[test]
@@ -255,6 +282,23 @@ mod tests {
         assert_eq!((rows.columns, rows.len()), (64, 1));
         let places: Vec<usize> = (0..64).filter(|&k| rows.codes[k] != 0).collect();
         assert_eq!(places, [0, 1, 16, 17, 32, 33, 48, 49]);
+    }
+
+    #[test]
+    fn heads_are_normed_each_or_together() {
+        let x = [3.0, 4.0, 6.0, 8.0];
+        let each = head_norm(&x, &[1.0, 2.0], 1, 2, 0.0);
+        let r = 1.0 / 12.5f32.sqrt();
+        assert_eq!(each[..2], [3.0 * r, 4.0 * r * 2.0]);
+        let together = head_norm(&x, &[1.0, 1.0, 1.0, 0.5], 2, 2, 0.0);
+        let r = 1.0 / 31.25f32.sqrt();
+        assert_eq!(together, [3.0 * r, 4.0 * r, 6.0 * r, 8.0 * r * 0.5]);
+    }
+
+    #[test]
+    fn rows_are_gated_and_shifted() {
+        assert_eq!(gate_rows(&[2.0, 4.0, 6.0, 8.0], &[0.0, 100.0], 2), [1.0, 2.0, 6.0, 8.0]);
+        assert_eq!(add_bias(&[1.0, 2.0, 3.0, 4.0], &[0.5, -1.0]), [1.5, 1.0, 3.5, 3.0]);
     }
 
     #[test]

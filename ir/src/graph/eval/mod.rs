@@ -255,6 +255,14 @@ impl Evaluator {
                 let rows = rows(x);
                 vec![Tensor::F32(gated(&multiply(&rows, &[gate]), &multiply(&rows, &[up])))]
             }
+            Op::AddBias { x, w } => vec![Tensor::F32(linear::add_bias(f32s(x), self.parts(*w)[0].f32s()))],
+            Op::HeadNorm { x, w, heads, head_dim, eps, across } => {
+                let normed = if *across { *heads } else { 1 };
+                vec![Tensor::F32(linear::head_norm(f32s(x), self.parts(*w)[0].f32s(), normed, *head_dim, *eps))]
+            }
+            Op::GateRows { x, gate } => {
+                vec![Tensor::F32(linear::gate_rows(f32s(x), f32s(gate), columns_of(graph.ty(*x))))]
+            }
             Op::Rope { x, heads: _, head_dim, scale } => {
                 vec![Tensor::F32(self.rotate(f32s(x), inputs.positions, *head_dim, *scale))]
             }
@@ -283,8 +291,8 @@ impl Evaluator {
             Op::Slice { x, start, len } => {
                 vec![Tensor::F32(linear::slice(f32s(x), columns_of(graph.ty(*x)), *start, *len))]
             }
-            Op::TopK { logits, k, selection: _ } => {
-                let (experts, weights) = routing::top_k(f32s(logits), columns_of(graph.ty(*logits)), *k);
+            Op::TopK { logits, k, selection: _, scores } => {
+                let (experts, weights) = routing::top_k(f32s(logits), columns_of(graph.ty(*logits)), *k, *scores);
                 outputs.routes.push(Routes {
                     experts: experts.chunks(*k).map(|row| row.iter().map(|&e| e as usize).collect()).collect(),
                     weights: weights.chunks(*k).map(<[f32]>::to_vec).collect(),

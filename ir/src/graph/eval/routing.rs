@@ -1,9 +1,11 @@
 //! The choice of experts and the sum over the chosen.
 
+use super::super::attribute::Scores;
 use crate::math::exp;
 
-/// The `k` largest of each row of `columns`, falling, ties to the lower index; and the softmax over these.
-pub(super) fn top_k(logits: &[f32], columns: usize, k: usize) -> (Vec<i32>, Vec<f32>) {
+/// The `k` largest of each row of `columns`, falling, ties to the lower index; and their softmax, over these (summed in their order) or
+/// over all (summed in order of the experts).
+pub(super) fn top_k(logits: &[f32], columns: usize, k: usize, scores: Scores) -> (Vec<i32>, Vec<f32>) {
     let (mut experts, mut weights) = (Vec::new(), Vec::new());
     for row in logits.chunks(columns) {
         let mut chosen: Vec<usize> = Vec::with_capacity(k);
@@ -18,7 +20,11 @@ pub(super) fn top_k(logits: &[f32], columns: usize, k: usize) -> (Vec<i32>, Vec<
         }
         let largest = chosen.first().map_or(0.0, |&expert| row[expert]);
         let exponentials: Vec<f32> = chosen.iter().map(|&expert| exp(row[expert] - largest)).collect();
-        let sum = exponentials.iter().copied().reduce(|sum, e| sum + e).unwrap_or(1.0);
+        let sum = match scores {
+            Scores::Chosen => exponentials.iter().copied().reduce(|sum, e| sum + e),
+            Scores::All => row.iter().map(|logit| exp(logit - largest)).reduce(|sum, e| sum + e),
+        };
+        let sum = sum.unwrap_or(1.0);
         experts.extend(chosen.iter().map(|&expert| expert as i32));
         weights.extend(exponentials.iter().map(|e| e / sum));
     }
@@ -53,13 +59,15 @@ mod tests {
 
     #[test]
     fn the_largest_come_first_and_ties_go_to_the_lower_index() {
-        let (experts, weights) = top_k(&[1.0, 3.0, 3.0, 2.0, 0.0, 0.0, 0.0, 0.0], 4, 2);
+        let (experts, weights) = top_k(&[1.0, 3.0, 3.0, 2.0, 0.0, 0.0, 0.0, 0.0], 4, 2, Scores::Chosen);
         assert_eq!(experts, [1, 2, 0, 1]);
         assert_eq!(weights, [0.5; 4]);
-        let (experts, weights) = top_k(&[-1.0, 0.0, 2.0], 3, 3);
+        let (experts, weights) = top_k(&[-1.0, 0.0, 2.0], 3, 3, Scores::Chosen);
         assert_eq!(experts, [2, 1, 0]);
         assert!((weights.iter().sum::<f32>() - 1.0).abs() < 1e-6 && weights[0] > weights[1]);
-        assert_eq!(top_k(&[0.1, 0.7], 2, 1), (vec![1], vec![1.0]));
+        assert_eq!(top_k(&[0.1, 0.7], 2, 1, Scores::Chosen), (vec![1], vec![1.0]));
+        let (experts, weights) = top_k(&[0.0; 4], 4, 2, Scores::All);
+        assert_eq!((experts, weights), (vec![0, 1], vec![0.25; 2]));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::{Context, session};
 use crate::args::Bench;
 use crate::failure::{Failure, Result};
 use crate::machine::{Peak, ReadSweep};
+use crate::progress::Progress;
 use crate::{interrupt, output};
 use moec_runtime::{Logits, Model, Session};
 use serde_json::{Value, json};
@@ -20,18 +21,22 @@ pub(super) fn run(context: &Context, args: &Bench) -> Result<()> {
     let plan = Plan::new(context, args)?;
     let mut bench = Runs::new(&model, args, &interrupt, plan);
 
+    let mut progress = Progress::new("runs", args.repeat as usize + 1);
     // The first run reads the weights from the disk and is not counted.
     bench.prefill()?;
+    progress.at(0);
     bench.decode()?;
     bench.clear();
 
     let sweep = ReadSweep::new(&model)?;
     let mut reads = vec![sweep.bytes_per_second(&model)];
-    for _ in 0..args.repeat {
+    for run in 0..args.repeat as usize {
+        progress.at(run + 1);
         bench.prefill()?;
         bench.decode()?;
         reads.push(sweep.bytes_per_second(&model));
     }
+    drop(progress);
     let peak = Peak::measure(&model, context.descriptor.arithmetic == 1);
     let report = bench.report(context, median(&reads), &peak);
     output::print(&if args.json { format!("{report}\n") } else { table(&report) })

@@ -1,0 +1,133 @@
+//! Models as GGUF files: the same bits as the directories that they were converted from, and the same tokens.
+
+use moec::import::{self, RopeScaling};
+use moec_tests::gguf::{Kind, convert, numbers, write};
+use moec_tests::{Golden, build, models};
+use safetensors::tensor::TensorView;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Whether a GGUF file can say all of what a model is: Llama's windows and those of some layers only it cannot.
+fn can_be_said(model: &import::Model) -> bool {
+    let windows = model.config.sliding_window.is_none() || model.config.architecture.name().starts_with("Phi3");
+    windows && !matches!(model.config.rope.scaling, RopeScaling::Llama3 { .. })
+}
+
+#[test]
+fn float_files_give_the_bits_of_their_directories() {
+    let mut compared = 0;
+    for directory in models() {
+        let model = moec_tests::reference::open(&directory);
+        if !can_be_said(&model) {
+            continue;
+        }
+        compared += 1;
+        let kind = match model.tensors.info("layers.0.q").dtype {
+            import::Dtype::F16 => Kind::F16,
+            import::Dtype::Bf16 => Kind::Bf16,
+            _ => Kind::F32,
+        };
+        let golden = Golden::read(&directory);
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let path = write(&convert(&model, kind), place.path());
+        let expected = build(&directory, "none", "f32").logits(&golden.full_ids, &[]);
+        let found = build(&path, "none", "f32").logits(&golden.full_ids, &[]);
+        assert!(expected.bits() == found.bits(), "{}", model.name);
+        assert_eq!(expected.experts, found.experts, "{}", model.name);
+    }
+    assert!(compared >= 8, "{compared} models");
+}
+
+/// Writes the model with all weights as f32 under the names of the hub.
+fn write_dequantized(model: &import::Model, like: &Path, directory: &Path) {
+    let mut tensors: BTreeMap<String, (Vec<usize>, Vec<u8>)> = BTreeMap::new();
+    for weight in model.tensors.names() {
+        let (shape, values) = numbers(model, weight);
+        let bytes = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+        let Some((layer, last)) = weight.strip_prefix("layers.").and_then(|rest| rest.split_once('.')) else {
+            let name = match weight {
+                "embed" => "model.embed_tokens",
+                "norm" => "model.norm",
+                _ => "lm_head",
+            };
+            tensors.insert(format!("{name}.weight"), (shape, bytes(&values)));
+            continue;
+        };
+        let path = format!("model.layers.{layer}");
+        let name = match last {
+            "attention_norm" => "input_layernorm".to_string(),
+            "ffn_norm" => "post_attention_layernorm".to_string(),
+            "router" => "block_sparse_moe.gate".to_string(),
+            "q" | "k" | "v" | "o" => format!("self_attn.{last}_proj"),
+            _ => {
+                let number = match last {
+                    "experts.gate" => "w1",
+                    "experts.down" => "w2",
+                    "experts.up" => "w3",
+                    other => panic!("{other}"),
+                };
+                for (expert, values) in values.chunks(shape[1] * shape[2]).enumerate() {
+                    let name = format!("{path}.block_sparse_moe.experts.{expert}.{number}.weight");
+                    tensors.insert(name, (shape[1..].to_vec(), bytes(values)));
+                }
+                continue;
+            }
+        };
+        tensors.insert(format!("{path}.{name}.weight"), (shape, bytes(&values)));
+    }
+    let views = tensors.iter().map(|(name, (shape, bytes))| {
+        (name, TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).expect("as many bytes as the shape has"))
+    });
+    safetensors::serialize_to_file(views, None, &directory.join("model.safetensors")).expect("writable");
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(like.join(file), directory.join(file)).expect("the model has it");
+    }
+}
+
+/// A quantized file is, in every layout, what the directory of its dequantized weights is.
+#[test]
+fn quantized_files_are_repacked_from_their_exact_values() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/models/mixtral-a");
+    let (model, golden) = (moec_tests::reference::open(&directory), Golden::read(&directory));
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let path = write(&convert(&model, Kind::Q8), place.path());
+    write_dequantized(&import::open(&path).expect("a model"), &directory, place.path());
+    for quant in ["f32", "q8", "q4"] {
+        let expected = build(place.path(), quant, "f16").logits(&golden.full_ids, &[]);
+        let found = build(&path, quant, "f16").logits(&golden.full_ids, &[]);
+        let named = format!("{quant},embedding=f32");
+        let found_all = build(&path, &named, "f16").logits(&golden.full_ids, &[]);
+        assert!(expected.bits() == found_all.bits(), "{quant}");
+        assert_eq!(found.logits.len(), expected.logits.len());
+    }
+}
+
+#[test]
+fn tokenizers_give_the_ids_of_their_directories() {
+    const TEXTS: [&str; 8] = [
+        "The License terms of this program",
+        " two  spaces   and more ",
+        "",
+        "naïve café 日本語 🦀",
+        "</s> and <s> inside",
+        "copying\nand\tdistribution",
+        "aaaaaaaaaaaa therethere ▁x",
+        "permission is not that",
+    ];
+    for name in ["llama-c", "mixtral-a", "mixtral-b"] {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/models").join(name);
+        let model = moec_tests::reference::open(&directory);
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let converted = import::open(&write(&convert(&model, Kind::F32), place.path())).expect("a model");
+        let tokenizer = |json: &[u8]| tokenizers::Tokenizer::from_bytes(json).expect("a tokenizer");
+        let (expected, found) = (tokenizer(&model.tokenizer.json), tokenizer(&converted.tokenizer.json));
+        for text in TEXTS {
+            let ids = |tokenizer: &tokenizers::Tokenizer| {
+                tokenizer.encode(text, true).expect("it takes all text").get_ids().to_vec()
+            };
+            assert_eq!(ids(&found), ids(&expected), "{name}: {text:?}");
+            let text = |tokenizer: &tokenizers::Tokenizer| tokenizer.decode(&ids(&expected), true).expect("text");
+            assert_eq!(text(&found), text(&expected), "{name}");
+        }
+    }
+}
