@@ -3,6 +3,7 @@
 //! [`plan`] is the way in. It gives each weight of the two graphs a place in the payload, then turns each graph into a [`program::Program`] of
 //! stages. [`Plan`] prints as text (`moec inspect --plan`). Deliberately absent: weights' bytes and machine code.
 
+mod attention;
 pub mod buffers;
 pub mod heads;
 pub mod layout;
@@ -11,6 +12,8 @@ mod planner;
 mod products;
 pub mod program;
 pub mod quant;
+mod routing;
+mod rows;
 mod stages;
 
 use crate::import::ModelConfig;
