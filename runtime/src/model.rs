@@ -5,6 +5,7 @@
 //! Deliberately absent: sequences of tokens, which are [`Session`](crate::Session)s, and running a step, which is
 //! [`step`](crate::step).
 
+use crate::chat_template::ChatTemplate;
 use crate::cpus;
 use crate::error::{Error, Result, human_bytes};
 use crate::kv::PagePool;
@@ -14,7 +15,9 @@ use crate::step::Engine;
 use crate::text::Tokenizer;
 use crate::threads::{Pool, PoolOptions};
 use moec_abi::metadata::Metadata;
-use moec_abi::{ABI_VERSION, DESCRIPTOR_MAGIC, KvType, LANES, Level, ModelDescriptor, PAGE_TOKENS, StepFn, features};
+use moec_abi::{
+    ABI_VERSION, DESCRIPTOR_MAGIC, KvType, LANES, Level, ModelDescriptor, PAGE_TOKENS, ROW_ALIGN, StepFn, features,
+};
 use std::ffi::{CStr, c_char};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -39,6 +42,13 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// With the weights in this file, and everything else as it is by default.
+    pub fn weights(path: impl Into<std::path::PathBuf>) -> Options {
+        Options { payload: PayloadSource::File(path.into()), ..Options::default() }
+    }
+}
+
 /// The code for one CPU level, of a descriptor that has been checked.
 #[derive(Clone, Copy, Debug)]
 pub struct CodeLevel(&'static Level);
@@ -48,6 +58,11 @@ impl CodeLevel {
     pub fn name(&self) -> &'static str {
         // SAFETY: levels come from checked descriptors only, whose names are constant C strings.
         unsafe { text(self.0.name) }
+    }
+
+    /// Its name as a C string, constant as the descriptor.
+    pub fn c_name(&self) -> *const c_char {
+        self.0.name
     }
 
     /// Bits of [`moec_abi::features`] that it needs.
@@ -124,6 +139,7 @@ impl Descriptor {
             (d.experts_per_token > d.experts, "experts_per_token"),
             (d.layers == 0 || d.hidden == 0, "layers"),
             (!routes_fit(d), "routes_offset"),
+            (!hidden_fits(d), "final_hidden_offset"),
         ];
         match rules.iter().find(|(broken, _)| *broken) {
             Some((_, field)) => damaged(format!("field `{field}` makes no sense")),
@@ -211,6 +227,12 @@ fn routes_fit(d: &ModelDescriptor) -> bool {
         .all(|offset| offset % 4 == 0 && offset.checked_add(bytes).is_some_and(|end| end <= d.scratch_bytes))
 }
 
+fn hidden_fits(d: &ModelDescriptor) -> bool {
+    let row = (d.hidden as usize).next_multiple_of(ROW_ALIGN) as u64 * 4;
+    let end = u64::from(d.max_tokens).checked_mul(row).and_then(|bytes| d.final_hidden_offset.checked_add(bytes));
+    d.final_hidden_offset.is_multiple_of(4) && end.is_some_and(|end| end <= d.scratch_bytes)
+}
+
 /// An opened model. Shared by its sessions; steps of different sessions take turns.
 pub struct Model {
     descriptor: Descriptor,
@@ -220,6 +242,7 @@ pub struct Model {
     closed: Arc<AtomicBool>,
     metadata: Metadata,
     tokenizer: OnceLock<std::result::Result<Tokenizer, String>>,
+    chat_template: OnceLock<std::result::Result<ChatTemplate, String>>,
     pages: Arc<PagePool>,
     engine: Mutex<Engine>,
     workers: usize,
@@ -250,6 +273,7 @@ impl Model {
             closed,
             metadata,
             tokenizer: OnceLock::new(),
+            chat_template: OnceLock::new(),
             pages: PagePool::new(descriptor.page_bytes as usize),
             engine: Mutex::new(engine),
             workers,
@@ -281,6 +305,22 @@ impl Model {
         let bytes = self.payload.tokenizer().ok_or(Error::NoTokenizer)?;
         let parsed = self.tokenizer.get_or_init(|| Tokenizer::new(bytes).map_err(|error| error.to_string()));
         parsed.as_ref().map_err(|what| Error::Tokenizer { what: what.clone() })
+    }
+
+    /// The chat template, compiled when first asked for.
+    ///
+    /// # Errors
+    /// When the model has none, or it does not compile.
+    pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        let Metadata { chat_template, bos_token, eos_token, .. } = &self.metadata;
+        let source = chat_template.as_deref().ok_or(Error::NoChatTemplate)?;
+        let compiled = self.chat_template.get_or_init(|| {
+            ChatTemplate::new(source, bos_token.as_deref(), eos_token.as_deref()).map_err(|error| match error {
+                Error::ChatTemplate { what } => what,
+                other => other.to_string(),
+            })
+        });
+        compiled.as_ref().map_err(|what| Error::ChatTemplate { what: what.clone() })
     }
 
     /// Whether `id` ends a text.

@@ -8,8 +8,9 @@ use crate::kv::Sequence;
 use crate::memory::Zeroed;
 use crate::model::{Descriptor, Model};
 use crate::threads::Pool;
-use moec_abi::Step;
+use moec_abi::{ROW_ALIGN, Step};
 use std::ffi::c_void;
+use std::sync::Arc;
 
 /// Which tokens of a part need logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,13 +43,15 @@ pub struct Part<'a> {
     pub logits: Logits,
 }
 
-/// Rows of logits, in memory aligned for generated code.
-#[derive(Default)]
+/// Rows of logits, in memory aligned for generated code. Clones share it until one of them is written.
+#[derive(Clone, Default)]
 pub struct LogitRows {
-    memory: Option<Zeroed>,
+    memory: Option<Arc<Zeroed>>,
     rows: usize,
     vocab: usize,
     stride: usize,
+    /// Final hidden states of the rows, when they are wanted.
+    hidden: Option<Vec<f32>>,
 }
 
 impl LogitRows {
@@ -71,18 +74,54 @@ impl LogitRows {
         unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), self.vocab) }
     }
 
+    /// Rows that keep the final hidden states too.
+    pub fn with_hidden() -> LogitRows {
+        LogitRows { hidden: Some(Vec::new()), ..LogitRows::default() }
+    }
+
+    /// The final hidden state of row `row`, after the last norm: `[hidden]`.
+    ///
+    /// # Panics
+    /// When they are not kept.
+    pub fn hidden(&self, row: usize) -> &[f32] {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        let all = self.hidden.as_ref().expect("rows made `with_hidden`");
+        let width = all.len() / self.rows;
+        &all[row * width..][..width]
+    }
+
+    /// One row with these `values`, a logit for each id.
+    pub(crate) fn of_row(descriptor: &Descriptor, values: &[f32]) -> Result<LogitRows> {
+        assert_eq!(values.len(), descriptor.vocab as usize, "a row has a logit for each id");
+        let mut rows = LogitRows::default();
+        let first = rows.prepare(descriptor, 1)?;
+        // SAFETY: a row has room for at least `vocab` values, and the new memory is nobody else's.
+        unsafe { first.copy_from_nonoverlapping(values.as_ptr(), values.len()) };
+        Ok(rows)
+    }
+
+    /// Forgets all rows.
+    pub(crate) fn clear(&mut self) {
+        self.rows = 0;
+    }
+
     /// Room for `rows` rows; their content is undefined until a step has written them.
     fn prepare(&mut self, descriptor: &Descriptor, rows: usize) -> Result<*mut f32> {
         self.vocab = descriptor.vocab as usize;
         self.stride = descriptor.logits_stride as usize;
         let bytes = rows * self.stride * 4;
-        if self.memory.as_ref().is_none_or(|memory| memory.len() < bytes) {
-            self.rows = 0;
+        self.rows = 0;
+        if rows == 0 {
+            return Ok(std::ptr::null_mut());
+        }
+        if self.memory.as_mut().and_then(Arc::get_mut).is_none_or(|memory| memory.len() < bytes) {
             self.memory = None;
-            self.memory = Some(Zeroed::new(bytes, &format!("{rows} rows of logits"), "use a smaller `--chunk`")?);
+            let memory = Zeroed::new(bytes, &format!("{rows} rows of logits"), "use a smaller `--chunk`")?;
+            self.memory = Some(Arc::new(memory));
         }
         self.rows = rows;
-        Ok(self.memory.as_mut().map_or(std::ptr::null_mut(), Zeroed::as_mut_ptr).cast())
+        let memory = self.memory.as_mut().and_then(Arc::get_mut);
+        Ok(memory.expect("memory that nobody shares").as_mut_ptr().cast())
     }
 }
 
@@ -149,6 +188,19 @@ impl Engine {
 
     pub(crate) fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// The final hidden states of the first `rows` rows of the last step.
+    fn read_hidden(&self, rows: usize, hidden: &mut Vec<f32>) {
+        let d = &self.descriptor;
+        let width = d.hidden as usize;
+        let stride = width.next_multiple_of(ROW_ALIGN);
+        hidden.clear();
+        for row in 0..rows {
+            let at = d.final_hidden_offset as usize + row * stride * 4;
+            let words = self.scratch.bytes()[at..][..width * 4].as_chunks::<4>().0;
+            hidden.extend(words.iter().map(|word| f32::from_ne_bytes(*word)));
+        }
     }
 
     /// Adds the routes of the first `tokens` tokens of the last step to `routes`.
@@ -237,6 +289,9 @@ impl Model {
         }
         if let Some(routes) = routes {
             engine.read_routes(tokens, routes);
+        }
+        if let Some(hidden) = &mut logits.hidden {
+            engine.read_hidden(engine.logit_rows.len(), hidden);
         }
         Ok(())
     }

@@ -257,3 +257,102 @@ fn the_cache_must_fit_into_memory() {
         assert!(matches!(error, Error::Memory { .. }), "{error}");
     }
 }
+
+#[test]
+fn forks_have_the_logits_and_rewinding_loses_them() {
+    let shape = Shape::default();
+    let model = open(&shape, 2);
+    let mut session = Session::new(&model);
+    let tokens = tokens(70);
+    session.feed(&tokens, Logits::Last).unwrap();
+    let mut fork = session.fork();
+    let expected = expected_logits(&shape, &tokens);
+    assert_eq!(fork.last_logits(), expected);
+    fork.feed(&[3], Logits::Last).unwrap();
+    assert_eq!(session.last_logits(), expected, "the fork writes to rows of its own");
+    session.rewind(70).unwrap();
+    assert_eq!(session.last_logits(), expected);
+    session.rewind(69).unwrap();
+    assert!(session.try_last_logits().is_none());
+    assert!(matches!(session.rewind(70), Err(Error::RewindForward { to: 70, tokens: 69 })));
+    session.feed(&tokens[69..], Logits::Last).unwrap();
+    assert_eq!(session.last_logits(), expected);
+}
+
+#[test]
+fn a_saved_session_goes_on_with_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("session");
+    for window in [0, 10, 64, 100] {
+        let shape = Shape { window, ..Shape::default() };
+        let model = open(&shape, 2);
+        for count in [0, 1, 63, 64, 65, 300] {
+            let mut all = tokens(count);
+            let mut session = Session::new(&model);
+            session.feed(&all, Logits::Last).unwrap();
+            session.save(&path).unwrap();
+            let other = open(&shape, 1);
+            let mut loaded = Session::load(&other, &path).unwrap();
+            assert_eq!(loaded.tokens(), all);
+            assert_eq!(loaded.try_last_logits(), session.try_last_logits());
+            for session in [&mut session, &mut loaded] {
+                session.feed(&[5, 6], Logits::Last).unwrap();
+            }
+            all.extend([5, 6]);
+            assert_eq!(loaded.last_logits(), expected_logits(&shape, &all), "window {window}, {count} tokens");
+            assert_eq!(loaded.last_logits(), session.last_logits());
+            drop(loaded);
+            assert_eq!(other.pages().pages_in_use(), 0);
+        }
+        // A fork that went back has pages that reach beyond its end, and no logits.
+        let mut session = Session::new(&model);
+        session.feed(&tokens(130), Logits::Last).unwrap();
+        session.rewind(129).unwrap();
+        session.save(&path).unwrap();
+        let mut loaded = Session::load(&model, &path).unwrap();
+        assert!(loaded.try_last_logits().is_none());
+        loaded.feed(&tokens(130)[129..], Logits::Last).unwrap();
+        assert_eq!(loaded.last_logits(), expected_logits(&shape, &tokens(130)));
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "temporary files are gone");
+}
+
+#[test]
+fn damaged_and_foreign_sessions_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("session");
+    let shape = Shape { window: 100, ..Shape::default() };
+    let model = open(&shape, 1);
+    let mut session = Session::new(&model);
+    session.feed(&tokens(200), Logits::Last).unwrap();
+    session.save(&path).unwrap();
+    let good = std::fs::read(&path).unwrap();
+    let load = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        Session::load(&model, &path).map(|_| ())
+    };
+    load(&good).unwrap();
+    // Every byte of the header and a sample of the others; and every length.
+    for at in (0..88).chain((88..good.len()).step_by(37)) {
+        let mut bytes = good.clone();
+        bytes[at] ^= 0x41;
+        let error = load(&bytes).expect_err(&format!("byte {at} is changed"));
+        let named = error.to_string().contains("session");
+        assert!(named && !matches!(error, Error::SessionFile { .. }), "byte {at}: {error}");
+    }
+    for length in (0..200).chain((200..good.len()).step_by(97)) {
+        assert!(matches!(load(&good[..length]), Err(Error::SessionDamaged { .. })), "{length}");
+    }
+    assert!(matches!(load(&[&good[..], &[0]].concat()), Err(Error::SessionDamaged { .. })));
+    assert_eq!(model.pages().pages_in_use(), session.fork().tokens().len().div_ceil(PAGE_TOKENS) - 1);
+
+    std::fs::write(&path, &good).unwrap();
+    for other in [Shape { window: 90, ..shape.clone() }, Shape { vocab: 300, ..shape.clone() }] {
+        let error = Session::load(&open(&other, 1), &path).err().unwrap();
+        assert!(matches!(error, Error::SessionForeign { .. }), "{error}");
+    }
+    let error = Session::load(&model, &dir.path().join("nothing")).err().unwrap();
+    assert!(error.to_string().starts_with("cannot read the session "), "{error}");
+    let error = session.save(&dir.path().join("no/such/place")).err().unwrap();
+    assert!(error.to_string().starts_with("cannot write the session "), "{error}");
+}

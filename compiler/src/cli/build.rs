@@ -1,11 +1,13 @@
 //! `moec build` and `moec run`.
 
 use super::failure::Usage;
-use super::output::say;
+use super::output::{print_line, say};
+use super::report::Report;
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use moec::emit::cache;
+use moec::emit::library::Library;
 use moec::import::{self, Model};
 use moec::passes::{PassId, QuantConfig};
 use moec::pipeline::{self, Options, Progress};
@@ -36,8 +38,13 @@ pub struct BuildOptions {
     #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..))]
     context: Option<u32>,
     /// CPUs to make code for, several in one file separated by commas; `moec targets` lists them
-    #[arg(long, value_name = "CPU,…", default_value = "native")]
-    target_cpu: String,
+    ///
+    /// Without this: native, or what every CPU of another --target has.
+    #[arg(long, value_name = "CPU,…")]
+    target_cpu: Option<String>,
+    /// System to make code for, e.g. aarch64-unknown-linux-gnu; this one without this
+    #[arg(long, value_name = "TRIPLE", value_parser = triple)]
+    target: Option<Triple>,
     /// A pass to leave out, to see what it is worth; may be given several times
     #[arg(long, value_name = "PASS")]
     disable_pass: Vec<PassId>,
@@ -61,6 +68,9 @@ enum Kv {
 fn symbol(text: &str) -> Result<String, String> {
     let mut chars = text.chars();
     let starts = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+    if text == "moec" {
+        return Err("moec_model and moec.h are moec's own; choose another name".to_string());
+    }
     if starts && chars.all(|c| c.is_ascii_alphanumeric() || c == '_') {
         Ok(text.to_string())
     } else {
@@ -68,11 +78,19 @@ fn symbol(text: &str) -> Result<String, String> {
     }
 }
 
+fn triple(text: &str) -> Result<Triple, String> {
+    text.parse()
+        .map_err(|error| format!("{error}; a target is ARCHITECTURE-VENDOR-SYSTEM, e.g. aarch64-unknown-linux-gnu"))
+}
+
 impl BuildOptions {
     /// As the library takes them.
     pub fn resolve(&self) -> anyhow::Result<Options> {
-        let target = Triple::host();
-        let levels = target::find_levels(&self.target_cpu, &target).map_err(Usage::new)?;
+        let target = self.target.clone().unwrap_or_else(Triple::host);
+        let levels = match &self.target_cpu {
+            Some(list) => target::find_levels(list, &target).map_err(Usage::new)?,
+            None => vec![target::default_level(&target)?],
+        };
         Ok(Options {
             quant: self.quant,
             kv: match self.kv {
@@ -95,22 +113,53 @@ impl BuildOptions {
 pub struct Build {
     /// The model's directory
     model: PathBuf,
-    /// The executable to write
+    /// The executable to write; the directory to write into for the other kinds
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
+    /// What to write
+    #[arg(long, value_enum, default_value = "exe")]
+    emit: Emit,
+    /// Print what was decided to standard output: weights, sizes, errors, costs, stages
+    #[arg(long)]
+    report: bool,
     #[command(flatten)]
     options: BuildOptions,
+}
+
+/// What to write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Emit {
+    /// A standalone executable
+    Exe,
+    /// NAME.o, which needs nothing, with NAME.h and NAME.weights: to run on threads of your own
+    Object,
+    /// libNAME.a with the runtime, moec.h, NAME.h, NAME.weights and NAME.pc
+    Staticlib,
+    /// libNAME.so with the runtime, moec.h, NAME.h and NAME.weights
+    Cdylib,
 }
 
 impl Build {
     pub fn run(self) -> anyhow::Result<u8> {
         let options = self.options.resolve()?;
         let model = import::open(&self.model)?;
-        if self.output.is_dir() {
+        let library = match self.emit {
+            Emit::Exe => None,
+            Emit::Object => Some(Library::Object),
+            Emit::Staticlib => Some(Library::Static),
+            Emit::Cdylib => Some(Library::Shared),
+        };
+        if library.is_none() && self.output.is_dir() {
             bail!("{}: is a directory; name the file to write", self.output.display());
         }
+        if library.is_some() && self.output.exists() && !self.output.is_dir() {
+            bail!("{}: is a file; name the directory to write into", self.output.display());
+        }
         let bar = Bar::start();
-        let built = pipeline::build(&model, &options, &self.output, &bar);
+        let built = match library {
+            None => pipeline::build(&model, &options, &self.output, &bar),
+            Some(kind) => pipeline::build_library(&model, &options, kind, &self.output, &bar),
+        };
         bar.finish();
         let built = match built {
             Err(pipeline::BuildError::Cancelled) => {
@@ -119,7 +168,11 @@ impl Build {
             }
             other => other?,
         };
-        if let Some(report) = &built.packed {
+        if self.report {
+            let plan = &pipeline::compile(&model, &options)?.plan;
+            let (levels, packed, bytes) = (&options.levels, built.packed.as_ref(), built.bytes);
+            print_line(Report { plan, levels, packed, bytes })?;
+        } else if let Some(report) = &built.packed {
             for role in report.by_role().iter().filter(|r| r.error > 0.0) {
                 let name = role.role.map_or("rope", |r| r.name());
                 say(format_args!(
@@ -130,6 +183,9 @@ impl Build {
             }
         }
         say(format_args!("wrote {} ({})", self.output.display(), indicatif::HumanBytes(built.bytes)));
+        if let Some(kind) = library {
+            say(format_args!("link it: {}", kind.link_line(&options.prefix, &self.output)));
+        }
         Ok(0)
     }
 }
@@ -222,7 +278,7 @@ impl Progress for Bar {
         let size = indicatif::HumanBytes(bytes);
         let how = if reused { "copying the weights of an earlier build" } else { "packing weights" };
         // A pipe that is gone is no reason to stop building.
-        let _ = writeln!(std::io::stderr(), "{how}; the executable will be {size}");
+        let _ = writeln!(std::io::stderr(), "{how}; the file will be {size}");
     }
 
     fn packed(&self, done: u64, all: u64) {

@@ -1,7 +1,7 @@
 //! Payloads of earlier builds: a second build of the same weights copies them instead of packing again.
 //!
-//! Nothing is stored twice: for each payload key the cache remembers in which executable it lies, as a small file in the user's cache directory. What
-//! it says is checked against the executable's trailer before it is believed. Deliberately absent: executables of `moec run`.
+//! Nothing is stored twice: for each payload key the cache remembers in which file it lies, as a small file in the user's cache directory. What
+//! it says is checked against that file's trailer or header before it is believed. Deliberately absent: executables of `moec run`.
 
 use super::EmitError;
 use super::executable::Placement;
@@ -25,7 +25,7 @@ fn entry(key: &[u8; 32]) -> Option<PathBuf> {
     Some(directory()?.join("payloads").join(name))
 }
 
-/// A payload in an executable built earlier.
+/// A payload in an executable or a file of weights made earlier.
 #[derive(Debug)]
 pub struct Earlier {
     path: PathBuf,
@@ -39,6 +39,19 @@ pub fn find(wanted: &Placement) -> Option<Earlier> {
     let path = PathBuf::from(std::fs::read_to_string(entry(&wanted.key)?).ok()?);
     let file = File::open(&path).ok()?;
     let length = file.metadata().ok()?.len();
+    let offset = offset_in_executable(&file, length, wanted).unwrap_or(0);
+    if offset == 0 && length != wanted.bytes {
+        return None;
+    }
+    let mut bytes = [0; size_of::<PayloadHeader>()];
+    file.read_exact_at(&mut bytes, offset).ok()?;
+    let header = PayloadHeader::from_bytes(&bytes)?;
+    let fits = header.magic == PAYLOAD_MAGIC && header.key == wanted.key && header.payload_bytes == wanted.bytes;
+    fits.then_some(Earlier { path, file, offset, bytes: wanted.bytes })
+}
+
+/// Where the payload lies in an executable; `None` in another file.
+fn offset_in_executable(file: &File, length: u64, wanted: &Placement) -> Option<u64> {
     let mut bytes = [0; size_of::<Trailer>()];
     file.read_exact_at(&mut bytes, length.checked_sub(size_of::<Trailer>() as u64)?).ok()?;
     let trailer = Trailer::from_bytes(&bytes)?;
@@ -47,18 +60,7 @@ pub fn find(wanted: &Placement) -> Option<Earlier> {
         && trailer.payload_bytes == wanted.bytes
         && trailer.file_bytes == length
         && trailer.payload_offset.checked_add(trailer.payload_bytes)? <= length;
-    if !fits {
-        return None;
-    }
-    let mut bytes = [0; size_of::<PayloadHeader>()];
-    file.read_exact_at(&mut bytes, trailer.payload_offset).ok()?;
-    let header = PayloadHeader::from_bytes(&bytes)?;
-    (header.magic == PAYLOAD_MAGIC && header.key == wanted.key).then_some(Earlier {
-        path,
-        file,
-        offset: trailer.payload_offset,
-        bytes: trailer.payload_bytes,
-    })
+    fits.then_some(trailer.payload_offset)
 }
 
 impl Earlier {
@@ -91,7 +93,7 @@ impl Earlier {
     }
 }
 
-/// Remembers that the executable at `output` has this payload. A cache that cannot be written is no error.
+/// Remembers that the file at `output` has this payload. A cache that cannot be written is no error.
 pub fn remember(payload: &Placement, output: &Path) {
     let (Some(entry), Ok(output)) = (entry(&payload.key), output.canonicalize()) else { return };
     let Some(output) = output.to_str() else { return };

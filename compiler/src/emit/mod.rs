@@ -1,7 +1,12 @@
-//! From lowered code to files: object, payload, executable.
+//! From lowered code to files: object, C header, payload, executable, libraries.
 
+pub mod archive;
 pub mod cache;
 pub mod executable;
+pub mod files;
+pub mod header;
+pub mod library;
+mod linker;
 mod loader_path;
 pub mod object;
 pub mod pack;
@@ -44,7 +49,7 @@ pub enum EmitError {
     #[error("{}: no such directory; make it first, or write elsewhere", .0.display())]
     NoDirectory(PathBuf),
     /// The disk is too full.
-    #[error("{}: the executable takes {}, but only {} are free there; free some, choose fewer bits (--quant) or another disk",
+    #[error("{}: the output takes {}, but only {} are free there; free some, choose fewer bits (--quant) or another disk",
         path.display(), indicatif::HumanBytes(*needed), indicatif::HumanBytes(*free))]
     NoSpace {
         /// Where it was to be.

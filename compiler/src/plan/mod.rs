@@ -87,7 +87,8 @@ impl ModelShape {
             experts_per_token: config.experts.map_or(0, |e| e.per_token),
             vocab: config.vocab,
             context,
-            sliding_window: config.sliding_window,
+            // One that no sequence outgrows is none.
+            sliding_window: config.sliding_window.filter(|&window| window < context),
             kv,
             max_tokens: context.min(MAX_STEP_TOKENS),
         }

@@ -146,6 +146,14 @@ pub fn find_level(name: &str, triple: &Triple) -> Result<CpuLevel, TargetError> 
     Ok(found)
 }
 
+/// What code is made for when nobody says: this machine, or the least CPU of another target.
+pub fn default_level(triple: &Triple) -> Result<CpuLevel, TargetError> {
+    if Triple::host().architecture == triple.architecture {
+        return find_level("native", triple);
+    }
+    levels(triple).first().copied().ok_or_else(|| TargetError::Architecture(triple.clone()))
+}
+
 /// The CPUs of a list such as `x86-64-v3,znver4`, each once, the one with most features first.
 pub fn find_levels(list: &str, triple: &Triple) -> Result<Vec<CpuLevel>, TargetError> {
     let mut found: Vec<CpuLevel> = Vec::new();

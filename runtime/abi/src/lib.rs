@@ -17,7 +17,7 @@ use core::ffi::{c_char, c_void};
 pub const ABI_VERSION: u32 = 1;
 
 /// First field of a [`ModelDescriptor`]: `"moecmodl"` in little-endian bytes.
-pub const DESCRIPTOR_MAGIC: u64 = u64::from_le_bytes(*b"moecmodl");
+pub const DESCRIPTOR_MAGIC: u64 = 0x6c64_6f6d_6365_6f6d;
 
 /// Tokens whose keys and values share one KV page. Also the number of keys that attention reduces at a time: partial
 /// results of whole pages are combined in order, so the bits do not depend on who computed which page.
@@ -328,6 +328,11 @@ pub const fn padded_head_dim(head_dim: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_magic_number_is_text() {
+        assert_eq!(DESCRIPTOR_MAGIC.to_le_bytes(), *b"moecmodl");
+    }
 
     #[test]
     fn plain_structs_have_no_padding() {

@@ -35,6 +35,7 @@ pub(super) fn run(context: &Context, args: &Generate) -> Result<c_int> {
         repeat_penalty: args.repeat_penalty,
         repeat_last: args.repeat_last,
         seed,
+        ..Sampling::default()
     });
     // Ids without stop strings need no text at all.
     let needs_text = !args.print_tokens || !args.stop.is_empty();
