@@ -90,7 +90,8 @@ impl ModelShape {
             experts_per_token: config.experts.map_or(0, |e| e.per_token),
             vocab: config.vocab,
             context,
-            sliding_window: config.sliding_window.filter(|_| config.full_layers.is_empty()),
+            // One that no sequence outgrows is none; pages may fall off only where all layers have it.
+            sliding_window: config.sliding_window.filter(|&w| w < context && config.full_layers.is_empty()),
             kv,
             max_tokens: context.min(MAX_STEP_TOKENS),
         }
