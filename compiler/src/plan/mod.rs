@@ -11,6 +11,7 @@ mod planner;
 mod products;
 pub mod program;
 pub mod quant;
+mod rows;
 mod stages;
 
 use crate::import::ModelConfig;
