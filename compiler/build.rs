@@ -1,7 +1,8 @@
-//! Builds the runtime as a static library, which the compiler carries and links into executables.
+//! Builds the runtime as static libraries, which the compiler carries: with the command line for executables, with the C API for libraries.
 //!
-//! The library is built by the same cargo, with the profile `carried`, in a target directory of its own (the outer build holds the lock of the other one).
-//! Its path goes to the crate in `MOEC_RUNTIME_LIBRARY`.
+//! They are built by the same cargo, with the profile `carried`, in a target directory of its own (the outer build holds the lock of the other one).
+//! The path of the one goes to the crate in `MOEC_RUNTIME_LIBRARY`. The other is linked into a single object first, in which only the functions of
+//! `moec.h` are visible, so that it can be linked with any other program, another library of Rust's included; its path is in `MOEC_RUNTIME_OBJECT`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,26 +13,44 @@ fn main() {
     let out = PathBuf::from(std::env::var("OUT_DIR").expect("cargo sets OUT_DIR"));
     // OUT_DIR is <target>/<profile>/build/<package>/out.
     let target = out.ancestors().nth(4).expect("OUT_DIR lies in the target directory").join("carried");
-    for watched in ["runtime/src", "runtime/app/src", "runtime/abi/src", "Cargo.lock", "Cargo.toml"] {
+    for watched in [
+        "runtime/src",
+        "runtime/app/src",
+        "runtime/abi/src",
+        "runtime/c/src",
+        "runtime/c/include",
+        "compiler/runtime.ld",
+        "Cargo.lock",
+        "Cargo.toml",
+    ] {
         println!("cargo::rerun-if-changed={}", workspace.join(watched).display());
     }
-    for manifest in ["runtime/Cargo.toml", "runtime/app/Cargo.toml", "runtime/abi/Cargo.toml"] {
+    for manifest in ["runtime/Cargo.toml", "runtime/app/Cargo.toml", "runtime/abi/Cargo.toml", "runtime/c/Cargo.toml"] {
         println!("cargo::rerun-if-changed={}", workspace.join(manifest).display());
     }
-    let library = build(workspace, &target);
-    println!("cargo::rustc-env=MOEC_RUNTIME_LIBRARY={}", library.display());
+    build(workspace, &target);
+    let built = |name: &str| {
+        let library = target.join("carried").join(name);
+        assert!(library.is_file(), "cargo left no {}", library.display());
+        library
+    };
+    let application = built("libmoec_app.a");
+    let object = out.join("moec_runtime.o");
+    link(&built("libmoec_c.a"), &manifest.join("runtime.ld"), &workspace.join("runtime/c/include/moec.h"), &object);
+    println!("cargo::rustc-env=MOEC_RUNTIME_LIBRARY={}", application.display());
+    println!("cargo::rustc-env=MOEC_RUNTIME_OBJECT={}", object.display());
 }
 
-/// Runs cargo for the application's static library; returns its path.
-fn build(workspace: &Path, target: &Path) -> PathBuf {
+/// Runs cargo for the static libraries.
+fn build(workspace: &Path, target: &Path) {
     let cargo = std::env::var("CARGO").expect("cargo sets CARGO");
     let mut command = Command::new(cargo);
     command
         .current_dir(workspace)
-        .args(["rustc", "--package", "moec-app", "--lib", "--profile", "carried", "--crate-type", "staticlib"])
+        .args(["build", "--package", "moec-app", "--package", "moec-c", "--lib", "--profile", "carried"])
         .arg("--target-dir")
         .arg(target);
-    // What the outer build was told about its own compiler (clippy's wrapper, coverage flags) is not for this library.
+    // What the outer build was told about its own compiler (clippy's wrapper, coverage flags) is not for these libraries.
     for name in [
         "RUSTC_WORKSPACE_WRAPPER",
         "RUSTC_WRAPPER",
@@ -47,8 +66,36 @@ fn build(workspace: &Path, target: &Path) -> PathBuf {
         command.env_remove(name);
     }
     let status = command.status().expect("cargo starts");
-    assert!(status.success(), "the runtime library does not build (see above)");
-    let library = target.join("carried").join("libmoec_app.a");
-    assert!(library.is_file(), "cargo left no {}", library.display());
-    library
+    assert!(status.success(), "the runtime libraries do not build (see above)");
+}
+
+/// Links a static library into one object with nothing visible but the functions that `header` declares.
+fn link(library: &Path, script: &Path, header: &Path, object: &Path) {
+    let header = std::fs::read_to_string(header).expect("the header lies in the repository");
+    let functions: Vec<&str> = header.lines().filter_map(declared).collect();
+    assert!(functions.len() > 20, "functions are found in the header: {functions:?}");
+    let whole = object.with_extension("whole.o");
+    let mut cc = Command::new(std::env::var("CC").unwrap_or_else(|_| "cc".to_string()));
+    cc.args(["-r", "-nostdlib", "-Wl,--gc-sections", "-Wl,--force-group-allocation", "-Wl,--strip-debug", "-o"])
+        .arg(&whole);
+    cc.args(functions.iter().map(|name| format!("-Wl,--undefined={name}")));
+    cc.arg(format!("-Wl,--script={}", script.display())).arg(library);
+    run(cc, "the C compiler (cc, or the one in CC, with GNU ld)");
+    let mut objcopy = Command::new(std::env::var("OBJCOPY").unwrap_or_else(|_| "objcopy".to_string()));
+    objcopy.arg("--strip-unneeded").args(functions.iter().map(|name| format!("--keep-global-symbol={name}")));
+    objcopy.arg(&whole).arg(object);
+    run(objcopy, "objcopy (or the one in OBJCOPY; Debian: apt-get install binutils)");
+    std::fs::remove_file(whole).expect("the file was just written");
+}
+
+/// The function that a line of the header begins to declare.
+fn declared(line: &str) -> Option<&str> {
+    let outside = !line.starts_with([' ', '/', '#', '}']) && !line.starts_with("typedef");
+    let name = line.split('(').next().filter(|_| outside && line.contains('('))?.rsplit([' ', '*']).next()?;
+    name.starts_with("moec_").then_some(name)
+}
+
+fn run(mut command: Command, what: &str) {
+    let output = command.output().unwrap_or_else(|error| panic!("cannot run {what}: {error}"));
+    assert!(output.status.success(), "{what} failed: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -1,4 +1,4 @@
-//! How much room a disk has.
+//! What the system says of disks: how much room there is, and why not.
 
 use std::ffi::CString;
 use std::io;
@@ -19,4 +19,9 @@ pub fn free_bytes(path: &Path) -> io::Result<u64> {
     // SAFETY: the call succeeded, so it filled `stat`.
     let stat = unsafe { stat.assume_init() };
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// An error without what the `tempfile` crate adds: the path of a file that the user has never heard of.
+pub fn plain(error: io::Error) -> io::Error {
+    if error.get_ref().is_some() && error.kind() != io::ErrorKind::Other { error.kind().into() } else { error }
 }

@@ -3,6 +3,7 @@
 //! Read [`pipeline`] first: it is the table of contents.
 #![warn(missing_docs)]
 
+pub mod build_script;
 mod disk;
 pub mod emit;
 pub mod import;
@@ -13,3 +14,5 @@ pub mod pipeline;
 pub mod plan;
 pub mod synth;
 pub mod target;
+
+pub use build_script::build;

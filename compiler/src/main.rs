@@ -17,9 +17,6 @@ fn main() -> ExitCode {
     };
     match cli.run() {
         Ok(code) => ExitCode::from(code),
-        Err(error) => {
-            eprintln!("moec: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => cli::failure::report(&error),
     }
 }

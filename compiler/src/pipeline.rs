@@ -1,13 +1,15 @@
 //! The compiler's table of contents: import → passes → plan → lower → emit.
 //!
-//! [`compile`] goes as far as the plan, which is enough to look at; [`build`] goes on to an executable. Each step is one call, and what it
+//! [`compile`] goes as far as the plan, which is enough to look at; [`build`] goes on to an executable, [`build_library`] to what other
+//! programs link. Each step is one call, and what it
 //! does is in the module of its name. Deliberately absent: the command line, and the steps' own work.
 
 use crate::emit::cache;
-use crate::emit::executable::{self, Objects};
+use crate::emit::executable::{self, Objects, Placement};
+use crate::emit::library::{Contents, Library};
 use crate::emit::object::{LevelTarget, emit_main, emit_object};
 use crate::emit::pack::{PackReport, Packing};
-use crate::emit::{EmitError, payload};
+use crate::emit::{EmitError, library, payload};
 use crate::import::build::build_graph;
 use crate::import::{self, Model};
 use crate::lower::backend;
@@ -16,6 +18,8 @@ use crate::plan::{ModelShape, Plan, PlanError, plan};
 use crate::target::{self, CpuLevel, TargetError, Tuning};
 use moec_abi::KvType;
 use moec_ir::graph::{Graph, Layout, Mode, Role};
+use std::fs::File;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use target_lexicon::Triple;
@@ -85,6 +89,16 @@ pub enum BuildError {
     /// There is no code for the target.
     #[error(transparent)]
     Target(#[from] TargetError),
+    /// Only objects can be made for other systems.
+    #[error(
+        "limit of moec: it carries the runtime for {host} only, and cannot link it for {target}; build with --emit object, which needs no runtime"
+    )]
+    ForeignRuntime {
+        /// What moec runs on.
+        host: Triple,
+        /// What was asked for.
+        target: Triple,
+    },
     /// Packing failed.
     #[error(transparent)]
     Pack(#[from] crate::emit::pack::PackError),
@@ -164,12 +178,14 @@ pub fn compile(model: &Model, options: &Options) -> Result<Compiled, BuildError>
 
 /// How the building goes.
 pub trait Progress: Sync {
-    /// The executable will have this size; its weights are packed, or copied from an earlier build.
+    /// The file with the weights will have this size; they are packed, or copied from an earlier build.
     fn begin(&self, bytes: u64, reused: bool);
-    /// So many bytes of so many are packed. Called by any thread.
+    /// So many bytes of so many are packed or copied. Called by any thread.
     fn packed(&self, done: u64, all: u64);
     /// All weights are in place.
     fn end(&self);
+    /// The executable runs for the first time, to record what `selftest` compares with.
+    fn recording(&self);
     /// Set when the user wants to stop.
     fn cancelled(&self) -> &AtomicBool;
 }
@@ -179,7 +195,7 @@ pub trait Progress: Sync {
 pub struct Built {
     /// What packing did; `None` when the payload of an earlier build was used.
     pub packed: Option<PackReport>,
-    /// Size of the executable.
+    /// Size of all that was written.
     pub bytes: u64,
 }
 
@@ -187,16 +203,28 @@ pub struct Built {
 ///
 /// # Errors
 /// A target without code generator, or a bug in lowering.
-pub fn lower(plan: &Plan, options: &Options, key: [u8; 32]) -> Result<Objects, BuildError> {
+pub fn lower(plan: &Plan, options: &Options, key: [u8; 32]) -> Result<Vec<u8>, BuildError> {
     let isa = |level: &CpuLevel| target::isa_for(level.features, &options.target);
     let targets: Vec<LevelTarget> = options
         .levels
         .iter()
         .map(|level| Ok(LevelTarget { level: *level, isa: isa(level)? }))
         .collect::<Result<_, TargetError>>()?;
-    let model = emit_object(plan, &targets, &options.prefix, key)?;
-    let main = emit_main(&targets[0].isa, &options.prefix)?;
-    Ok(Objects { model, main })
+    Ok(emit_object(plan, &targets, &options.prefix, key)?)
+}
+
+/// Fails when there is no runtime for `target`.
+fn check_runtime(target: &Triple) -> Result<(), BuildError> {
+    let host = Triple::host();
+    if host == *target { Ok(()) } else { Err(BuildError::ForeignRuntime { host, target: target.clone() }) }
+}
+
+/// Fails when the user wants to stop.
+fn go_on(progress: &dyn Progress) -> Result<(), BuildError> {
+    match progress.cancelled().load(Ordering::Relaxed) {
+        true => Err(BuildError::Cancelled),
+        false => Ok(()),
+    }
 }
 
 /// The whole way: a model directory to a standalone executable at `output`.
@@ -204,48 +232,100 @@ pub fn lower(plan: &Plan, options: &Options, key: [u8; 32]) -> Result<Objects, B
 /// # Errors
 /// Whatever keeps it from being built; then there is nothing new at `output`.
 pub fn build(model: &Model, options: &Options, output: &Path, progress: &dyn Progress) -> Result<Built, BuildError> {
-    let stop = || match progress.cancelled().load(Ordering::Relaxed) {
-        true => Err(BuildError::Cancelled),
-        false => Ok(()),
-    };
+    check_runtime(&options.target)?;
     let compiled = compile(model, options)?;
     let plan = &compiled.plan;
     let key = payload::key(plan, model);
-    let objects = lower(plan, options, key)?;
-    stop()?;
+    let isa = target::isa_for(options.levels[0].features, &options.target)?;
+    let objects = Objects { model: lower(plan, options, key)?, main: emit_main(&isa, &options.prefix)? };
+    go_on(progress)?;
 
     let mut unfinished = executable::link(&objects, output, plan.payload.bytes as u64, key)?;
     let place = unfinished.payload;
-    let earlier = cache::find(&place);
-    progress.begin(place.offset + place.bytes, earlier.is_some());
-    let packed = match earlier {
-        Some(earlier) => {
-            earlier.copy_to(unfinished.file(), place.offset)?;
-            None
-        }
-        None => Some(pack(model, plan, key, &unfinished, progress)?),
-    };
-    progress.end();
-    stop()?;
+    let packed = fill(model, plan, place, unfinished.file(), progress)?;
 
     unfinished.seal(&[])?;
     let host = target::host();
-    if options.target == Triple::host() && options.levels.iter().any(|l| l.features & !host == 0) {
-        let golden = unfinished.record()?;
-        unfinished.seal(&golden)?;
+    if options.levels.iter().any(|l| l.features & !host == 0) {
+        progress.recording();
+        let golden = unfinished.record();
+        go_on(progress)?;
+        unfinished.seal(&golden?)?;
     }
-    stop()?;
+    go_on(progress)?;
     let bytes = unfinished.finish()?;
     cache::remember(&place, output);
     Ok(Built { packed, bytes })
 }
 
-/// Writes the payload into the executable in the making.
+/// The whole way to the files that other programs link, in `directory`: named after [`Options::prefix`], as [`library`] says.
+///
+/// # Errors
+/// Whatever keeps it from being built; then there is nothing new in `directory`.
+pub fn build_library(
+    model: &Model,
+    options: &Options,
+    kind: Library,
+    directory: &Path,
+    progress: &dyn Progress,
+) -> Result<Built, BuildError> {
+    if kind.has_runtime() {
+        check_runtime(&options.target)?;
+    }
+    let compiled = compile(model, options)?;
+    let plan = &compiled.plan;
+    let key = payload::key(plan, model);
+    let prefix = &options.prefix;
+    let object = lower(plan, options, key)?;
+    go_on(progress)?;
+
+    let Options { levels, target, .. } = options;
+    let contents = Contents { plan, levels, prefix, key: &key, object: &object, target, directory };
+    let parts = kind.parts(&contents)?;
+    let unfinished = library::begin(directory, prefix, &parts, plan.payload.bytes as u64, key)?;
+    let place = unfinished.payload;
+    let packed = fill(model, plan, place, unfinished.file(), progress)?;
+    go_on(progress)?;
+    let (weights, bytes) = unfinished.finish()?;
+    cache::remember(&place, &weights);
+    Ok(Built { packed, bytes })
+}
+
+/// Puts the payload into its place in `file`: copied from an earlier build, or packed.
+fn fill(
+    model: &Model,
+    plan: &Plan,
+    place: Placement,
+    file: &File,
+    progress: &dyn Progress,
+) -> Result<Option<PackReport>, BuildError> {
+    let earlier = cache::find(&place);
+    progress.begin(place.offset + place.bytes, earlier.is_some());
+    let packed = match earlier {
+        Some(earlier) => {
+            earlier.copy_to(file, place.offset, |done, all| {
+                progress.packed(done, all);
+                if progress.cancelled().load(Ordering::Relaxed) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            })?;
+            None
+        }
+        None => Some(pack(model, plan, place, file, progress)?),
+    };
+    progress.end();
+    go_on(progress)?;
+    Ok(packed)
+}
+
+/// Packs the payload into its place in `file`.
 fn pack(
     model: &Model,
     plan: &Plan,
-    key: [u8; 32],
-    unfinished: &executable::Unfinished,
+    place: Placement,
+    file: &File,
     progress: &dyn Progress,
 ) -> Result<PackReport, BuildError> {
     let packing = Packing {
@@ -257,10 +337,10 @@ fn pack(
         progress: &|done, all| progress.packed(done, all),
         cancel: progress.cancelled(),
     };
-    let report = packing.write(unfinished.file(), unfinished.payload.offset).map_err(|error| match error {
+    let report = packing.write(file, place.offset).map_err(|error| match error {
         crate::emit::pack::PackError::Cancelled => BuildError::Cancelled,
         other => BuildError::Pack(other),
     })?;
-    payload::write_frame(unfinished.file(), unfinished.payload.offset, plan, model, key, &report)?;
+    payload::write_frame(file, place.offset, plan, model, place.key, &report)?;
     Ok(report)
 }

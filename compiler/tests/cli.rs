@@ -1,5 +1,6 @@
 //! The `moec` command as a user meets it: what it says to bad input, and that nothing half-made is left behind.
 
+use moec::emit::executable::output_when_closed;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use tempfile::TempDir;
@@ -68,11 +69,70 @@ fn a_model_becomes_an_executable_that_runs_alone() {
 }
 
 #[test]
+fn an_executable_that_is_cut_or_stripped_is_told() {
+    let out = TempDir::new().expect("a temporary directory");
+    let executable = out.path().join("numerals");
+    let done = moec(&["build", text(&numerals()), "-o", text(&executable)]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let whole = std::fs::read(&executable).expect("it is there");
+    let cut = |length: usize| {
+        std::fs::write(&executable, &whole[..length]).expect("writable");
+        output_when_closed(Command::new(&executable).arg("info"))
+    };
+    let mut starts = false;
+    for length in (0..24).map(|part| whole.len() / 24 * part + 1).chain([whole.len() - 1]) {
+        match cut(length) {
+            // The system refuses to start it: it ends inside the code.
+            Err(_) => assert!(!starts, "cut at {length}"),
+            Ok(done) => {
+                starts = true;
+                let said = String::from_utf8_lossy(&done.stderr);
+                assert_eq!(done.status.code(), Some(1), "cut at {length}: {}: {said}", done.status);
+                assert!(said.contains("has lost its weights"), "cut at {length}: {said}");
+            }
+        }
+    }
+    assert!(starts, "cuts inside the weights are found by the executable");
+    let done = cut(whole.len()).expect("it starts");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    // A linker comes with `strip`, usually.
+    if Command::new("strip").arg(&executable).output().is_ok_and(|done| done.status.success()) {
+        let done = output_when_closed(Command::new(&executable).arg("info")).expect("it starts");
+        assert_eq!(done.status.code(), Some(1), "{}", done.status);
+        assert!(String::from_utf8_lossy(&done.stderr).contains("stripped"));
+    }
+}
+
+#[test]
 fn wrong_usage_is_status_2() {
-    for arguments in
-        [&["build"][..], &["frobnicate"], &["build", "x", "-o", "y", "--quant", "q5"], &["build", "x", "--kv", "f8"]]
-    {
-        assert_eq!(moec(arguments).status.code(), Some(2), "{arguments:?}");
+    for arguments in [
+        &["build"][..],
+        &["frobnicate"],
+        &["build", "x", "-o", "y", "--quant", "q5"],
+        &["build", "x", "--kv", "f8"],
+        &["build", "x", "-o", "y", "--context", "0"],
+        &["build", "x", "-o", "y", "--context", "-1"],
+        &["build", "x", "-o", "y", "--target-cpu", "z80"],
+        &["inspect", "x", "--after", "frobnicate"],
+    ] {
+        let done = moec(arguments);
+        assert_eq!(done.status.code(), Some(2), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+}
+
+#[test]
+fn a_reader_that_is_gone_is_no_failure() {
+    for arguments in [&["targets"][..], &["inspect", text(&numerals()), "--plan"]] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_moec"))
+            .args(arguments)
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .expect("moec starts");
+        drop(child.stdout.take());
+        let done = child.wait_with_output().expect("it ends");
+        assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+        assert_eq!(String::from_utf8_lossy(&done.stderr), "", "{arguments:?}");
     }
 }
 
@@ -125,7 +185,6 @@ fn an_infinite_weight_is_named() {
 #[test]
 fn options_that_do_not_fit_the_model_are_refused() {
     refused(&numerals(), &["--context", "4096"], &["--context 4096", "128"]);
-    refused(&numerals(), &["--target-cpu", "z80"], &["z80", "native"]);
     refused(&numerals(), &["--disable-pass", "select_kernels"], &["select_kernels"]);
 }
 
@@ -139,6 +198,10 @@ fn an_output_that_cannot_be_written_is_named() {
     let done = moec(&["build", text(&numerals()), "-o", text(directory.path())]);
     assert_eq!(done.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&done.stderr).contains("is a directory"));
+    let nowhere = directory.path().join("not/there");
+    let done = moec(&["build", text(&numerals()), "-o", text(&nowhere)]);
+    assert_eq!(done.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&done.stderr).contains("no such directory"));
 }
 
 /// A file size limit stands for a full disk: both make a write fail half-way.

@@ -1,4 +1,4 @@
-//! Opening a model directory of which one file is hostile: an error or a model, never a panic.
+//! Opening a model directory of which one file is hostile: an error or a model, never a panic. What opens is read and planned.
 //!
 //! The first byte of the input chooses the file, the rest is its content; `seeds/import` has a sound one of each, which are also
 //! the other files of the directory. The directory is kept in memory where the system has one (`/dev/shm`).
@@ -58,4 +58,5 @@ fuzz_target!(|input: &[u8]| {
             model.tensors.read_rows(name, expert, 0..rows, &mut values);
         }
     }
+    let _plan = moec::pipeline::compile(&model, &moec::pipeline::Options::default());
 });

@@ -155,9 +155,11 @@ pub fn build_rms_scale(b: &mut Builder, partial: Value, width: usize, eps: f32) 
 }
 
 /// Scale of a block of activations whose greatest magnitude is `amax`, and what to multiply the block by before it is
-/// rounded to bytes: `(amax / 127, 127 / amax)`, the second 0 when `amax` is 0.
+/// rounded to bytes: `(amax / 127, 127 / amax)`, the second 0 where it would be infinite (`amax` is 0 or below 127 / [`f32::MAX`]),
+/// so that such a block becomes zeros.
 pub fn quantize_scale(amax: f32) -> (f32, f32) {
-    (amax * (1.0 / 127.0), if amax == 0.0 { 0.0 } else { 127.0 / amax })
+    let inverse = 127.0 / amax;
+    (amax * (1.0 / 127.0), if inverse == f32::INFINITY { 0.0 } else { inverse })
 }
 
 /// [`quantize_scale`] of an F32 in tile IR.
@@ -165,10 +167,11 @@ pub fn build_quantize_scale(b: &mut Builder, amax: Value) -> (Value, Value) {
     let step = b.f32(1.0 / 127.0);
     let scale = b.mul(amax, step);
     let zero = b.f32(0.0);
-    let is_zero = b.compare(Compare::Equal, amax, zero);
     let top = b.f32(127.0);
     let inverse = b.div(top, amax);
-    (scale, b.select(is_zero, zero, inverse))
+    let infinity = b.f32(f32::INFINITY);
+    let is_infinite = b.compare(Compare::Equal, inverse, infinity);
+    (scale, b.select(is_infinite, zero, inverse))
 }
 
 /// To the nearest integer, ties to even; `i32::MIN` for NaN and for what does not fit. [`crate::tile::Op::FloatToInt`].
@@ -259,6 +262,16 @@ mod tests {
     #[test]
     fn rms_of_a_constant_row() {
         assert_eq!(rms_scale(&[2.0; 48], 0.0), 0.5);
+    }
+
+    #[test]
+    fn blocks_too_small_for_a_scale_become_zeros() {
+        assert_eq!(quantize_scale(0.0), (0.0, 0.0));
+        assert_eq!(quantize_scale(1e-37).1, 0.0);
+        assert_eq!(quantize_scale(f32::from_bits(1)).1, 0.0);
+        let least = 127.0 / f32::MAX;
+        assert!(quantize_scale(least).1.is_finite() && quantize_scale(least).1 > 3e38);
+        assert_eq!(quantize_scale(254.0), (2.0, 0.5));
     }
 
     #[test]

@@ -3,10 +3,14 @@
 //! Stages of a step last from a few microseconds to milliseconds, so most waits end while spinning. When there are
 //! more workers than CPUs spinning only keeps the last worker from running, and the barrier sleeps almost at once.
 //!
+//! The atomics and the sleeping come from [`crate::sync`] and [`crate::futex`], in whose place `tests/barrier.rs` puts a model that tries all
+//! orders in which threads can see each other's writes.
+//!
 //! Deliberately absent: a tree. All workers count on one cache line, which is fast enough for the core counts of one
 //! socket.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
+use crate::futex;
+use crate::sync::{AtomicBool, AtomicU32, BURST, Ordering, fence, spin_loop};
 use std::time::{Duration, Instant};
 
 /// A value alone on its cache lines (two of them: CPUs fetch lines in pairs).
@@ -40,6 +44,20 @@ impl Barrier {
             workers: workers as u32,
             spin,
         }
+    }
+
+    /// As [`new`](Barrier::new), after `generation` meetings.
+    #[cfg(test)]
+    pub(crate) fn after(workers: usize, spin: Duration, generation: u32) -> Barrier {
+        let barrier = Barrier::new(workers, spin);
+        barrier.generation.0.store(generation, Ordering::SeqCst);
+        barrier
+    }
+
+    /// Meetings so far.
+    #[cfg(test)]
+    pub(crate) fn generation(&self) -> u32 {
+        self.generation.0.load(Ordering::SeqCst)
     }
 
     /// Returns when all workers have called it.
@@ -90,10 +108,11 @@ impl Barrier {
     }
 
     /// Opens the next generation and wakes the sleepers. Either a sleeper's count is seen here, or that sleeper sees
-    /// the new generation before it sleeps: both sides write first and then read, all sequentially consistent.
+    /// the new generation before it sleeps: both sides write first and then read, with a fence between.
     fn release(&self, next: u32) {
-        self.generation.0.store(next, Ordering::SeqCst);
-        if self.sleepers.load(Ordering::SeqCst) != 0 {
+        self.generation.0.store(next, Ordering::Release);
+        fence(Ordering::SeqCst);
+        if self.sleepers.load(Ordering::Relaxed) != 0 {
             futex::wake_all(&self.generation.0);
         }
     }
@@ -103,14 +122,13 @@ impl Barrier {
     }
 
     fn spin_until_past(&self, generation: u32) -> bool {
-        const BURST: u32 = 64;
         let mut started = None;
         loop {
             for _ in 0..BURST {
                 if self.past(generation) {
                     return true;
                 }
-                std::hint::spin_loop();
+                spin_loop();
             }
             // The clock is read only after a first burst: short waits do not pay for it.
             let started = *started.get_or_insert_with(Instant::now);
@@ -121,124 +139,11 @@ impl Barrier {
     }
 
     fn sleep_until_past(&self, generation: u32) {
-        self.sleepers.fetch_add(1, Ordering::SeqCst);
-        while self.generation.0.load(Ordering::SeqCst) == generation {
+        self.sleepers.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        while !self.past(generation) {
             futex::wait(&self.generation.0, generation);
         }
-        self.sleepers.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// Sleeping on a word, on Linux.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-mod futex {
-    use std::ptr;
-    use std::sync::atomic::AtomicU32;
-
-    /// Sleeps until woken if `word` still holds `expected`; may also return for no reason.
-    pub fn wait(word: &AtomicU32, expected: u32) {
-        // SAFETY: FUTEX_WAIT only reads the word, which lives as long as the call; no timeout is given.
-        unsafe {
-            libc::syscall(
-                libc::SYS_futex,
-                word.as_ptr(),
-                libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
-                expected,
-                ptr::null::<libc::timespec>(),
-            );
-        }
-    }
-
-    /// Wakes everyone who sleeps on `word`.
-    pub fn wake_all(word: &AtomicU32) {
-        // SAFETY: FUTEX_WAKE uses only the word's address.
-        unsafe {
-            libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, i32::MAX);
-        }
-    }
-}
-
-/// Elsewhere there is no such call in the standard library: give the CPU away and look again.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-mod futex {
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    pub fn wait(word: &AtomicU32, expected: u32) {
-        if word.load(Ordering::SeqCst) == expected {
-            std::thread::sleep(std::time::Duration::from_micros(50));
-        }
-    }
-
-    pub fn wake_all(_word: &AtomicU32) {}
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::atomic::AtomicU64;
-    use std::thread;
-
-    /// All workers add to a counter of their round; after the barrier everyone must see the full count.
-    fn rounds(workers: usize, rounds: u64, spin: Duration) {
-        let barrier = Barrier::new(workers, spin);
-        let counters: Vec<AtomicU64> = (0..rounds).map(|_| AtomicU64::new(0)).collect();
-        thread::scope(|scope| {
-            for worker in 0..workers {
-                let (barrier, counters) = (&barrier, &counters);
-                scope.spawn(move || {
-                    for (round, counter) in counters.iter().enumerate() {
-                        if (round + worker) % 97 == 0 {
-                            thread::yield_now();
-                        }
-                        counter.fetch_add(1, Ordering::Relaxed);
-                        barrier.wait();
-                        assert_eq!(counter.load(Ordering::Relaxed), workers as u64, "round {round}");
-                    }
-                });
-            }
-        });
-    }
-
-    #[test]
-    fn nobody_passes_before_all_have_come() {
-        for workers in [1, 2, 3, 5] {
-            rounds(workers, 3000, Duration::from_micros(20));
-        }
-    }
-
-    #[test]
-    fn nobody_is_forgotten_asleep() {
-        // Without spinning every wait goes through the kernel: a lost wake-up would hang here.
-        for workers in [2, 3, 8] {
-            rounds(workers, 3000, Duration::ZERO);
-        }
-    }
-
-    #[test]
-    fn the_generation_may_wrap() {
-        let barrier = Barrier::new(2, Duration::ZERO);
-        barrier.generation.0.store(u32::MAX - 2, Ordering::SeqCst);
-        thread::scope(|scope| {
-            for _ in 0..2 {
-                scope.spawn(|| (0..8).for_each(|_| barrier.wait()));
-            }
-        });
-        assert_eq!(barrier.generation.0.load(Ordering::SeqCst), 5);
-    }
-
-    #[test]
-    fn a_poisoned_barrier_lets_nobody_wait_for_ever() {
-        let barrier = Barrier::new(2, Duration::ZERO);
-        thread::scope(|scope| {
-            let waiter = scope.spawn(|| barrier.wait());
-            thread::sleep(Duration::from_millis(20));
-            barrier.poison();
-            assert!(waiter.join().is_err());
-        });
-        barrier.reset();
-        thread::scope(|scope| {
-            scope.spawn(|| barrier.wait());
-            barrier.wait();
-        });
+        self.sleepers.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -107,6 +107,7 @@ pub fn detected_features() -> u64 {
     set(features::AVX512_VNNI, has!("avx512vnni"));
     set(features::AVX_VNNI, has!("avxvnni"));
     set(features::AVX512_BF16, has!("avx512bf16"));
+    set(features::AVX512_VBMI, has!("avx512vbmi"));
     bits
 }
 

@@ -30,8 +30,8 @@ pub enum Error {
     },
     /// No level of the model's code runs on this CPU.
     #[error(
-        "this CPU lacks {missing}, which the model's code for {level} needs: build it again with `--target-cpu {remedy}` \
-         (this model was compiled for {compiled})"
+        "this CPU lacks {missing}, which the model's code for {level} needs: {remedy} (this model was compiled for \
+         {compiled})"
     )]
     CpuFeatures {
         /// The level that needs least.
@@ -40,7 +40,7 @@ pub enum Error {
         missing: String,
         /// All levels compiled in.
         compiled: String,
-        /// What to pass to the compiler.
+        /// What to do about it.
         remedy: &'static str,
     },
     /// The caller asked for a level that is not compiled in.
@@ -130,6 +130,15 @@ pub enum Error {
         /// The model's limit.
         max: usize,
     },
+    /// Nothing to compute with.
+    #[error("there are no tokens: give at least one")]
+    NoTokens,
+    /// No logits to choose a token by.
+    #[error(
+        "the session has no logits: feed it at least one token (after going back to earlier tokens, go back by one more and feed \
+         that token again)"
+    )]
+    NoLogits,
     /// Going back to where keys and values have already been given up.
     #[error(
         "cannot go back to position {to}: the sliding window has moved on and the keys and values before {kept} are gone; \
@@ -140,6 +149,43 @@ pub enum Error {
         to: usize,
         /// First position still kept.
         kept: usize,
+    },
+    /// Going back to where the session has not been.
+    #[error("cannot go back to position {to}: the session has {tokens} tokens")]
+    RewindForward {
+        /// The position asked for.
+        to: usize,
+        /// Tokens of the session.
+        tokens: usize,
+    },
+    /// A session's file cannot be read or written.
+    #[error("cannot {doing} the session {}: {source}; check the path, its permissions and the disk's room", path.display())]
+    SessionFile {
+        /// Read or write.
+        doing: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A session's file is not whole, or is none.
+    #[error("{} is no whole saved session ({what}); save it again, or feed its tokens again", path.display())]
+    SessionDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What was expected and what was found.
+        what: String,
+    },
+    /// A session was saved by another model.
+    #[error(
+        "the session {} belongs to another model or another build ({what}); load it with the model that saved it, or feed \
+         its tokens again", path.display()
+    )]
+    SessionForeign {
+        /// The file.
+        path: PathBuf,
+        /// What differs.
+        what: String,
     },
     /// A worker thread could not be started.
     #[error("cannot start {threads} threads: {source}; ask for fewer with `--threads`")]
@@ -161,9 +207,33 @@ pub enum Error {
         /// The tokenizer's own message.
         what: String,
     },
+    /// The payload has no chat template.
+    #[error(
+        "the model carries no chat template (its directory had neither chat_template.jinja nor `chat_template` in \
+         tokenizer_config.json): it is no chat model; use plain text, or add the template and rebuild"
+    )]
+    NoChatTemplate,
+    /// The chat template does not compile or does not run.
+    #[error("the model's chat template failed: {what}; check chat_template in the model's directory and rebuild")]
+    ChatTemplate {
+        /// Jinja's message, with the line.
+        what: String,
+    },
+    /// The chat template refuses the conversation.
+    #[error("the model's chat template refuses this conversation: {what}")]
+    ChatRefused {
+        /// The template's own words.
+        what: String,
+    },
     /// A dense model has no routes.
     #[error("this model has no experts, so there are no routes to show")]
     NoRoutes,
+    /// A constrained answer cannot go on.
+    #[error("the rule for the answer cannot be followed: {what}")]
+    Constraint {
+        /// Why, from the rule itself.
+        what: String,
+    },
     /// The interrupt flag was set.
     #[error("interrupted")]
     Interrupted,

@@ -127,6 +127,18 @@ impl Drop for Page {
     }
 }
 
+/// A page whose [`PAGE_TOKENS`] tokens are all there, to be kept and given to other sequences that begin alike. It never
+/// changes while it is held.
+#[derive(Clone)]
+pub struct FullPage(Arc<Page>);
+
+impl FullPage {
+    /// Whether nobody else holds the page.
+    pub fn is_last_reference(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+}
+
 /// The keys and values of one sequence of tokens.
 pub struct Sequence {
     pool: Arc<PagePool>,
@@ -170,6 +182,76 @@ impl Sequence {
     pub fn table(&self) -> *const *mut u8 {
         // `Address` is a transparent wrapper of the pointer.
         self.table.as_ptr().cast()
+    }
+
+    /// Page number `page`, when it is full and still held.
+    pub fn full_page(&self, page: usize) -> Option<FullPage> {
+        let full = (page + 1) * PAGE_TOKENS <= self.length;
+        self.pages.get(page).filter(|_| full)?.clone().map(FullPage)
+    }
+
+    /// Adds a page of another sequence with the same tokens so far, instead of sending its tokens through the model.
+    ///
+    /// # Panics
+    /// When the sequence does not end with a full page.
+    pub fn push_full_page(&mut self, page: FullPage) {
+        assert!(self.length.is_multiple_of(PAGE_TOKENS), "{} tokens are not whole pages", self.length);
+        assert!(Arc::ptr_eq(&self.pool, &page.0.pool), "a page of another model");
+        self.pages.truncate(self.length / PAGE_TOKENS);
+        self.table.truncate(self.length / PAGE_TOKENS);
+        self.table.push(page.0.address);
+        self.pages.push(Some(page.0));
+        self.length += PAGE_TOKENS;
+    }
+
+    /// Pages that [`prepare`](Sequence::prepare) would take for `tokens` more tokens.
+    pub fn pages_wanted(&self, tokens: usize) -> usize {
+        let shared = self.pages.get(self.length / PAGE_TOKENS).and_then(Option::as_ref);
+        let copied = shared.is_some_and(|page| tokens > 0 && Arc::strong_count(page) > 1);
+        (self.length + tokens).div_ceil(PAGE_TOKENS).saturating_sub(self.pages.len()) + usize::from(copied)
+    }
+
+    /// The pages held, each with its number, as their bytes.
+    pub(crate) fn contents(&self) -> impl Iterator<Item = (usize, &[u8])> {
+        let held = self.pages.iter().enumerate().filter_map(|(number, page)| Some((number, page.as_ref()?)));
+        held.map(|(number, page)| {
+            // SAFETY: a page has `page_bytes` bytes, initialized when they were taken. Generated code writes to a page only while its
+            // one holder is borrowed for a step; others copy it first.
+            (number, unsafe { std::slice::from_raw_parts(page.address.0, self.pool.page_bytes) })
+        })
+    }
+
+    /// A sequence of `length` tokens whose pages from number `first` on are filled by `fill`, one after the other.
+    ///
+    /// # Errors
+    /// Those of `fill`, and too little memory.
+    pub(crate) fn restore(
+        pool: &Arc<PagePool>,
+        window: Option<usize>,
+        length: usize,
+        first: usize,
+        mut fill: impl FnMut(&mut [u8]) -> Result<()>,
+    ) -> Result<Sequence> {
+        let mut sequence = Sequence::new(pool, window);
+        let pages = length.div_ceil(PAGE_TOKENS);
+        assert!(
+            first * PAGE_TOKENS <= sequence.first_visible(length) && first <= pages,
+            "page {first} of {pages} is the first that is kept"
+        );
+        for number in 0..pages {
+            if number < first {
+                sequence.pages.push(None);
+                sequence.table.push(Address(ptr::null_mut()));
+                continue;
+            }
+            let page = pool.take()?;
+            // SAFETY: a new page has `page_bytes` bytes, all zero, and no other holder.
+            fill(unsafe { std::slice::from_raw_parts_mut(page.address.0, pool.page_bytes) })?;
+            sequence.table.push(page.address);
+            sequence.pages.push(Some(page));
+        }
+        sequence.length = length;
+        Ok(sequence)
     }
 
     /// Another sequence with the same tokens. Nothing is copied until one of them writes to a shared page.
@@ -253,7 +335,7 @@ impl Sequence {
     }
 
     /// First position that a token at `position` attends to.
-    fn first_visible(&self, position: usize) -> usize {
+    pub(crate) fn first_visible(&self, position: usize) -> usize {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 }
@@ -297,6 +379,25 @@ mod tests {
         assert_eq!(pool.pages_in_use(), 2);
         drop(b);
         assert_eq!(pool.pages_in_use(), 0);
+    }
+
+    #[test]
+    fn full_pages_are_given_on() {
+        let pool = PagePool::new(64);
+        let mut a = Sequence::new(&pool, None);
+        write(&mut a, 100);
+        let page = a.full_page(0).unwrap();
+        assert!(a.full_page(1).is_none() && a.full_page(2).is_none() && !page.is_last_reference());
+        let mut b = Sequence::new(&pool, None);
+        b.push_full_page(page.clone());
+        assert_eq!((b.len(), b.pages_wanted(1), b.pages_wanted(65), pool.pages_in_use()), (64, 1, 2, 2));
+        write(&mut b, 30);
+        assert_eq!((b.pages_wanted(34), b.pages_wanted(35), pool.pages_in_use()), (0, 1, 3));
+        assert!((0..64).all(|i| read(&b, i) == i as u8));
+        assert_eq!(b.fork().pages_wanted(1), 1);
+        drop((a, b));
+        assert!(page.is_last_reference());
+        assert_eq!(pool.pages_in_use(), 1);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! Deliberately absent: sequences of tokens, which are [`Session`](crate::Session)s, and running a step, which is
 //! [`step`](crate::step).
 
+use crate::chat_template::ChatTemplate;
 use crate::cpus;
 use crate::error::{Error, Result, human_bytes};
 use crate::kv::PagePool;
@@ -14,7 +15,10 @@ use crate::step::Engine;
 use crate::text::Tokenizer;
 use crate::threads::{Pool, PoolOptions};
 use moec_abi::metadata::Metadata;
-use moec_abi::{ABI_VERSION, DESCRIPTOR_MAGIC, KvType, LANES, Level, ModelDescriptor, PAGE_TOKENS, StepFn, features};
+use moec_abi::{
+    ABI_VERSION, DESCRIPTOR_MAGIC, KvType, LANES, Level, ModelDescriptor, PAGE_TOKENS, ROW_ALIGN, Stage, StepFn,
+    features,
+};
 use std::ffi::{CStr, c_char};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -39,6 +43,13 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// With the weights in this file, and everything else as it is by default.
+    pub fn weights(path: impl Into<std::path::PathBuf>) -> Options {
+        Options { payload: PayloadSource::File(path.into()), ..Options::default() }
+    }
+}
+
 /// The code for one CPU level, of a descriptor that has been checked.
 #[derive(Clone, Copy, Debug)]
 pub struct CodeLevel(&'static Level);
@@ -48,6 +59,11 @@ impl CodeLevel {
     pub fn name(&self) -> &'static str {
         // SAFETY: levels come from checked descriptors only, whose names are constant C strings.
         unsafe { text(self.0.name) }
+    }
+
+    /// Its name as a C string, constant as the descriptor.
+    pub fn c_name(&self) -> *const c_char {
+        self.0.name
     }
 
     /// Bits of [`moec_abi::features`] that it needs.
@@ -64,6 +80,17 @@ impl CodeLevel {
     pub fn batch(&self) -> StepFn {
         self.0.batch
     }
+}
+
+/// What the workers do between two barriers, and what it costs for one token.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StageCost {
+    /// The operations in it.
+    pub title: &'static str,
+    /// Bytes of weights that it reads.
+    pub weight_bytes: u64,
+    /// Multiply-adds with weights; in the stage of the logits, for one row of them.
+    pub multiply_adds: u64,
 }
 
 /// The text of a name in a descriptor.
@@ -114,6 +141,7 @@ impl Descriptor {
         let rules = [
             (d.name.is_null(), "name"),
             (d.levels.is_null() || d.level_count == 0, "levels"),
+            (d.stages.is_null() || d.decode_stages == 0 || d.batch_stages == 0, "stages"),
             (d.vocab == 0 || (d.logits_stride as usize) < d.vocab as usize, "vocab"),
             (!(d.logits_stride as usize).is_multiple_of(LANES), "logits_stride"),
             (d.context == 0, "context"),
@@ -124,6 +152,7 @@ impl Descriptor {
             (d.experts_per_token > d.experts, "experts_per_token"),
             (d.layers == 0 || d.hidden == 0, "layers"),
             (!routes_fit(d), "routes_offset"),
+            (!hidden_fits(d), "final_hidden_offset"),
         ];
         match rules.iter().find(|(broken, _)| *broken) {
             Some((_, field)) => damaged(format!("field `{field}` makes no sense")),
@@ -135,6 +164,23 @@ impl Descriptor {
     pub fn name(&self) -> &'static str {
         // SAFETY: a checked descriptor belongs to a generated object, whose names are constant C strings.
         unsafe { text(self.0.name) }
+    }
+
+    /// The stages of the entry point for one token, then those of the one for many.
+    pub fn stages(&self) -> [Vec<StageCost>; 2] {
+        let [decode, batch] = [self.0.decode_stages, self.0.batch_stages].map(|count| count as usize);
+        // SAFETY: a checked descriptor belongs to a generated object, which has this many stages there.
+        let all = unsafe { std::slice::from_raw_parts(self.0.stages, decode + batch) };
+        let costs = |stages: &[Stage]| {
+            let cost = |s: &Stage| StageCost {
+                // SAFETY: titles are constant C strings, as names are.
+                title: unsafe { text(s.title) },
+                weight_bytes: s.weight_bytes,
+                multiply_adds: s.multiply_adds,
+            };
+            stages.iter().map(cost).collect()
+        };
+        [costs(&all[..decode]), costs(&all[decode..])]
     }
 
     /// Code for each CPU level, best first.
@@ -189,14 +235,15 @@ impl Descriptor {
     }
 }
 
-/// What to compile for on a CPU with these features.
+/// What the owner of a CPU with these features can do.
 fn remedy(present: u64) -> &'static str {
     let v3 = features::X86_64_V2 | features::AVX2 | features::FMA | features::F16C;
     let v4 = v3 | features::AVX512;
     match present {
-        _ if present & v4 == v4 => "x86-64-v4",
-        _ if present & v3 == v3 => "x86-64-v3",
-        _ => "native",
+        _ if present & v4 == v4 => "build it again with `--target-cpu x86-64-v4`",
+        _ if present & v3 == v3 => "build it again with `--target-cpu x86-64-v3`",
+        _ if cfg!(target_arch = "x86_64") => "moec needs AVX2 and FMA, so use a CPU of 2013 or later that has them",
+        _ => "build it again with `--target-cpu native`",
     }
 }
 
@@ -210,6 +257,12 @@ fn routes_fit(d: &ModelDescriptor) -> bool {
         .all(|offset| offset % 4 == 0 && offset.checked_add(bytes).is_some_and(|end| end <= d.scratch_bytes))
 }
 
+fn hidden_fits(d: &ModelDescriptor) -> bool {
+    let row = (d.hidden as usize).next_multiple_of(ROW_ALIGN) as u64 * 4;
+    let end = u64::from(d.max_tokens).checked_mul(row).and_then(|bytes| d.final_hidden_offset.checked_add(bytes));
+    d.final_hidden_offset.is_multiple_of(4) && end.is_some_and(|end| end <= d.scratch_bytes)
+}
+
 /// An opened model. Shared by its sessions; steps of different sessions take turns.
 pub struct Model {
     descriptor: Descriptor,
@@ -219,6 +272,7 @@ pub struct Model {
     closed: Arc<AtomicBool>,
     metadata: Metadata,
     tokenizer: OnceLock<std::result::Result<Tokenizer, String>>,
+    chat_template: OnceLock<std::result::Result<ChatTemplate, String>>,
     pages: Arc<PagePool>,
     engine: Mutex<Engine>,
     workers: usize,
@@ -249,6 +303,7 @@ impl Model {
             closed,
             metadata,
             tokenizer: OnceLock::new(),
+            chat_template: OnceLock::new(),
             pages: PagePool::new(descriptor.page_bytes as usize),
             engine: Mutex::new(engine),
             workers,
@@ -280,6 +335,22 @@ impl Model {
         let bytes = self.payload.tokenizer().ok_or(Error::NoTokenizer)?;
         let parsed = self.tokenizer.get_or_init(|| Tokenizer::new(bytes).map_err(|error| error.to_string()));
         parsed.as_ref().map_err(|what| Error::Tokenizer { what: what.clone() })
+    }
+
+    /// The chat template, compiled when first asked for.
+    ///
+    /// # Errors
+    /// When the model has none, or it does not compile.
+    pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        let Metadata { chat_template, bos_token, eos_token, .. } = &self.metadata;
+        let source = chat_template.as_deref().ok_or(Error::NoChatTemplate)?;
+        let compiled = self.chat_template.get_or_init(|| {
+            ChatTemplate::new(source, bos_token.as_deref(), eos_token.as_deref()).map_err(|error| match error {
+                Error::ChatTemplate { what } => what,
+                other => other.to_string(),
+            })
+        });
+        compiled.as_ref().map_err(|what| Error::ChatTemplate { what: what.clone() })
     }
 
     /// Whether `id` ends a text.

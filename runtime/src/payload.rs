@@ -1,6 +1,7 @@
 //! The payload: where the weights lie, mapped as they are, and all that is checked before generated code may read them.
 //!
-//! Either the last part of the running executable, found through the [`Trailer`] at its end, or a file of its own.
+//! Either the last part of the running executable, found through the [`Trailer`] at its end, or a file of its own, or wherever the
+//! program around the model has put it.
 //! Opening touches only the first and last bytes: the weights come from the file when they are first used.
 //!
 //! Deliberately absent: a checksum over the weights. Reading all of a large model before the first token would cost
@@ -14,10 +15,11 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Where to find a payload.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum PayloadSource {
     /// At the end of the running executable.
     Executable,
@@ -25,6 +27,26 @@ pub enum PayloadSource {
     ExecutableAt(PathBuf),
     /// A file that is nothing but the payload.
     File(PathBuf),
+    /// In a file that is open, from this offset on, a multiple of [`PAYLOAD_ALIGN`].
+    Opened(Arc<File>, u64),
+    /// In memory, aligned to [`PAYLOAD_ALIGN`].
+    Memory(&'static [u8]),
+}
+
+/// The bytes of a payload.
+enum Bytes {
+    Mapped(Mmap),
+    Given(&'static [u8]),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Given(bytes) => bytes,
+        }
+    }
 }
 
 /// What the generated code expects of its payload.
@@ -38,7 +60,7 @@ pub struct Expected {
 
 /// A mapped payload.
 pub struct Payload {
-    map: Mmap,
+    map: Bytes,
     path: PathBuf,
     header: PayloadHeader,
     golden: Vec<u8>,
@@ -57,6 +79,8 @@ impl Payload {
             }
             PayloadSource::ExecutableAt(path) => Payload::from_executable(path, path.clone(), expected),
             PayloadSource::File(path) => Payload::from_file(path, expected),
+            PayloadSource::Opened(file, offset) => Payload::from_opened(file, *offset, expected),
+            PayloadSource::Memory(bytes) => Payload::from_memory(bytes, expected),
         }
     }
 
@@ -112,11 +136,41 @@ impl Payload {
         Payload::map(&file, path.to_owned(), 0, expected, Vec::new())
     }
 
+    fn from_opened(file: &File, offset: u64, expected: Expected) -> Result<Payload> {
+        let path = PathBuf::from("the open file");
+        let file_bytes = file.metadata().map_err(|source| Error::PayloadFile { path: path.clone(), source })?.len();
+        let damaged = |what: String| Err(Error::PayloadDamaged { path: path.clone(), what });
+        if !offset.is_multiple_of(PAYLOAD_ALIGN as u64) {
+            return damaged(format!("they begin at byte {offset}, which is not a multiple of {PAYLOAD_ALIGN}"));
+        }
+        if within(offset, expected.bytes, file_bytes).is_none() {
+            let expected = expected.bytes;
+            return damaged(format!("the file has {file_bytes} bytes, {expected} were expected from byte {offset} on"));
+        }
+        Payload::map(file, path, offset, expected, Vec::new())
+    }
+
+    fn from_memory(bytes: &'static [u8], expected: Expected) -> Result<Payload> {
+        let path = PathBuf::from("memory");
+        let damaged = |what: String| Err(Error::PayloadDamaged { path: path.clone(), what });
+        if !bytes.as_ptr().addr().is_multiple_of(PAYLOAD_ALIGN) {
+            return damaged(format!("they are not aligned to {PAYLOAD_ALIGN} bytes"));
+        }
+        if bytes.len() as u64 != expected.bytes {
+            return damaged(format!("there are {} bytes, {} were expected", bytes.len(), expected.bytes));
+        }
+        Payload::checked(Bytes::Given(bytes), path, expected, Vec::new())
+    }
+
     fn map(file: &File, path: PathBuf, offset: u64, expected: Expected, golden: Vec<u8>) -> Result<Payload> {
         // SAFETY: the mapping is private and read-only. Whoever changes the file under a running model breaks it, as
         // with every mapped executable; Linux refuses writes to one that runs.
         let map = unsafe { MmapOptions::new().offset(offset).len(expected.bytes as usize).map(file) };
         let map = map.map_err(|source| Error::PayloadFile { path: path.clone(), source })?;
+        Payload::checked(Bytes::Mapped(map), path, expected, golden)
+    }
+
+    fn checked(map: Bytes, path: PathBuf, expected: Expected, golden: Vec<u8>) -> Result<Payload> {
         let header = check_header(&path, &map, expected)?;
         let inside = |offset, bytes| within(offset, bytes, expected.bytes).is_some();
         if !inside(header.metadata_offset, header.metadata_bytes)
@@ -172,25 +226,26 @@ impl Payload {
 
     /// Asks the kernel for all that is not in memory yet, front to back, until `stop` is set. Faults alone fetch little
     /// at a time; so the first steps of a model that comes from the disk run at the disk's speed. Does nothing where
-    /// all is there.
+    /// all is there, and where the memory is somebody else's.
     pub fn read_ahead(&self, stop: &AtomicBool) {
         const CHUNK: usize = 8 << 20;
         const SAMPLES: usize = 64;
+        let Bytes::Mapped(map) = &self.map else { return };
         let sample = |i: usize| {
-            let at = self.map.len() / SAMPLES * i;
+            let at = map.len() / SAMPLES * i;
             self.resident(at..at + 1) == 1.0
         };
         if (0..SAMPLES).all(sample) {
             return;
         }
-        for start in (0..self.map.len()).step_by(CHUNK) {
+        for start in (0..map.len()).step_by(CHUNK) {
             if stop.load(Ordering::Relaxed) {
                 return;
             }
-            let end = (start + CHUNK).min(self.map.len());
+            let end = (start + CHUNK).min(map.len());
             #[cfg(unix)]
             if self.resident(start..end) < 1.0 {
-                self.map.advise_range(memmap2::Advice::WillNeed, start, end - start).ok();
+                map.advise_range(memmap2::Advice::WillNeed, start, end - start).ok();
             }
         }
     }
@@ -275,7 +330,7 @@ fn within(offset: u64, bytes: u64, limit: u64) -> Option<Range<u64>> {
 }
 
 #[cfg(target_os = "linux")]
-fn residency(map: &Mmap, range: Range<usize>) -> f64 {
+fn residency(map: &[u8], range: Range<usize>) -> f64 {
     const PAGE: usize = 4096;
     let start = range.start / PAGE * PAGE;
     let bytes = range.end.min(map.len()).saturating_sub(start);
@@ -293,6 +348,6 @@ fn residency(map: &Mmap, range: Range<usize>) -> f64 {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn residency(_map: &Mmap, _range: Range<usize>) -> f64 {
+fn residency(_map: &[u8], _range: Range<usize>) -> f64 {
     0.0
 }

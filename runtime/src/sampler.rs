@@ -1,9 +1,9 @@
 //! Choosing the next token from logits.
 //!
 //! The order of the steps and their meaning are llama.cpp's (`common/sampling.cpp`, `src/llama-sampling.cpp`):
-//! repetition penalty, top-k, top-p, min-p, temperature, and then a draw. Top-p and min-p thus look at the probabilities
-//! before the temperature is applied. Temperature 0 is greedy: the largest logit after the penalty, the lowest id among
-//! equals.
+//! bias and penalties, top-k, top-p, min-p, temperature, and then a draw. Top-p and min-p thus look at the probabilities
+//! before the temperature is applied. Temperature 0 is greedy: the largest logit after the penalties, the lowest id among
+//! equals. Presence and frequency penalties are OpenAI's: they look at the answer only, not at the prompt.
 //!
 //! The same logits, settings and seed give the same tokens on every machine: the generator is xoshiro256++, and the only
 //! function beyond IEEE arithmetic is our own [`exp`].
@@ -27,6 +27,12 @@ pub struct Sampling {
     pub repeat_penalty: f32,
     /// How many of the last tokens count as "lately".
     pub repeat_last: usize,
+    /// Subtracted from the logits of tokens that occur in the answer so far; 0 for none.
+    pub presence_penalty: f32,
+    /// Subtracted once for each time that a token occurs in the answer so far; 0 for none.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens; an id occurs once. Ids beyond the vocabulary have no effect.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Seed of the random numbers.
     pub seed: u64,
 }
@@ -41,9 +47,23 @@ impl Default for Sampling {
             min_p: 0.05,
             repeat_penalty: 1.0,
             repeat_last: 64,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
             seed: 0,
         }
     }
+}
+
+/// What a token is drawn after.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Past<'a> {
+    /// All tokens so far, prompt and answer.
+    pub tokens: &'a [u32],
+    /// How many of them are the prompt.
+    pub prompt: usize,
+    /// The tokens that may be drawn, a bit each, 32 to a word from the lowest bit; `None` for all. At least one is set.
+    pub allowed: Option<&'a [u32]>,
 }
 
 /// A token that may be drawn.
@@ -74,12 +94,25 @@ impl Sampler {
         &self.settings
     }
 
-    /// The next token after `history`, given its logits.
+    /// The next token after `history`, all of which counts as the answer, given its logits.
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> u32 {
+        self.sample_after(logits, Past { tokens: history, prompt: 0, allowed: None })
+    }
+
+    /// The next token after `past`, given its logits.
+    pub fn sample_after(&mut self, logits: &[f32], past: Past<'_>) -> u32 {
         assert!(!logits.is_empty(), "a vocabulary has tokens");
         self.logits.clear();
         self.logits.extend(logits.iter().map(|logit| if logit.is_nan() { f32::NEG_INFINITY } else { *logit }));
-        self.penalize(history);
+        for &(id, bias) in &self.settings.logit_bias {
+            if let Some(logit) = self.logits.get_mut(id as usize) {
+                *logit += bias;
+            }
+        }
+        self.penalize(past);
+        if let Some(allowed) = past.allowed {
+            self.mask(allowed);
+        }
         if self.settings.temperature <= 0.0 {
             return argmax(&self.logits).unwrap_or(0) as u32;
         }
@@ -87,18 +120,29 @@ impl Sampler {
         self.draw()
     }
 
-    fn penalize(&mut self, history: &[u32]) {
-        let penalty = self.settings.repeat_penalty;
-        if penalty == 1.0 {
-            return;
-        }
-        let mut recent = history[history.len().saturating_sub(self.settings.repeat_last)..].to_vec();
-        recent.sort_unstable();
-        recent.dedup();
-        for id in recent {
-            if let Some(logit) = self.logits.get_mut(id as usize) {
-                *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+    fn penalize(&mut self, past: Past<'_>) {
+        let Sampling { repeat_penalty, repeat_last, presence_penalty, frequency_penalty, .. } = self.settings;
+        if repeat_penalty != 1.0 {
+            for (id, _) in counts(&past.tokens[past.tokens.len().saturating_sub(repeat_last)..]) {
+                if let Some(logit) = self.logits.get_mut(id as usize) {
+                    *logit = if *logit > 0.0 { *logit / repeat_penalty } else { *logit * repeat_penalty };
+                }
             }
+        }
+        if presence_penalty != 0.0 || frequency_penalty != 0.0 {
+            for (id, count) in counts(&past.tokens[past.prompt..]) {
+                if let Some(logit) = self.logits.get_mut(id as usize) {
+                    *logit -= presence_penalty + count as f32 * frequency_penalty;
+                }
+            }
+        }
+    }
+
+    /// Makes all tokens impossible that are not `allowed`, and those that are, possible.
+    fn mask(&mut self, allowed: &[u32]) {
+        for (id, logit) in self.logits.iter_mut().enumerate() {
+            let bit = allowed.get(id / 32).is_some_and(|word| word >> (id % 32) & 1 == 1);
+            *logit = if bit { logit.max(f32::MIN) } else { f32::NEG_INFINITY };
         }
     }
 
@@ -106,9 +150,10 @@ impl Sampler {
     fn select(&mut self) {
         let Sampling { top_k, top_p, min_p, .. } = self.settings;
         let all = self.logits.iter().enumerate().map(|(id, &logit)| Candidate { id: id as u32, logit });
-        self.candidates.clear();
-        self.candidates.extend(all);
         let best = self.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        self.candidates.clear();
+        // What is impossible stays out, unless nothing is possible.
+        self.candidates.extend(all.filter(|c| c.logit > f32::NEG_INFINITY || best == f32::NEG_INFINITY));
         let k = if top_k == 0 { self.candidates.len() } else { top_k.min(self.candidates.len()) };
         if k < self.candidates.len() {
             self.candidates.select_nth_unstable_by(k - 1, by_falling_logit);
@@ -159,6 +204,13 @@ impl Sampler {
     }
 }
 
+/// Each different token and how often it occurs, by rising id.
+fn counts(tokens: &[u32]) -> Vec<(u32, usize)> {
+    let mut sorted = tokens.to_vec();
+    sorted.sort_unstable();
+    sorted.chunk_by(|a, b| a == b).map(|run| (run[0], run.len())).collect()
+}
+
 fn by_falling_logit(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
 }
@@ -176,7 +228,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn plain(temperature: f32, seed: u64) -> Sampling {
-        Sampling { temperature, top_k: 0, top_p: 1.0, min_p: 0.0, repeat_penalty: 1.0, repeat_last: 64, seed }
+        Sampling { temperature, top_k: 0, top_p: 1.0, min_p: 0.0, seed, ..Sampling::default() }
     }
 
     fn counts(settings: Sampling, logits: &[f32], draws: usize) -> Vec<usize> {
@@ -246,6 +298,44 @@ mod tests {
     }
 
     #[test]
+    fn presence_and_frequency_count_in_the_answer_only() {
+        let logits = [4.0, 3.0, 2.5];
+        let greedy = |presence_penalty, frequency_penalty, tokens: &[u32], prompt| {
+            let settings = Sampling { presence_penalty, frequency_penalty, ..Sampling::default() };
+            Sampler::new(settings).sample_after(&logits, Past { tokens, prompt, allowed: None })
+        };
+        assert_eq!(greedy(1.2, 0.0, &[0, 0, 0], 3), 0);
+        assert_eq!(greedy(1.2, 0.0, &[0, 0, 0], 2), 1);
+        // 4 - 3 * 0.4 is less than 3, 4 - 2 * 0.4 is not.
+        assert_eq!(greedy(0.0, 0.4, &[0, 0, 0], 0), 1);
+        assert_eq!(greedy(0.0, 0.4, &[0, 0, 0], 1), 0);
+        assert_eq!(greedy(-1.5, 0.0, &[2], 0), 0);
+        assert_eq!(greedy(-1.6, 0.0, &[2, 99], 0), 2);
+    }
+
+    #[test]
+    fn bias_moves_single_tokens() {
+        let settings = Sampling { logit_bias: vec![(1, 2.0), (0, -100.0), (77, 1.0)], ..Sampling::default() };
+        assert_eq!(Sampler::new(settings).sample(&[4.0, 3.0, 4.5], &[]), 1);
+    }
+
+    #[test]
+    fn only_what_is_allowed_is_drawn() {
+        let logits = vec![0.0; 70];
+        let allowed = [1 << 3, 0, 1 << 4];
+        let past = Past { tokens: &[], prompt: 0, allowed: Some(&allowed) };
+        for temperature in [0.0, 1.0, 100.0] {
+            let mut sampler = Sampler::new(plain(temperature, 3));
+            let mut drawn: Vec<u32> = (0..200).map(|_| sampler.sample_after(&logits, past)).collect();
+            drawn.sort_unstable();
+            drawn.dedup();
+            assert_eq!(drawn, if temperature == 0.0 { vec![3] } else { vec![3, 68] });
+            // Even where the model thinks that it is impossible.
+            assert!([3, 68].contains(&sampler.sample_after(&[f32::NEG_INFINITY; 70], past)));
+        }
+    }
+
+    #[test]
     fn a_seed_repeats_its_tokens() {
         let logits: Vec<f32> = (0..1000).map(|i| ((i * 7919) % 1000) as f32 * 0.004).collect();
         let draw = |seed| {
@@ -267,7 +357,7 @@ mod tests {
             repeat_penalty in 0.5f32..2.0, seed: u64,
         ) {
             let settings =
-                Sampling { temperature, top_k, top_p, min_p, repeat_penalty, repeat_last: 8, seed };
+                Sampling { temperature, top_k, top_p, min_p, repeat_penalty, repeat_last: 8, seed, ..Sampling::default() };
             let id = Sampler::new(settings).sample(&logits, &[0, 1, 2]);
             prop_assert!((id as usize) < logits.len());
         }

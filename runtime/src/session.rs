@@ -140,28 +140,52 @@ impl Session {
     /// Logits of the last token fed.
     ///
     /// # Panics
-    /// When the last feed asked for no logits.
+    /// When there are none: see [`try_last_logits`](Session::try_last_logits).
     pub fn last_logits(&self) -> &[f32] {
-        self.logits.row(self.logits.len() - 1)
+        self.try_last_logits().expect("the last feed asked for logits")
     }
 
-    /// Goes back to the first `tokens` tokens.
+    /// Logits of the last token; `None` when the last feed asked for none, and after [`rewind`](Session::rewind).
+    pub fn try_last_logits(&self) -> Option<&[f32]> {
+        Some(self.logits.row(self.logits.len().checked_sub(1)?))
+    }
+
+    /// The keys and values of the tokens.
+    pub(crate) fn sequence(&self) -> &Sequence {
+        &self.sequence
+    }
+
+    /// A session that continues what was saved.
+    pub(crate) fn restored(model: &Arc<Model>, sequence: Sequence, tokens: Vec<u32>, logits: LogitRows) -> Session {
+        debug_assert_eq!(sequence.len(), tokens.len());
+        Session { sequence, tokens, logits, ..Session::new(model) }
+    }
+
+    /// Goes back to the first `tokens` tokens. The logits are gone then, unless nothing was taken back: to sample another
+    /// token in the same place, go back one token more and feed that again, or [`fork`](Session::fork) before.
     ///
     /// # Errors
-    /// When the sliding window has moved on too far: see [`Error::Rewind`].
+    /// When there are fewer tokens, or the sliding window has moved on too far: see [`Error::Rewind`].
     pub fn rewind(&mut self, tokens: usize) -> Result<()> {
+        if tokens > self.tokens.len() {
+            return Err(Error::RewindForward { to: tokens, tokens: self.tokens.len() });
+        }
         self.sequence.rewind(tokens)?;
-        self.tokens.truncate(tokens);
+        if tokens < self.tokens.len() {
+            self.tokens.truncate(tokens);
+            self.logits.clear();
+        }
         Ok(())
     }
 
-    /// Another session with the same tokens, over shared keys and values. Its logits are empty until it is fed.
+    /// Another session with the same tokens and logits, over shared keys and values: nothing is copied until one of the two
+    /// writes to a page that both hold.
     pub fn fork(&self) -> Session {
         Session {
             model: self.model.clone(),
             sequence: self.sequence.fork(),
             tokens: self.tokens.clone(),
-            logits: LogitRows::default(),
+            logits: self.logits.clone(),
             chunk: self.chunk,
             routes: self.routes.as_ref().map(|routes| Routes::new(routes.layers, routes.per_token)),
             interrupt: self.interrupt.clone(),

@@ -7,9 +7,12 @@ use crate::error::{Error, Result};
 use crate::kv::Sequence;
 use crate::memory::Zeroed;
 use crate::model::{Descriptor, Model};
+use crate::profile::{Marks, Profile};
 use crate::threads::Pool;
-use moec_abi::Step;
+use moec_abi::{ROW_ALIGN, Step};
 use std::ffi::c_void;
+use std::sync::Arc;
+use std::time::Instant;
 
 /// Which tokens of a part need logits.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,13 +45,15 @@ pub struct Part<'a> {
     pub logits: Logits,
 }
 
-/// Rows of logits, in memory aligned for generated code.
-#[derive(Default)]
+/// Rows of logits, in memory aligned for generated code. Clones share it until one of them is written.
+#[derive(Clone, Default)]
 pub struct LogitRows {
-    memory: Option<Zeroed>,
+    memory: Option<Arc<Zeroed>>,
     rows: usize,
     vocab: usize,
     stride: usize,
+    /// Final hidden states of the rows, when they are wanted.
+    hidden: Option<Vec<f32>>,
 }
 
 impl LogitRows {
@@ -71,18 +76,54 @@ impl LogitRows {
         unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), self.vocab) }
     }
 
+    /// Rows that keep the final hidden states too.
+    pub fn with_hidden() -> LogitRows {
+        LogitRows { hidden: Some(Vec::new()), ..LogitRows::default() }
+    }
+
+    /// The final hidden state of row `row`, after the last norm: `[hidden]`.
+    ///
+    /// # Panics
+    /// When they are not kept.
+    pub fn hidden(&self, row: usize) -> &[f32] {
+        assert!(row < self.rows, "row {row} of {}", self.rows);
+        let all = self.hidden.as_ref().expect("rows made `with_hidden`");
+        let width = all.len() / self.rows;
+        &all[row * width..][..width]
+    }
+
+    /// One row with these `values`, a logit for each id.
+    pub(crate) fn of_row(descriptor: &Descriptor, values: &[f32]) -> Result<LogitRows> {
+        assert_eq!(values.len(), descriptor.vocab as usize, "a row has a logit for each id");
+        let mut rows = LogitRows::default();
+        let first = rows.prepare(descriptor, 1)?;
+        // SAFETY: a row has room for at least `vocab` values, and the new memory is nobody else's.
+        unsafe { first.copy_from_nonoverlapping(values.as_ptr(), values.len()) };
+        Ok(rows)
+    }
+
+    /// Forgets all rows.
+    pub(crate) fn clear(&mut self) {
+        self.rows = 0;
+    }
+
     /// Room for `rows` rows; their content is undefined until a step has written them.
     fn prepare(&mut self, descriptor: &Descriptor, rows: usize) -> Result<*mut f32> {
         self.vocab = descriptor.vocab as usize;
         self.stride = descriptor.logits_stride as usize;
         let bytes = rows * self.stride * 4;
-        if self.memory.as_ref().is_none_or(|memory| memory.len() < bytes) {
-            self.rows = 0;
+        self.rows = 0;
+        if rows == 0 {
+            return Ok(std::ptr::null_mut());
+        }
+        if self.memory.as_mut().and_then(Arc::get_mut).is_none_or(|memory| memory.len() < bytes) {
             self.memory = None;
-            self.memory = Some(Zeroed::new(bytes, &format!("{rows} rows of logits"), "use a smaller `--chunk`")?);
+            let memory = Zeroed::new(bytes, &format!("{rows} rows of logits"), "use a smaller `--chunk`")?;
+            self.memory = Some(Arc::new(memory));
         }
         self.rows = rows;
-        Ok(self.memory.as_mut().map_or(std::ptr::null_mut(), Zeroed::as_mut_ptr).cast())
+        let memory = self.memory.as_mut().and_then(Arc::get_mut);
+        Ok(memory.expect("memory that nobody shares").as_mut_ptr().cast())
     }
 }
 
@@ -120,6 +161,8 @@ pub(crate) struct Engine {
     positions: Vec<u32>,
     page_tables: Vec<*const *mut u8>,
     logit_rows: Vec<u32>,
+    /// Filled while it is there.
+    profile: Option<Profile>,
 }
 
 // SAFETY: the page tables are scratch space, filled and used within one step; everything else is `Send`.
@@ -144,11 +187,25 @@ impl Engine {
             positions: Vec::new(),
             page_tables: Vec::new(),
             logit_rows: Vec::new(),
+            profile: None,
         })
     }
 
     pub(crate) fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// The final hidden states of the first `rows` rows of the last step.
+    fn read_hidden(&self, rows: usize, hidden: &mut Vec<f32>) {
+        let d = &self.descriptor;
+        let width = d.hidden as usize;
+        let stride = width.next_multiple_of(ROW_ALIGN);
+        hidden.clear();
+        for row in 0..rows {
+            let at = d.final_hidden_offset as usize + row * stride * 4;
+            let words = self.scratch.bytes()[at..][..width * 4].as_chunks::<4>().0;
+            hidden.extend(words.iter().map(|word| f32::from_ne_bytes(*word)));
+        }
     }
 
     /// Adds the routes of the first `tokens` tokens of the last step to `routes`.
@@ -168,6 +225,16 @@ impl Engine {
 }
 
 impl Model {
+    /// Times the stages of all steps from now on; what was timed before is forgotten.
+    pub fn start_profile(&self) {
+        self.engine().profile = Some(Profile::default());
+    }
+
+    /// Ends the timing and gives the times; empty when there was none.
+    pub fn end_profile(&self) -> Profile {
+        self.engine().profile.take().unwrap_or_default()
+    }
+
     /// Sends the tokens of `parts` through the model in one step and advances their sequences. Rows of logits are in the
     /// order of the parts. With `routes`, the experts of all tokens are added to it.
     ///
@@ -206,6 +273,9 @@ impl Model {
             engine.page_tables.extend(part.tokens.iter().map(|_| part.sequence.table()));
             engine.logit_rows.extend(part.logits.rows(part.tokens.len()).map(|row| (first + row) as u32));
         }
+        let start = Instant::now();
+        let marks = engine.profile.is_some().then(Marks::default);
+        let meeting = Meeting { barrier: engine.pool.barrier(), marks };
         let step = Step {
             payload: self.payload().bytes().as_ptr(),
             scratch: engine.scratch.as_mut_ptr(),
@@ -215,7 +285,7 @@ impl Model {
             logit_rows: engine.logit_rows.as_ptr(),
             logits: logits.prepare(&descriptor, engine.logit_rows.len())?,
             barrier: meet,
-            barrier_context: std::ptr::from_ref(engine.pool.barrier()).cast_mut().cast(),
+            barrier_context: std::ptr::from_ref(&meeting).cast_mut().cast(),
             tokens: tokens as u32,
             logit_count: engine.logit_rows.len() as u32,
             workers: engine.pool.workers() as u32,
@@ -232,22 +302,37 @@ impl Model {
                 unsafe { entry(shared.0, worker.index as u32) }
             });
         });
+        if let (Some(profile), Some(marks)) = (&mut engine.profile, meeting.marks) {
+            marks.finish(start, if tokens == 1 { &mut profile.decode } else { &mut profile.batch });
+        }
         for part in parts {
             part.sequence.advance(part.tokens.len());
         }
         if let Some(routes) = routes {
             engine.read_routes(tokens, routes);
         }
+        if let Some(hidden) = &mut logits.hidden {
+            engine.read_hidden(engine.logit_rows.len(), hidden);
+        }
         Ok(())
     }
 }
 
+/// What the workers of a step meet at.
+struct Meeting<'a> {
+    barrier: &'a Barrier,
+    marks: Option<Marks>,
+}
+
 /// The barrier of generated code. Panics of other workers end the process here, because nothing may unwind through
 /// generated code.
-unsafe extern "C" fn meet(context: *mut c_void, _worker: u32) {
-    // SAFETY: the context of every step is the pool's barrier, which outlives the step.
-    let barrier = unsafe { &*context.cast::<Barrier>() };
-    barrier.wait();
+unsafe extern "C" fn meet(context: *mut c_void, worker: u32) {
+    // SAFETY: the context of every step is its meeting, which outlives the step.
+    let meeting = unsafe { &*context.cast::<Meeting>() };
+    meeting.barrier.wait();
+    if let Some(marks) = &meeting.marks {
+        marks.note(worker);
+    }
 }
 
 /// The CPU's rounding and denormal modes. Generated code is defined for the default ones; a program around it may have

@@ -3,10 +3,51 @@
 //! Deliberately absent: chat templates, and any rule about text that tokenizer.json does not state.
 
 use crate::error::{Error, Result};
+use serde_json::Value;
 
 /// A tokenizer.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    spelling: Spelling,
+}
+
+/// How the vocabulary writes the bytes of its tokens.
+#[derive(Clone, Debug, PartialEq)]
+enum Spelling {
+    /// As text, with another character for the space, and `<0xE2>` for single bytes.
+    Text {
+        /// The character for the space.
+        space: String,
+    },
+    /// Each byte as a character (GPT-2's table).
+    Bytes,
+}
+
+impl Spelling {
+    /// What the decoder undoes.
+    fn of(tokenizer: &tokenizers::Tokenizer) -> Spelling {
+        let decoder = serde_json::to_value(tokenizer.get_decoder()).unwrap_or_default();
+        let list = decoder["decoders"].as_array().cloned().unwrap_or_else(|| vec![decoder]);
+        let is = |decoder: &Value, kind: &str| decoder["type"] == kind;
+        if list.iter().any(|decoder| is(decoder, "ByteLevel")) {
+            return Spelling::Bytes;
+        }
+        let space = list.iter().find_map(|decoder| match () {
+            () if is(decoder, "Metaspace") => decoder["replacement"].as_str(),
+            () if is(decoder, "Replace") && decoder["content"] == " " => decoder["pattern"]["String"].as_str(),
+            () => None,
+        });
+        Spelling::Text { space: space.unwrap_or(" ").to_owned() }
+    }
+}
+
+/// The byte that GPT-2's table writes as `character`: printable ones as they are, the others from U+0100 on, in order.
+fn byte_of(character: char) -> Option<u8> {
+    let printable = |byte: u8| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    match u8::try_from(u32::from(character)) {
+        Ok(byte) => printable(byte).then_some(byte),
+        Err(_) => (0..=255).filter(|byte| !printable(*byte)).nth((u32::from(character) - 256) as usize),
+    }
 }
 
 impl Tokenizer {
@@ -16,7 +57,8 @@ impl Tokenizer {
         // Some files on the hub carry the settings of their training.
         inner.with_truncation(None).map_err(failed)?;
         inner.with_padding(None);
-        Ok(Tokenizer { inner })
+        let spelling = Spelling::of(&inner);
+        Ok(Tokenizer { inner, spelling })
     }
 
     /// The ids of `text`. With `special`, also those that the tokenizer puts around a text (a bos token, usually).
@@ -32,6 +74,43 @@ impl Tokenizer {
     /// Decodes token by token.
     pub fn stream(&self) -> TextStream<'_> {
         TextStream { tokenizer: self, ids: Vec::new(), emitted: String::new(), in_bytes: false }
+    }
+
+    /// Decodes what follows `before` token by token: a space at its beginning stays, as in the middle of a text.
+    pub fn stream_after(&self, before: &[u32]) -> Result<TextStream<'_>> {
+        /// More than a character or the first word of a text can be spread over.
+        const ENOUGH: usize = 8;
+        let ids = before[before.len().saturating_sub(ENOUGH)..].to_vec();
+        let text = self.decode(&ids)?;
+        let emitted = text.trim_end_matches(char::REPLACEMENT_CHARACTER).to_owned();
+        Ok(TextStream { tokenizer: self, ids, emitted, in_bytes: false })
+    }
+
+    /// The token's name in the vocabulary, e.g. `▁the` or `</s>`; `None` for an id that stands for nothing.
+    pub fn name(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The id of the token with this name in the vocabulary.
+    pub fn id(&self, name: &str) -> Option<u32> {
+        self.inner.token_to_id(name)
+    }
+
+    /// The bytes that a token adds in the middle of a text: none for a special token or an id that stands for nothing.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let Some(name) = self.inner.id_to_token(id) else { return Vec::new() };
+        let added = self.inner.get_added_vocabulary();
+        if added.is_special_token(&name) {
+            return Vec::new();
+        }
+        if added.get_added_tokens_decoder().contains_key(&id) {
+            return name.into_bytes();
+        }
+        match &self.spelling {
+            Spelling::Text { .. } if self.is_byte(id) => u8::from_str_radix(&name[3..5], 16).into_iter().collect(),
+            Spelling::Text { space } => name.replace(space.as_str(), " ").into_bytes(),
+            Spelling::Bytes => name.chars().filter_map(byte_of).collect(),
+        }
     }
 
     /// Whether `id` is invisible in decoded text.

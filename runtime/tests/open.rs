@@ -7,6 +7,7 @@ use moec_abi::{ModelDescriptor, PayloadHeader, Plain, Trailer, features};
 use moec_runtime::{Descriptor, Error, Model, Options, Payload, PayloadSource, PoolOptions};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -57,11 +58,19 @@ fn a_level_is_chosen_by_what_the_cpu_has() {
     assert_eq!(descriptor.choose_level(None, u64::MAX).unwrap().name(), "impossible");
     assert_eq!(descriptor.choose_level(Some("plain"), u64::MAX).unwrap().name(), "plain");
     let error = descriptor.choose_level(None, features::AVX2).unwrap_err();
+    let remedy = match cfg!(target_arch = "x86_64") {
+        true => "moec needs AVX2 and FMA, so use a CPU of 2013 or later that has them",
+        false => "build it again with `--target-cpu native`",
+    };
     assert_eq!(
         error.to_string(),
-        "this CPU lacks fma, which the model's code for plain needs: build it again with `--target-cpu native` (this model \
-         was compiled for impossible, plain)"
+        format!(
+            "this CPU lacks fma, which the model's code for plain needs: {remedy} (this model was compiled for impossible, plain)"
+        )
     );
+    let v3 = features::X86_64_V2 | features::AVX2 | features::FMA | features::F16C;
+    let error = descriptor.choose_level(Some("impossible"), v3).unwrap_err().to_string();
+    assert!(error.contains("build it again with `--target-cpu x86-64-v3`"), "{error}");
     let error = descriptor.choose_level(Some("zen9"), u64::MAX).unwrap_err();
     assert_eq!(error.to_string(), "the model has no code for zen9; it was compiled for impossible, plain");
 }
@@ -217,4 +226,39 @@ fn a_program_without_payload_is_no_model() {
     let error = Payload::open(&PayloadSource::Executable, expected).err().unwrap();
     let name = std::env::current_exe().unwrap();
     assert!(error.to_string().starts_with(&format!("{} has lost its weights", name.display())), "{error}");
+}
+
+#[test]
+fn weights_may_be_in_memory_or_in_an_open_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let shape = Shape::default();
+    let expected = checked(fake::descriptor(&shape)).unwrap().payload();
+    let bytes = fake::payload(&shape);
+    // Behind something else in a file.
+    let path = dir.path().join("container");
+    fs::write(&path, [&[7; 8192][..], &bytes, &[9; 100]].concat()).unwrap();
+    let open =
+        |offset| Payload::open(&PayloadSource::Opened(Arc::new(fs::File::open(&path).unwrap()), offset), expected);
+    let mapped = open(8192).unwrap();
+    fs::remove_file(&path).unwrap();
+    assert_eq!(mapped.bytes(), bytes);
+    fs::write(&path, [&[7; 8192][..], &bytes].concat()).unwrap();
+    for offset in [0, 1, 4096, 12_288, u64::MAX - 4095] {
+        let error = open(offset).err().unwrap().to_string();
+        assert!(error.starts_with("the weights in the open file are damaged ("), "{error}");
+    }
+    // Aligned memory, leaked as a program's own would be.
+    let memory: &'static memmap2::Mmap = Box::leak(Box::new({
+        let mut map = memmap2::MmapMut::map_anon(bytes.len() + 4096).unwrap();
+        map[..bytes.len()].copy_from_slice(&bytes);
+        map.make_read_only().unwrap()
+    }));
+    let open = |bytes| Payload::open(&PayloadSource::Memory(bytes), expected);
+    let given = open(&memory[..bytes.len()]).unwrap();
+    assert_eq!((given.bytes(), given.metadata().unwrap().name.as_str()), (&bytes[..], "fake"));
+    given.read_ahead(&AtomicBool::new(false));
+    let refused = |bytes| open(bytes).err().unwrap().to_string();
+    assert!(refused(&memory[..bytes.len() - 1]).contains("were expected"));
+    assert!(refused(&memory[64..bytes.len() + 64]).contains("not aligned to 4096 bytes"));
+    assert!(refused(&memory[4096..bytes.len() + 4096]).contains("do not begin as weights of moec do"));
 }

@@ -5,7 +5,10 @@ mod fake;
 use fake::{Shape, expected_logits};
 use moec_abi::PAGE_TOKENS;
 use moec_runtime::kv::Sequence;
-use moec_runtime::{Descriptor, Error, LogitRows, Logits, Model, Options, Part, PayloadSource, PoolOptions, Session};
+use moec_runtime::scheduler::Pooling;
+use moec_runtime::{
+    Descriptor, Error, LogitRows, Logits, Model, Options, Part, PayloadSource, PoolOptions, Sampling, Session,
+};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -255,5 +258,168 @@ fn the_cache_must_fit_into_memory() {
     if tokens < u32::MAX as usize - 3 {
         let error = session.check_room(tokens).unwrap_err();
         assert!(matches!(error, Error::Memory { .. }), "{error}");
+    }
+}
+
+#[test]
+fn forks_have_the_logits_and_rewinding_loses_them() {
+    let shape = Shape::default();
+    let model = open(&shape, 2);
+    let mut session = Session::new(&model);
+    let tokens = tokens(70);
+    session.feed(&tokens, Logits::Last).unwrap();
+    let mut fork = session.fork();
+    let expected = expected_logits(&shape, &tokens);
+    assert_eq!(fork.last_logits(), expected);
+    fork.feed(&[3], Logits::Last).unwrap();
+    assert_eq!(session.last_logits(), expected, "the fork writes to rows of its own");
+    session.rewind(70).unwrap();
+    assert_eq!(session.last_logits(), expected);
+    session.rewind(69).unwrap();
+    assert!(session.try_last_logits().is_none());
+    assert!(matches!(session.rewind(70), Err(Error::RewindForward { to: 70, tokens: 69 })));
+    session.feed(&tokens[69..], Logits::Last).unwrap();
+    assert_eq!(session.last_logits(), expected);
+}
+
+#[test]
+fn a_saved_session_goes_on_with_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("session");
+    for window in [0, 10, 64, 100] {
+        let shape = Shape { window, ..Shape::default() };
+        let model = open(&shape, 2);
+        for count in [0, 1, 63, 64, 65, 300] {
+            let mut all = tokens(count);
+            let mut session = Session::new(&model);
+            session.feed(&all, Logits::Last).unwrap();
+            session.save(&path).unwrap();
+            let other = open(&shape, 1);
+            let mut loaded = Session::load(&other, &path).unwrap();
+            assert_eq!(loaded.tokens(), all);
+            assert_eq!(loaded.try_last_logits(), session.try_last_logits());
+            for session in [&mut session, &mut loaded] {
+                session.feed(&[5, 6], Logits::Last).unwrap();
+            }
+            all.extend([5, 6]);
+            assert_eq!(loaded.last_logits(), expected_logits(&shape, &all), "window {window}, {count} tokens");
+            assert_eq!(loaded.last_logits(), session.last_logits());
+            drop(loaded);
+            assert_eq!(other.pages().pages_in_use(), 0);
+        }
+        // A fork that went back has pages that reach beyond its end, and no logits.
+        let mut session = Session::new(&model);
+        session.feed(&tokens(130), Logits::Last).unwrap();
+        session.rewind(129).unwrap();
+        session.save(&path).unwrap();
+        let mut loaded = Session::load(&model, &path).unwrap();
+        assert!(loaded.try_last_logits().is_none());
+        loaded.feed(&tokens(130)[129..], Logits::Last).unwrap();
+        assert_eq!(loaded.last_logits(), expected_logits(&shape, &tokens(130)));
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "temporary files are gone");
+}
+
+#[test]
+fn damaged_and_foreign_sessions_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("session");
+    let shape = Shape { window: 100, ..Shape::default() };
+    let model = open(&shape, 1);
+    let mut session = Session::new(&model);
+    session.feed(&tokens(200), Logits::Last).unwrap();
+    session.save(&path).unwrap();
+    let good = std::fs::read(&path).unwrap();
+    let load = |bytes: &[u8]| {
+        std::fs::write(&path, bytes).unwrap();
+        Session::load(&model, &path).map(|_| ())
+    };
+    load(&good).unwrap();
+    // Every byte of the header and a sample of the others; and every length.
+    for at in (0..88).chain((88..good.len()).step_by(37)) {
+        let mut bytes = good.clone();
+        bytes[at] ^= 0x41;
+        let error = load(&bytes).expect_err(&format!("byte {at} is changed"));
+        let named = error.to_string().contains("session");
+        assert!(named && !matches!(error, Error::SessionFile { .. }), "byte {at}: {error}");
+    }
+    for length in (0..200).chain((200..good.len()).step_by(97)) {
+        assert!(matches!(load(&good[..length]), Err(Error::SessionDamaged { .. })), "{length}");
+    }
+    assert!(matches!(load(&[&good[..], &[0]].concat()), Err(Error::SessionDamaged { .. })));
+    assert_eq!(model.pages().pages_in_use(), session.fork().tokens().len().div_ceil(PAGE_TOKENS) - 1);
+
+    std::fs::write(&path, &good).unwrap();
+    for other in [Shape { window: 90, ..shape.clone() }, Shape { vocab: 300, ..shape.clone() }] {
+        let error = Session::load(&open(&other, 1), &path).err().unwrap();
+        assert!(matches!(error, Error::SessionForeign { .. }), "{error}");
+    }
+    let error = Session::load(&model, &dir.path().join("nothing")).err().unwrap();
+    assert!(error.to_string().starts_with("cannot read the session "), "{error}");
+    let error = session.save(&dir.path().join("no/such/place")).err().unwrap();
+    assert!(error.to_string().starts_with("cannot write the session "), "{error}");
+}
+
+/// The tokens that greedy sampling gives after `prompt`, `count` of them.
+fn greedy(shape: &Shape, prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut all = prompt.to_vec();
+    for _ in 0..count {
+        let logits = expected_logits(shape, &all);
+        let best = (0..logits.len()).reduce(|best, id| if logits[id] > logits[best] { id } else { best }).unwrap();
+        all.push(best as u32);
+    }
+    all.split_off(prompt.len())
+}
+
+#[test]
+fn a_session_is_an_iterator_of_tokens() {
+    let shape = Shape { context: 120, eos: Vec::new(), ..Shape::default() };
+    let model = open(&shape, 2);
+    let prompt = tokens(60);
+    let expected = greedy(&shape, &prompt, 60);
+    let mut session = Session::new(&model);
+    assert!(matches!(session.generate(&[], Sampling::default()), Err(Error::NoLogits)));
+    let mut generation = session.generate(&prompt, Sampling::default()).unwrap();
+    let first: Vec<u32> = generation.by_ref().take(10).map(Result::unwrap).collect();
+    assert_eq!(first, expected[..10]);
+    generation.finish().unwrap();
+    assert_eq!(session.tokens(), [&prompt[..], &expected[..10]].concat());
+    // Goes on where it was, to the end of the context.
+    let rest: Vec<u32> = session.generate(&[], Sampling::default()).unwrap().map(Result::unwrap).collect();
+    assert_eq!(rest, expected[10..]);
+    assert!(session.generate(&[], Sampling::default()).unwrap().next().is_none());
+    assert!(matches!(session.generate(&[1], Sampling::default()), Err(Error::ContextFull { .. })));
+
+    // The end token is not given out.
+    let ending = Shape { eos: vec![expected[7]], context: 500, ..shape };
+    let stop = expected.iter().position(|id| *id == expected[7]).unwrap();
+    let model = open(&ending, 1);
+    let mut session = Session::new(&model);
+    let mut generation = session.generate(&prompt, Sampling::default()).unwrap();
+    let found: Vec<u32> = generation.by_ref().map(Result::unwrap).collect();
+    assert_eq!(found, expected[..stop]);
+    assert!(generation.next().is_none());
+}
+
+#[test]
+fn embeddings_depend_on_the_tokens_only() {
+    for window in [0, 30] {
+        let shape = Shape { window, ..Shape::default() };
+        let tokens = tokens(100);
+        let hidden: Vec<Vec<f32>> = (1..=tokens.len()).map(|n| fake::expected_hidden(&shape, &tokens[..n])).collect();
+        for threads in [1, 3] {
+            let model = open(&shape, threads);
+            let last = model.embed(&tokens, Pooling::Last).unwrap();
+            assert_eq!(&last, hidden.last().unwrap());
+            let mean = model.embed(&tokens, Pooling::Mean).unwrap();
+            for (i, value) in mean.iter().enumerate() {
+                let sum = hidden.iter().fold(0.0, |sum, row| sum + row[i]);
+                assert_eq!(*value, sum * (1.0 / 100.0f32));
+            }
+            assert_eq!(model.pages().pages_in_use(), 0);
+            assert!(matches!(model.embed(&[], Pooling::Mean), Err(Error::NoTokens)));
+            assert!(matches!(model.embed(&[384], Pooling::Mean), Err(Error::Token { id: 384, .. })));
+            assert!(matches!(model.embed(&[1; 1001], Pooling::Last), Err(Error::ContextFull { tokens: 1001, .. })));
+        }
     }
 }

@@ -211,3 +211,34 @@ proptest! {
         prop_assert_eq!(found, &text[..expected.unwrap_or(text.len())]);
     }
 }
+
+/// A text's tokens spell its bytes, and a text cut anywhere is streamed as if it were not.
+#[test]
+fn tokens_spell_the_text_and_continuations_keep_their_space() {
+    let text = "Free software, naïvely: 2 + 2 = 5 — 😀 for the good of the people";
+    for (name, tokenizer, _) in &TOKENIZERS[..2] {
+        let ids = tokenizer.encode(text, false).unwrap();
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| tokenizer.token_bytes(*id)).collect();
+        assert_eq!(String::from_utf8(bytes).unwrap().trim_start(), text, "{name}");
+        let whole = tokenizer.decode(&ids).unwrap();
+        for cut in 1..ids.len() {
+            let before = tokenizer.decode(&ids[..cut]).unwrap();
+            if before.contains(char::REPLACEMENT_CHARACTER) {
+                continue;
+            }
+            let mut stream = tokenizer.stream_after(&ids[..cut]).unwrap();
+            let mut after = String::new();
+            for id in &ids[cut..] {
+                after += &stream.push(*id).unwrap();
+            }
+            after += &stream.finish().unwrap();
+            assert_eq!(before + &after, whole, "{name} {cut}");
+        }
+        assert_eq!(tokenizer.token_bytes(5000), b"", "{name}");
+    }
+    let (_, tokenizer, _) = &TOKENIZERS[0];
+    assert_eq!(
+        (tokenizer.name(2).as_deref(), tokenizer.id("</s>"), tokenizer.token_bytes(2)),
+        (Some("</s>"), Some(2), vec![])
+    );
+}

@@ -63,13 +63,15 @@ impl<'a> Simulation<'a> {
         Simulation { plan, memory, kernels: HashMap::new(), payload, scratch, page_table, position: 0 }
     }
 
-    /// Runs tokens through the batch program, or one through the decode program; returns the bits of all their logits.
+    /// Runs tokens (at most the plan's `max_tokens`) through the batch program, or one through the decode program; returns the bits
+    /// of all their logits.
     pub fn step(&mut self, ids: &[u32], decode: bool) -> Vec<u32> {
         let plan = self.plan;
         let programs = &plan.levels[0];
         let program = if decode { &programs.decode } else { &programs.batch };
         let words = |words: Vec<u32>| words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>();
         let count = ids.len();
+        assert!(count <= plan.model.max_tokens, "{count} tokens in a step");
         let first = self.position as u32;
         let stride = round_up(plan.model.vocab, LANES);
         let logits = self.memory.add(vec![0; 4 * stride * count]);

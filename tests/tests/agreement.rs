@@ -61,7 +61,10 @@ fn simulated_plans_give_the_bits_of_compiled_models() {
             let options = Options { quant: quant.parse().expect("a --quant option"), ..Options::default() };
             let compiled = pipeline::compile(&model, &options).expect("the model compiles");
             let mut simulation = Simulation::new(&model, &compiled, ids.len());
-            let mut bits = simulation.step(prompt, false);
+            let mut bits = Vec::new();
+            for chunk in prompt.chunks(compiled.plan.model.max_tokens) {
+                bits.extend(simulation.step(chunk, false));
+            }
             for &id in rest {
                 bits.extend(simulation.step(&[id], true));
             }

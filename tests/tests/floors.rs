@@ -1,6 +1,6 @@
 //! The floors of the house: which crate may depend on which.
 //!
-//! Lowest first: `moec-abi` and `moec-ir`; then `moec-runtime`; then `moec-app`. The compiler stands on `moec-ir` and `moec-abi` and
+//! Lowest first: `moec-abi` and `moec-ir`; then `moec-runtime`; then `moec-app` and `moec-c`. The compiler stands on `moec-ir` and `moec-abi` and
 //! never imports the runtime: it carries the built library.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("moec-ir", &[]),
     ("moec-runtime", &["moec-abi"]),
     ("moec-app", &["moec-abi", "moec-runtime"]),
+    ("moec-c", &["moec-abi", "moec-runtime"]),
     ("moec", &["moec-abi", "moec-ir"]),
+    ("link_from_rust", &["moec", "moec-runtime"]),
     ("moec-tests", &["moec", "moec-abi", "moec-ir"]),
 ];
 

@@ -1,9 +1,12 @@
 //! `moec build` and `moec run`.
 
+use super::failure::Usage;
+use super::output::say;
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use moec::emit::cache;
+use moec::emit::library::Library;
 use moec::import::{self, Dtype, Model};
 use moec::passes::{PassId, QuantConfig};
 use moec::pipeline::{self, Options, Progress};
@@ -17,6 +20,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use target_lexicon::Triple;
 
 /// What the executable is to be.
@@ -33,11 +37,16 @@ pub struct BuildOptions {
     #[arg(long, value_enum, default_value = "f16")]
     kv: Kv,
     /// Longest sequence in tokens; the model's own limit without this
-    #[arg(long, value_name = "N")]
-    context: Option<usize>,
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..))]
+    context: Option<u32>,
     /// CPUs to make code for, several in one file separated by commas; `moec targets` lists them
-    #[arg(long, value_name = "CPU,…", default_value = "native")]
-    target_cpu: String,
+    ///
+    /// Without this: native, or what every CPU of another --target has.
+    #[arg(long, value_name = "CPU,…")]
+    target_cpu: Option<String>,
+    /// System to make code for, e.g. aarch64-unknown-linux-gnu; this one without this
+    #[arg(long, value_name = "TRIPLE", value_parser = triple)]
+    target: Option<Triple>,
     /// A pass to leave out, to see what it is worth; may be given several times
     #[arg(long, value_name = "PASS")]
     disable_pass: Vec<PassId>,
@@ -61,6 +70,9 @@ enum Kv {
 fn symbol(text: &str) -> Result<String, String> {
     let mut chars = text.chars();
     let starts = chars.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_');
+    if text == "moec" {
+        return Err("moec_model and moec.h are moec's own; choose another name".to_string());
+    }
     if starts && chars.all(|c| c.is_ascii_alphanumeric() || c == '_') {
         Ok(text.to_string())
     } else {
@@ -68,18 +80,26 @@ fn symbol(text: &str) -> Result<String, String> {
     }
 }
 
+fn triple(text: &str) -> Result<Triple, String> {
+    text.parse()
+        .map_err(|error| format!("{error}; a target is ARCHITECTURE-VENDOR-SYSTEM, e.g. aarch64-unknown-linux-gnu"))
+}
+
 impl BuildOptions {
     /// As the library takes them.
     pub fn resolve(&self) -> anyhow::Result<Options> {
-        let target = Triple::host();
-        let levels = target::find_levels(&self.target_cpu, &target)?;
+        let target = self.target.clone().unwrap_or_else(Triple::host);
+        let levels = match &self.target_cpu {
+            Some(list) => target::find_levels(list, &target).map_err(Usage::new)?,
+            None => vec![target::default_level(&target)?],
+        };
         Ok(Options {
             quant: self.quant,
             kv: match self.kv {
                 Kv::F16 => KvType::F16,
                 Kv::F32 => KvType::F32,
             },
-            context: self.context,
+            context: self.context.map(|tokens| tokens as usize),
             target,
             levels,
             prefix: self.name.clone(),
@@ -95,29 +115,57 @@ impl BuildOptions {
 pub struct Build {
     /// The model's directory, or a .gguf file
     model: PathBuf,
-    /// The executable to write
+    /// The executable to write; the directory to write into for the other kinds
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
+    /// What to write
+    #[arg(long, value_enum, default_value = "exe")]
+    emit: Emit,
     #[command(flatten)]
     options: BuildOptions,
+}
+
+/// What to write.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+enum Emit {
+    /// A standalone executable
+    Exe,
+    /// NAME.o, which needs nothing, with NAME.h and NAME.weights: to run on threads of your own
+    Object,
+    /// libNAME.a with the runtime, moec.h, NAME.h, NAME.weights and NAME.pc
+    Staticlib,
+    /// libNAME.so with the runtime, moec.h, NAME.h and NAME.weights
+    Cdylib,
 }
 
 impl Build {
     pub fn run(self) -> anyhow::Result<u8> {
         let options = self.options.resolve()?;
         let model = import::open(&self.model)?;
-        if self.output.is_dir() {
+        let library = match self.emit {
+            Emit::Exe => None,
+            Emit::Object => Some(Library::Object),
+            Emit::Staticlib => Some(Library::Static),
+            Emit::Cdylib => Some(Library::Shared),
+        };
+        if library.is_none() && self.output.is_dir() {
             bail!("{}: is a directory; name the file to write", self.output.display());
+        }
+        if library.is_some() && self.output.exists() && !self.output.is_dir() {
+            bail!("{}: is a file; name the directory to write into", self.output.display());
         }
         for line in repacked(&model, &options) {
             eprintln!("{line}");
         }
         let bar = Bar::start();
-        let built = pipeline::build(&model, &options, &self.output, &bar);
+        let built = match library {
+            None => pipeline::build(&model, &options, &self.output, &bar),
+            Some(kind) => pipeline::build_library(&model, &options, kind, &self.output, &bar),
+        };
         bar.finish();
         let built = match built {
             Err(pipeline::BuildError::Cancelled) => {
-                eprintln!("moec: interrupted; nothing was written");
+                say("moec: interrupted; nothing was written");
                 return Ok(130);
             }
             other => other?,
@@ -125,14 +173,17 @@ impl Build {
         if let Some(report) = &built.packed {
             for role in report.by_role().iter().filter(|r| r.error > 0.0) {
                 let name = role.role.map_or("rope", |r| r.name());
-                eprintln!(
+                say(format_args!(
                     "{name:>10}: {} weights, relative RMS error {:.2} %",
                     role.format,
                     100.0 * role.relative_rms()
-                );
+                ));
             }
         }
-        eprintln!("wrote {} ({})", self.output.display(), indicatif::HumanBytes(built.bytes));
+        say(format_args!("wrote {} ({})", self.output.display(), indicatif::HumanBytes(built.bytes)));
+        if let Some(kind) = library {
+            say(format_args!("link it: {}", kind.link_line(&options.prefix, &self.output)));
+        }
         Ok(0)
     }
 }
@@ -175,7 +226,7 @@ impl Run {
             bar.finish();
             match built {
                 Err(pipeline::BuildError::Cancelled) => {
-                    eprintln!("moec: interrupted");
+                    say("moec: interrupted");
                     return Ok(130);
                 }
                 other => other?,
@@ -212,6 +263,7 @@ fn cached(model: &Model, options: &Options) -> anyhow::Result<PathBuf> {
 /// The progress bar of packing, and the flag that Ctrl-C sets.
 struct Bar {
     bar: OnceLock<ProgressBar>,
+    recording: OnceLock<ProgressBar>,
     cancelled: Arc<AtomicBool>,
 }
 
@@ -226,13 +278,11 @@ impl Bar {
             }
         });
         drop(handled);
-        Bar { bar: OnceLock::new(), cancelled }
+        Bar { bar: OnceLock::new(), recording: OnceLock::new(), cancelled }
     }
 
     fn finish(&self) {
-        if let Some(bar) = self.bar.get() {
-            bar.finish_and_clear();
-        }
+        [&self.bar, &self.recording].into_iter().filter_map(OnceLock::get).for_each(ProgressBar::finish_and_clear);
     }
 }
 
@@ -241,7 +291,7 @@ impl Progress for Bar {
         let size = indicatif::HumanBytes(bytes);
         let how = if reused { "copying the weights of an earlier build" } else { "packing weights" };
         // A pipe that is gone is no reason to stop building.
-        let _ = writeln!(std::io::stderr(), "{how}; the executable will be {size}");
+        let _ = writeln!(std::io::stderr(), "{how}; the file will be {size}");
     }
 
     fn packed(&self, done: u64, all: u64) {
@@ -254,6 +304,12 @@ impl Progress for Bar {
 
     fn end(&self) {
         self.finish();
+    }
+
+    fn recording(&self) {
+        let bar = ProgressBar::new_spinner().with_message("running it once, to record what `selftest` compares with");
+        bar.enable_steady_tick(Duration::from_millis(100));
+        let _first = self.recording.set(bar);
     }
 
     fn cancelled(&self) -> &AtomicBool {

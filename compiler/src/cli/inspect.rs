@@ -1,6 +1,7 @@
 //! `moec inspect`
 
 use super::build::BuildOptions;
+use super::output::print_line;
 use anyhow::bail;
 use clap::Args;
 use moec::import;
@@ -12,6 +13,22 @@ use moec::target;
 use moec_ir::graph::Mode;
 use std::path::PathBuf;
 
+/// When to look at the graphs.
+#[derive(Clone, Copy, Debug)]
+enum After {
+    /// Before all passes.
+    Import,
+    /// After this one.
+    Pass(PassId),
+}
+
+impl std::str::FromStr for After {
+    type Err = <PassId as std::str::FromStr>::Err;
+    fn from_str(text: &str) -> Result<After, Self::Err> {
+        if text == "import" { Ok(After::Import) } else { text.parse().map(After::Pass) }
+    }
+}
+
 /// `moec inspect`
 #[derive(Debug, Args)]
 pub struct Inspect {
@@ -21,7 +38,7 @@ pub struct Inspect {
     options: BuildOptions,
     /// Show the graphs after this pass; `import` for the graphs before all passes
     #[arg(long, value_name = "PASS")]
-    after: Option<String>,
+    after: Option<After>,
     /// Show the rewrites that the passes did, numbered for --stop-after-rewrites
     #[arg(long)]
     rewrites: bool,
@@ -45,11 +62,12 @@ impl Inspect {
         let model = import::open(&self.model)?;
         if let Some(pass) = &self.after {
             for mode in Mode::ALL {
-                if pass == "import" {
-                    println!("{}", import::build::build_graph(&model.config, &model.tensors, mode));
-                } else {
-                    options.stop_after = Some(pass.parse::<PassId>()?);
-                    println!("{}", pipeline::rewrite(&model, &options, mode)?.0);
+                match *pass {
+                    After::Import => print_line(import::build::build_graph(&model.config, &model.tensors, mode))?,
+                    After::Pass(pass) => {
+                        options.stop_after = Some(pass);
+                        print_line(pipeline::rewrite(&model, &options, mode)?.0)?;
+                    }
                 }
             }
             return Ok(0);
@@ -57,11 +75,11 @@ impl Inspect {
         let compiled = pipeline::compile(&model, &options)?;
         if self.rewrites {
             for (graph, trace) in [&compiled.decode, &compiled.batch].into_iter().zip(&compiled.traces) {
-                println!("{}:\n{trace}", graph.mode());
+                print_line(format_args!("{}:\n{trace}", graph.mode()))?;
             }
         }
         if self.plan {
-            println!("{}", compiled.plan);
+            print_line(&compiled.plan)?;
         }
         let kernels = compiled.plan.levels[0].kernels();
         let find = |name: &str| match kernels.iter().find(|k| k.name() == name) {
@@ -71,18 +89,18 @@ impl Inspect {
         let isa = target::isa_for(options.levels[0].features, &options.target)?;
         let backend = KernelBackend::choose(options.levels[0].features, &options.target);
         match self.kernel.as_deref() {
-            Some("all") => kernels.iter().for_each(|k| println!("{}", k.name())),
-            Some(name) => println!("{}", find(name)?),
+            Some("all") => kernels.iter().try_for_each(|k| print_line(k.name()))?,
+            Some(name) => print_line(find(name)?)?,
             None => {}
         }
         if let Some(name) = &self.clif {
-            println!("{}", dump::clif_with_comments(&find(name)?, &*isa));
+            print_line(dump::clif_with_comments(&find(name)?, &*isa))?;
         }
         if let Some(name) = &self.asm {
-            println!("{}", dump::disassemble(&find(name)?, backend, &*isa)?);
+            print_line(dump::disassemble(&find(name)?, backend, &*isa)?)?;
         }
         if !self.rewrites && !self.plan && self.kernel.is_none() && self.clif.is_none() && self.asm.is_none() {
-            println!("{}\n{}", compiled.decode, compiled.batch);
+            print_line(format_args!("{}\n{}", compiled.decode, compiled.batch))?;
         }
         Ok(0)
     }

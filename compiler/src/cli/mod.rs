@@ -3,7 +3,9 @@
 //! Deliberately absent: the work, which is the library's ([`moec::pipeline`]).
 
 mod build;
+pub mod failure;
 mod inspect;
+mod output;
 mod synth;
 mod targets;
 
@@ -17,6 +19,7 @@ use clap::{Parser, Subcommand};
     after_help = "Examples:\n  \
         moec run ./Mixtral-8x7B-Instruct-v0.1 --quant q4 -- generate \"The wind that blows over Provence is called\"\n  \
         moec build ./Mixtral-8x7B-Instruct-v0.1 -o mixtral --quant q4    then: ./mixtral generate …\n  \
+        moec build ./Mixtral-8x7B-Instruct-v0.1 --emit staticlib --name mixtral -o out    to link into a C program\n  \
         moec inspect ./Mixtral-8x7B-Instruct-v0.1 --after specialize_dispatch\n\n\
         A MODEL is a directory as downloaded from the Hugging Face hub (config.json, *.safetensors, tokenizer.json) or a .gguf file\n\
         (of a split one, any part)."

@@ -1,5 +1,6 @@
 //! `moec synth`
 
+use super::output::say;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use moec::synth::{self, Preset};
@@ -51,7 +52,7 @@ impl Synth {
         });
         bar.finish_and_clear();
         result?;
-        eprintln!("wrote {}", self.output.display());
+        say(format_args!("wrote {}", self.output.display()));
         Ok(0)
     }
 }

@@ -1,20 +1,18 @@
 //! The standalone executable: code and runtime linked by `cc`, the payload at the end of the file, and a trailer that says where.
 //!
 //! ```text
-//! [ linked ELF file | zeros up to a page | payload | golden values (JSON) | trailer ]
+//! [ linked ELF file, its loader's path last | zeros up to a page | payload | golden values (JSON) | trailer ]
 //! ```
 //! Everything is written to a temporary file beside the output and renamed at the very end, so that an interrupted build leaves
 //! nothing under the final name. Deliberately absent: packing itself (the caller writes the payload), and cross linking.
 
-use super::EmitError;
-use crate::disk;
+use super::{EmitError, files, linker, loader_path};
 use moec_abi::{PAYLOAD_ALIGN, Plain, TRAILER_MAGIC, Trailer, round_up};
-use std::fs::{File, OpenOptions, Permissions};
-use std::io::Write;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use tempfile::{NamedTempFile, TempDir};
+use tempfile::TempDir;
 
 /// The runtime with its command line, built by `build.rs`.
 static RUNTIME_LIBRARY: &[u8] = include_bytes!(env!("MOEC_RUNTIME_LIBRARY"));
@@ -42,8 +40,7 @@ pub struct Placement {
 /// An executable in the making, under a temporary name beside its final one.
 #[derive(Debug)]
 pub struct Unfinished {
-    file: NamedTempFile,
-    output: PathBuf,
+    unfinished: files::Unfinished,
     /// Where the payload goes.
     pub payload: Placement,
 }
@@ -64,51 +61,17 @@ pub fn link(objects: &Objects, output: &Path, payload_bytes: u64, key: [u8; 32])
     let main = write("main.o", &objects.main)?;
     let library = write("libmoec_app.a", RUNTIME_LIBRARY)?;
     let linked = build.path().join("linked");
-    run_cc(&[&main, &model, &library], &linked)?;
+    let flags = ["-pie", "-static-libgcc", "-Wl,--gc-sections", "-Wl,-z,noexecstack", "-s", "-lpthread", "-ldl", "-lm"];
+    linker::run(&[&main, &model, &library], &linked, &flags, "the executable")?;
 
-    let directory = match output.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
-    let file = tempfile::Builder::new()
-        .prefix(".moec-")
-        .suffix(".unfinished")
-        .permissions(Permissions::from_mode(0o700))
-        .tempfile_in(directory)
-        .map_err(EmitError::io("cannot create a file in", directory))?;
-    let code = std::fs::read(&linked).map_err(EmitError::io("cannot read", &linked))?;
-    file.as_file().write_all_at(&code, 0).map_err(EmitError::io("cannot write", output))?;
+    let unfinished = files::Unfinished::create(output)?;
+    let mut code = std::fs::read(&linked).map_err(EmitError::io("cannot read", &linked))?;
+    loader_path::move_to_end(&mut code);
+    unfinished.file().write_all_at(&code, 0).map_err(EmitError::io("cannot write", output))?;
     let offset = round_up(code.len(), PAYLOAD_ALIGN) as u64;
-    let needed = offset + payload_bytes;
-    let free = disk::free_bytes(directory).map_err(EmitError::io("cannot measure the disk of", directory))?;
-    if free < needed {
-        return Err(EmitError::NoSpace { path: output.to_path_buf(), needed, free });
-    }
+    files::check_room(output, offset + payload_bytes)?;
     let payload = Placement { offset, bytes: payload_bytes, key };
-    Ok(Unfinished { file, output: output.to_path_buf(), payload })
-}
-
-/// The C compiler as the linker's driver: `$CC`, else `cc`.
-fn run_cc(inputs: &[&PathBuf], output: &Path) -> Result<(), EmitError> {
-    let cc = std::env::var("CC").unwrap_or_else(|_| "cc".to_string());
-    let result = Command::new(&cc)
-        .args(inputs)
-        .arg("-o")
-        .arg(output)
-        .args(["-pie", "-static-libgcc", "-Wl,--gc-sections", "-Wl,-z,noexecstack", "-s", "-lpthread", "-ldl", "-lm"])
-        .stdin(Stdio::null())
-        .output();
-    match result {
-        Ok(done) if done.status.success() => Ok(()),
-        Ok(done) => Err(EmitError::Link(format!(
-            "the C compiler `{cc}` could not link the executable ({}):\n{}",
-            done.status,
-            String::from_utf8_lossy(&done.stderr)
-        ))),
-        Err(e) => Err(EmitError::Link(format!(
-            "cannot run the C compiler `{cc}`, which links executables: {e}; install one (Debian: apt-get install gcc) or name it in CC"
-        ))),
-    }
+    Ok(Unfinished { unfinished, payload })
 }
 
 /// Runs a command whose executable was written a moment ago. While another thread of this process starts a program, its child holds
@@ -128,7 +91,7 @@ pub fn output_when_closed(command: &mut Command) -> std::io::Result<Output> {
 impl Unfinished {
     /// The file, to write the payload into at [`Placement::offset`].
     pub fn file(&self) -> &File {
-        self.file.as_file()
+        self.unfinished.file()
     }
 
     /// Writes the trailer, so that the file runs where it is.
@@ -149,8 +112,8 @@ impl Unfinished {
             file_bytes,
             magic: TRAILER_MAGIC,
         };
-        let file = self.file.as_file();
-        let error = || EmitError::io("cannot write", &self.output);
+        let file = self.file();
+        let error = || EmitError::io("cannot write", &self.unfinished.output);
         file.set_len(golden_offset).map_err(error())?;
         file.write_all_at(golden, golden_offset).map_err(error())?;
         file.write_all_at(trailer.as_bytes(), golden_offset + golden_bytes).map_err(error())
@@ -158,19 +121,23 @@ impl Unfinished {
 
     /// Runs the sealed file once (`selftest --record`) and returns what it prints: the golden values.
     ///
+    /// It runs a dozen tokens in one step, so it reads each weight at most once, which is less than packing has read; and it may read them from
+    /// the disk, as the machine that builds a model need not have the memory to use it.
+    ///
     /// # Errors
     /// When it cannot run or fails, with what it said.
     pub fn record(&mut self) -> Result<Vec<u8>, EmitError> {
         // A file that is open for writing cannot be executed, so it runs under its name after the handle is closed.
-        let path = self.file.path().to_path_buf();
+        let file = &mut self.unfinished.file;
+        let path = file.path().to_path_buf();
         let reopened = File::open(&path).map_err(EmitError::io("cannot open", &path))?;
-        let handle = std::mem::replace(self.file.as_file_mut(), reopened);
+        let handle = std::mem::replace(file.as_file_mut(), reopened);
         drop(handle);
         let mut command = Command::new(&path);
-        command.args(["selftest", "--record"]).stdin(Stdio::null());
+        command.args(["selftest", "--record", "--low-memory"]).stdin(Stdio::null());
         let run = output_when_closed(&mut command);
         let writable = OpenOptions::new().read(true).write(true).open(&path);
-        *self.file.as_file_mut() = writable.map_err(EmitError::io("cannot open", &path))?;
+        *file.as_file_mut() = writable.map_err(EmitError::io("cannot open", &path))?;
         let done = run.map_err(EmitError::io("cannot run", &path))?;
         if done.status.success() {
             return Ok(done.stdout);
@@ -186,20 +153,7 @@ impl Unfinished {
     ///
     /// # Errors
     /// When it cannot be flushed or renamed.
-    pub fn finish(mut self) -> Result<u64, EmitError> {
-        let error = || EmitError::io("cannot write", &self.output);
-        self.file.as_file_mut().flush().map_err(error())?;
-        // SAFETY: umask only reads and sets the process's file mode mask.
-        let mask = unsafe {
-            let mask = libc::umask(0);
-            libc::umask(mask);
-            mask
-        };
-        let mode = Permissions::from_mode(0o777 & !mask);
-        self.file.as_file().set_permissions(mode).map_err(error())?;
-        self.file.as_file().sync_data().map_err(error())?;
-        let bytes = self.file.as_file().metadata().map_err(error())?.len();
-        self.file.persist(&self.output).map_err(|e| EmitError::io("cannot rename to", &self.output)(e.error))?;
-        Ok(bytes)
+    pub fn finish(self) -> Result<u64, EmitError> {
+        self.unfinished.finish(0o777)
     }
 }

@@ -1,11 +1,19 @@
-//! From lowered code to files: object, payload, executable.
+//! From lowered code to files: object, C header, payload, executable, libraries.
 
+pub mod archive;
+pub mod bindings;
 pub mod cache;
 pub mod executable;
+pub mod files;
+pub mod header;
+pub mod library;
+mod linker;
+mod loader_path;
 pub mod object;
 pub mod pack;
 pub mod payload;
 
+use crate::disk;
 use std::path::PathBuf;
 
 /// Why nothing could be written.
@@ -29,7 +37,7 @@ pub enum EmitError {
     #[error("limit of moec: the model's {0} does not fit the descriptor")]
     TooLarge(&'static str),
     /// A file operation failed.
-    #[error("{doing} {path}: {error}")]
+    #[error("{doing} {}: {error}", path.display())]
     Io {
         /// What was being done.
         doing: &'static str,
@@ -38,8 +46,11 @@ pub enum EmitError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// The output's directory is not there.
+    #[error("{}: no such directory; make it first, or write elsewhere", .0.display())]
+    NoDirectory(PathBuf),
     /// The disk is too full.
-    #[error("{}: the executable takes {}, but only {} are free there; free some, choose fewer bits (--quant) or another disk",
+    #[error("{}: the output takes {}, but only {} are free there; free some, choose fewer bits (--quant) or another disk",
         path.display(), indicatif::HumanBytes(*needed), indicatif::HumanBytes(*free))]
     NoSpace {
         /// Where it was to be.
@@ -61,6 +72,6 @@ impl EmitError {
 
     fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> EmitError {
         let path = path.into();
-        move |error| EmitError::Io { doing, path, error }
+        move |error| EmitError::Io { doing, path, error: disk::plain(error) }
     }
 }

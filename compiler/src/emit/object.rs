@@ -7,7 +7,7 @@ use super::EmitError;
 use crate::kernels::Kernel;
 use crate::lower::backend::KernelBackend;
 use crate::lower::step::{ScratchSizes, build_step, entry_signature, kernel_signature};
-use crate::plan::program::Program;
+use crate::plan::program::{self, Program};
 use crate::plan::{Plan, Programs};
 use crate::target::CpuLevel;
 use cranelift_codegen::Context;
@@ -17,7 +17,7 @@ use cranelift_codegen::isa::{OwnedTargetIsa, TargetIsa};
 use cranelift_frontend::FunctionBuilderContext;
 use cranelift_module::{DataDescription, DataId, FuncId, Linkage, Module, ModuleReloc};
 use cranelift_object::{ObjectBuilder, ObjectModule};
-use moec_abi::{ABI_VERSION, DESCRIPTOR_MAGIC, LANES, Level, ModelDescriptor, PAGE_TOKENS, round_up};
+use moec_abi::{ABI_VERSION, DESCRIPTOR_MAGIC, LANES, Level, ModelDescriptor, PAGE_TOKENS, Stage, round_up};
 use std::collections::HashMap;
 use std::mem::{offset_of, size_of};
 
@@ -175,6 +175,37 @@ impl Object {
         Ok(id)
     }
 
+    /// The table of the stages of both programs.
+    fn stages(&mut self, programs: &Programs, prefix: &str) -> Result<DataId, EmitError> {
+        let all: Vec<&program::Stage> = programs.decode.stages.iter().chain(&programs.batch.stages).collect();
+        let mut table = Record::new(size_of::<Stage>() * all.len());
+        let mut data = DataDescription::new();
+        let mut titles: HashMap<&str, DataId> = HashMap::new();
+        for (i, stage) in all.into_iter().enumerate() {
+            let at = i * size_of::<Stage>();
+            let count = titles.len();
+            let title = match titles.get(stage.title.as_str()) {
+                Some(&title) => title,
+                None => self.text(&format!("{prefix}_stage{count}_title"), &stage.title)?,
+            };
+            titles.insert(&stage.title, title);
+            let title = self.module.declare_data_in_data(title, &mut data);
+            data.write_data_addr(offset(at + offset_of!(Stage, title)), title, 0);
+            table.put(at + offset_of!(Stage, weight_bytes), &(stage.weight_bytes as u64).to_le_bytes());
+            table.put(at + offset_of!(Stage, multiply_adds), &(stage.multiply_adds as u64).to_le_bytes());
+        }
+        self.constant(&format!("{prefix}_stages"), table, data)
+    }
+
+    /// Data that never changes, local to the object.
+    fn constant(&mut self, name: &str, record: Record, mut data: DataDescription) -> Result<DataId, EmitError> {
+        data.define(record.bytes.into_boxed_slice());
+        data.set_align(8);
+        let id = self.module.declare_data(name, Linkage::Local, false, false).map_err(EmitError::module)?;
+        self.module.define_data(id, &data).map_err(EmitError::module)?;
+        Ok(id)
+    }
+
     fn descriptor(
         &mut self,
         plan: &Plan,
@@ -186,10 +217,6 @@ impl Object {
         let model = &plan.model;
         let name = self.text(&format!("{prefix}_name"), &model.name)?;
 
-        let levels = self
-            .module
-            .declare_data(&format!("{prefix}_levels"), Linkage::Local, false, false)
-            .map_err(EmitError::module)?;
         let mut table = Record::new(size_of::<Level>() * targets.len());
         let mut data = DataDescription::new();
         for (i, (target, entry)) in targets.iter().zip(entries).enumerate() {
@@ -203,9 +230,9 @@ impl Object {
                 data.write_function_addr(offset(at + field), function);
             }
         }
-        data.define(table.bytes.into_boxed_slice());
-        data.set_align(8);
-        self.module.define_data(levels, &data).map_err(EmitError::module)?;
+        let levels = self.constant(&format!("{prefix}_levels"), table, data)?;
+
+        let stages = self.stages(&plan.levels[0], prefix)?;
 
         let mut record = Record::new(size_of::<ModelDescriptor>());
         let mut data = DataDescription::new();
@@ -245,10 +272,14 @@ impl Object {
         put!(multiply_adds_per_token: u64 = plan.costs.multiply_adds_per_token);
         put!(multiply_adds_per_logit_row: u64 = plan.costs.multiply_adds_per_logit_row);
         put!(arithmetic: u32 = plan.costs.integer_dot_products);
+        put!(decode_stages: u32 = plan.levels[0].decode.stages.len());
+        put!(batch_stages: u32 = plan.levels[0].batch.stages.len());
         record.put(offset_of!(ModelDescriptor, payload_key), &key);
-        for (field, target) in
-            [(offset_of!(ModelDescriptor, name), name), (offset_of!(ModelDescriptor, levels), levels)]
-        {
+        for (field, target) in [
+            (offset_of!(ModelDescriptor, name), name),
+            (offset_of!(ModelDescriptor, levels), levels),
+            (offset_of!(ModelDescriptor, stages), stages),
+        ] {
             let target = self.module.declare_data_in_data(target, &mut data);
             data.write_data_addr(offset(field), target, 0);
         }

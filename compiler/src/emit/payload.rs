@@ -77,15 +77,15 @@ pub fn write_frame(
         tokenizer_bytes: payload.tokenizer.1 as u64,
     };
     let write = |bytes: &[u8], at: usize| {
-        file.write_all_at(bytes, start + at as u64).map_err(EmitError::io("cannot write", "the executable"))
+        file.write_all_at(bytes, start + at as u64).map_err(EmitError::io("cannot write", "the weights"))
     };
     write(header.as_bytes(), 0)?;
     write(text.as_bytes(), payload.metadata.0)?;
     write(&model.tokenizer.json, payload.tokenizer.0)?;
     // The payload ends on a whole page.
     let end = start + payload.bytes as u64;
-    if file.metadata().map_err(EmitError::io("cannot read the size of", "the executable"))?.len() < end {
-        file.set_len(end).map_err(EmitError::io("cannot write", "the executable"))?;
+    if file.metadata().map_err(EmitError::io("cannot read the size of", "the weights"))?.len() < end {
+        file.set_len(end).map_err(EmitError::io("cannot write", "the weights"))?;
     }
     Ok(())
 }

@@ -145,7 +145,7 @@ impl ModelConfig {
             layers,
             heads,
             kv_heads,
-            head_dim: head_dim(config, defaults.head_dim, hidden, heads)?,
+            head_dim: head_dim(config, description, hidden, heads)?,
             experts: experts(config, description)?,
             norm_eps: config.positive("rms_norm_eps", 1.0)?.some().unwrap_or(defaults.norm_eps) as f32,
             context,
@@ -287,15 +287,19 @@ fn window(
     Ok(if full.len() == layers { (None, Vec::new()) } else { (Some(window), full) })
 }
 
-fn head_dim(config: Object, default: Option<usize>, hidden: usize, heads: usize) -> Result<usize, ImportError> {
+/// Without a value it is `hidden / heads`.
+fn head_dim(config: Object, description: &Description, hidden: usize, heads: usize) -> Result<usize, ImportError> {
     let given = match config.integer("head_dim", 1..=MAX_HEAD_DIM)? {
-        Field::Absent => default,
+        Field::Absent => description.defaults.head_dim,
         Field::Null => None,
         Field::Value(value) => Some(value),
     };
+    let rounds = !description.whole_heads;
     let head_dim = match given {
         Some(value) => value,
-        None if hidden.is_multiple_of(heads) && hidden / heads <= MAX_HEAD_DIM => hidden / heads,
+        None if (rounds || hidden.is_multiple_of(heads)) && (1..=MAX_HEAD_DIM).contains(&(hidden / heads)) => {
+            hidden / heads
+        }
         None => {
             let expected = format!("a value, as `hidden_size` / `num_attention_heads` is {hidden} / {heads}");
             return Err(config.wrong("head_dim", expected, "none"));

@@ -259,11 +259,10 @@ impl Matmul {
         let mut partial: Vec<Value> = Vec::new();
         for block in 0..blocks {
             let at = first + (scale_bytes(blocks) + block * self.format.block_bytes()) as i64;
-            let mut dots: Vec<Value> = Vec::with_capacity(acc.len());
-            for _ in 0..acc.len() / self.tokens {
-                let number = group * (GROUP / BLOCK) + block;
-                dots.extend(tokens.clone().map(|t| b.load_splat(Memory::I32, corrections, self.word(number, t))));
-            }
+            let number = group * (GROUP / BLOCK) + block;
+            let corrected: Vec<Value> =
+                tokens.clone().map(|t| b.load_splat(Memory::I32, corrections, self.word(number, t))).collect();
+            let mut dots = corrected.repeat(acc.len() / self.tokens);
             let broadcast = |b: &mut Builder, k: usize| -> Vec<Value> {
                 let word = (group * GROUP + block * BLOCK + k) / 4;
                 tokens.clone().map(|t| b.load_splat_bytes(codes, self.word(word, t))).collect()

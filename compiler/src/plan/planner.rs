@@ -121,6 +121,12 @@ impl Planner {
         self.stage.title.push_str(title);
     }
 
+    /// Notes what the current stage costs for one token.
+    pub fn cost(&mut self, weight_bytes: usize, multiply_adds: usize) {
+        self.stage.weight_bytes += weight_bytes;
+        self.stage.multiply_adds += multiply_adds;
+    }
+
     /// Notes that the current stage writes buffers of which one worker alone writes each part, and that nothing else reads in this step.
     pub fn touch_kept(&mut self, buffers: &[BufferId]) {
         let index = self.program.stages.len();

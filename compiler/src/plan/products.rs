@@ -116,6 +116,12 @@ impl Stages<'_> {
         }
     }
 
+    /// Notes what products with `matrices` matrices cost for one token.
+    pub(super) fn account(&mut self, product: &Product, matrices: usize) {
+        let bytes = matrices * product.tiles * product.tile_bytes;
+        self.planner.cost(bytes, matrices * product.tiles * LANES * product.k);
+    }
+
     fn kernel(&self, product: &Product, tokens: usize, results: Results) -> Matmul {
         let tile = self.tuning.tile(product.format);
         let tiles = if tokens == 1 { self.tuning.single_rows } else { tile.rows };
@@ -250,6 +256,7 @@ impl Stages<'_> {
             let (scope, split) = self.small(rows);
             let to = self.allot(y, scope);
             self.planner.begin("router", split, &[product.x.buffer], &[to.buffer]);
+            self.account(&product, 1);
             let kernel = self.kernel(&product, 1, Results { epilogue: Epilogue::Store, stride: 0 });
             let tiles = product.tiles;
             self.each_row(rows, |_, actions, t| {
@@ -263,6 +270,7 @@ impl Stages<'_> {
         }
         let to = self.allot(y, Scope::Shared);
         self.planner.begin("matmul", Split::Other, &[product.x.buffer], &[to.buffer]);
+        self.account(&product, 1);
         let mut actions = Vec::new();
         let tiles = self.planner.share(&mut actions, product.tiles);
         self.store_product(&mut actions, &product, to, tiles, count);
@@ -272,6 +280,7 @@ impl Stages<'_> {
 
     fn logits(&mut self, product: &Product, count: Expr) -> Result<(), PlanError> {
         self.planner.begin("logits", Split::Other, &[product.x.buffer], &[]);
+        self.account(product, 1);
         let mut actions = Vec::new();
         let tiles = self.planner.share(&mut actions, product.tiles);
         let all = Operands {
@@ -306,6 +315,7 @@ impl Stages<'_> {
         let product = self.product(x, w);
         let to = self.in_place(residual, y, node);
         self.planner.begin("matmul_add", Split::Other, &[product.x.buffer], &[to.buffer]);
+        self.account(&product, 1);
         let mut actions = Vec::new();
         let tiles = self.planner.share(&mut actions, product.tiles);
         let all = Operands {
@@ -325,6 +335,7 @@ impl Stages<'_> {
         let product = self.product(x, w);
         let to = self.allot(y, Scope::Shared);
         self.planner.begin("gate_up", Split::Other, &[product.x.buffer], &[to.buffer]);
+        self.account(&product, 1);
         let mut actions = Vec::new();
         let units = self.planner.share(&mut actions, product.tiles / 2);
         let all = Operands {
@@ -447,6 +458,7 @@ impl Stages<'_> {
         let mut reads = vec![product.x.buffer, chosen.buffer];
         reads.extend(order.map(|o| self.place(o).buffer));
         self.planner.begin("expert_matmul", Split::Other, &reads, &[to.buffer]);
+        self.account(&product, slots);
         let mut actions = Vec::new();
         self.by_slot(&mut actions, &product, Epilogue::Store, chosen, slots, &rows, to);
         self.planner.push(actions);
@@ -469,6 +481,7 @@ impl Stages<'_> {
         let mut reads = vec![product.x.buffer, chosen.buffer];
         reads.extend(order.map(|o| self.place(o).buffer));
         self.planner.begin("expert_gate_up", Split::Other, &reads, &[to.buffer]);
+        self.account(&product, slots);
         let mut actions = Vec::new();
         match (dispatch, order) {
             (Dispatch::Grouped, Some(order)) => {
@@ -499,6 +512,7 @@ impl Stages<'_> {
         let mut reads = vec![product.x.buffer, chosen.buffer, scores.buffer];
         reads.extend(down.order.map(|o| self.place(o).buffer));
         self.planner.begin("expert_down_add", Split::Other, &reads, &[to.buffer, buffer]);
+        self.account(&product, slots);
 
         // A worker makes its own columns of every slot's result and adds them up itself, so no barrier is needed between.
         let mut actions = Vec::new();

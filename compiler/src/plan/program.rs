@@ -279,6 +279,10 @@ pub struct Stage {
     pub actions: Vec<Action>,
     /// Whether all workers meet after it. The last stage has none: the step's return is its barrier.
     pub barrier: bool,
+    /// Bytes of weights that it reads for one token.
+    pub weight_bytes: usize,
+    /// Multiply-adds with weights for one token, as laid out.
+    pub multiply_adds: usize,
 }
 
 /// All that a worker does in one step.

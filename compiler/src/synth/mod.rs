@@ -76,7 +76,7 @@ pub fn write(
     }
     let failed = |path: &Path| {
         let path = path.to_owned();
-        move |source| SynthError::Write { path, source }
+        move |source| SynthError::Write { path, source: disk::plain(source) }
     };
     match std::fs::read_dir(directory).map(|mut entries| entries.next().is_none()) {
         Ok(true) => {}

@@ -7,24 +7,9 @@ pub fn host() -> u64 {
     features()
 }
 
-/// 512-bit multiply-adds that a core of this machine starts in a cycle: one in AMD's family 19h (Zen 4), which does halves of 256 bits.
-pub fn wide_per_cycle() -> u8 {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::__cpuid;
-        let (vendor, version) = (__cpuid(0), __cpuid(1).eax);
-        let amd = [vendor.ebx, vendor.edx, vendor.ecx] == [*b"Auth", *b"enti", *b"cAMD"].map(u32::from_le_bytes);
-        let family = (version >> 8 & 0xf) + (version >> 20 & 0xff);
-        if amd && family == 0x19 {
-            return 1;
-        }
-    }
-    2
-}
-
 #[cfg(target_arch = "x86_64")]
 fn features() -> u64 {
-    use moec_abi::features::{AVX_VNNI, AVX2, AVX512, AVX512_BF16, AVX512_VNNI, F16C, FMA, X86_64_V2};
+    use moec_abi::features::{AVX_VNNI, AVX2, AVX512, AVX512_BF16, AVX512_VBMI, AVX512_VNNI, F16C, FMA, X86_64_V2};
     macro_rules! all {
         ($($name:tt),+) => { $(std::is_x86_feature_detected!($name))&&+ };
     }
@@ -37,6 +22,7 @@ fn features() -> u64 {
         (AVX512_VNNI, all!("avx512vnni")),
         (AVX_VNNI, all!("avxvnni")),
         (AVX512_BF16, all!("avx512bf16")),
+        (AVX512_VBMI, all!("avx512vbmi")),
     ];
     collect(&found)
 }

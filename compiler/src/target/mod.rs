@@ -13,7 +13,7 @@ pub use isa::isa_for;
 pub use tuning::{Tile, Tuning};
 
 use moec_abi::features::{
-    AVX_VNNI, AVX2, AVX512, AVX512_BF16, AVX512_VNNI, DOTPROD, F16C, FMA, I8MM, NAMES, NEON, X86_64_V2,
+    AVX_VNNI, AVX2, AVX512, AVX512_BF16, AVX512_VBMI, AVX512_VNNI, DOTPROD, F16C, FMA, I8MM, NAMES, NEON, X86_64_V2,
 };
 use target_lexicon::{Architecture, Triple};
 
@@ -26,12 +26,12 @@ pub struct CpuLevel {
     pub features: u64,
     /// Which CPUs have it.
     pub description: &'static str,
-    /// 512-bit multiply-adds that a core starts in a cycle.
-    pub wide_per_cycle: u8,
 }
 
 const V3: u64 = X86_64_V2 | AVX2 | FMA | F16C;
 const V4: u64 = V3 | AVX512;
+/// What the AVX-512 of Sapphire Rapids and Zen 5 has beyond.
+const SPR: u64 = V4 | AVX512_VNNI | AVX512_BF16 | AVX512_VBMI | AVX_VNNI;
 
 const X86_64: &[CpuLevel] = &[
     level("x86-64-v3", V3, "AVX2 and FMA: Intel since 2013 (Haswell), AMD since 2017 (Zen)"),
@@ -46,11 +46,11 @@ const X86_64: &[CpuLevel] = &[
     level("skylake-avx512", V4, "Intel 2017, server"),
     level("cascadelake", V4 | AVX512_VNNI, "Intel 2019, server"),
     level("cooperlake", V4 | AVX512_VNNI | AVX512_BF16, "Intel 2020, server"),
-    level("icelake-server", V4 | AVX512_VNNI, "Intel 2021, server"),
-    level("sapphirerapids", V4 | AVX512_VNNI | AVX512_BF16 | AVX_VNNI, "Intel 2023, server"),
-    level("graniterapids", V4 | AVX512_VNNI | AVX512_BF16 | AVX_VNNI, "Intel 2024, server"),
-    CpuLevel { wide_per_cycle: 1, ..level("znver4", V4 | AVX512_VNNI | AVX512_BF16, "AMD 2022") },
-    level("znver5", V4 | AVX512_VNNI | AVX512_BF16 | AVX_VNNI, "AMD 2024"),
+    level("icelake-server", V4 | AVX512_VNNI | AVX512_VBMI, "Intel 2021, server"),
+    level("sapphirerapids", SPR, "Intel 2023, server"),
+    level("graniterapids", SPR, "Intel 2024, server"),
+    level("znver4", V4 | AVX512_VNNI | AVX512_BF16 | AVX512_VBMI, "AMD 2022"),
+    level("znver5", SPR, "AMD 2024"),
 ];
 
 const AARCH64: &[CpuLevel] = &[
@@ -65,7 +65,7 @@ const AARCH64: &[CpuLevel] = &[
 ];
 
 const fn level(name: &'static str, features: u64, description: &'static str) -> CpuLevel {
-    CpuLevel { name, features, description, wide_per_cycle: 2 }
+    CpuLevel { name, features, description }
 }
 
 /// Why there is no code for a target.
@@ -129,8 +129,7 @@ pub fn find_level(name: &str, triple: &Triple) -> Result<CpuLevel, TargetError> 
         if Triple::host().architecture != triple.architecture {
             return Err(TargetError::NotNative(triple.clone()));
         }
-        let wide_per_cycle = detect::wide_per_cycle();
-        CpuLevel { name: "native", features: host(), description: "this machine", wide_per_cycle }
+        CpuLevel { name: "native", features: host(), description: "this machine" }
     } else {
         *levels.iter().find(|l| l.name == name).ok_or_else(|| TargetError::UnknownCpu {
             name: name.to_string(),
@@ -144,6 +143,14 @@ pub fn find_level(name: &str, triple: &Triple) -> Result<CpuLevel, TargetError> 
         return Err(TargetError::TooOld { cpu, missing, least: least.name });
     }
     Ok(found)
+}
+
+/// What code is made for when nobody says: this machine, or the least CPU of another target.
+pub fn default_level(triple: &Triple) -> Result<CpuLevel, TargetError> {
+    if Triple::host().architecture == triple.architecture {
+        return find_level("native", triple);
+    }
+    levels(triple).first().copied().ok_or_else(|| TargetError::Architecture(triple.clone()))
 }
 
 /// The CPUs of a list such as `x86-64-v3,znver4`, each once, the one with most features first.

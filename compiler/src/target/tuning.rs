@@ -4,7 +4,6 @@
 //! activation that is broadcast. What fits and what is short differs from CPU to CPU. Deliberately absent: measuring, and what the
 //! numbers of a model are.
 
-use super::CpuLevel;
 use crate::lower::wide::{Cpu, table::Width};
 use crate::plan::layout::Format;
 
@@ -26,7 +25,7 @@ pub struct Tuning {
     pub float: Tile,
     /// Row tiles computed together for a single token.
     pub single_rows: usize,
-    /// Bytes of activations that are gone through for one tile of rows, so that they stay in the second-level cache.
+    /// Bytes of activations that are gone through for one tile of rows, so that they stay in the cache.
     pub activation_bytes: usize,
 }
 
@@ -36,22 +35,16 @@ impl Tuning {
         quantized: Tile { rows: 1, tokens: 2 },
         float: Tile { rows: 1, tokens: 2 },
         single_rows: 1,
-        activation_bytes: 512 << 10,
+        activation_bytes: 2 << 20,
     };
 
     /// For kernels of the wide x86 back end.
-    pub const fn wide(level: &CpuLevel, cpu: Cpu) -> Tuning {
+    pub const fn wide(cpu: Cpu) -> Tuning {
         match cpu.width {
             Width::Ymm => {
                 Tuning { quantized: Tile { rows: 1, tokens: 6 }, float: Tile { rows: 1, tokens: 6 }, ..Tuning::NARROW }
             }
-            // Broadcasts keep up with one multiply-add a cycle, so that only the weights need sharing.
-            Width::Zmm if level.wide_per_cycle == 1 && cpu.dot => Tuning {
-                quantized: Tile { rows: 1, tokens: 12 },
-                float: Tile { rows: 1, tokens: 12 },
-                single_rows: 2,
-                ..Tuning::NARROW
-            },
+            // Two row tiles share each broadcast, for which there are as many ports as for multiply-adds.
             Width::Zmm => Tuning {
                 quantized: Tile { rows: 2, tokens: 6 },
                 float: Tile { rows: 2, tokens: 6 },

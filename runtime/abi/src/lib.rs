@@ -17,7 +17,7 @@ use core::ffi::{c_char, c_void};
 pub const ABI_VERSION: u32 = 1;
 
 /// First field of a [`ModelDescriptor`]: `"moecmodl"` in little-endian bytes.
-pub const DESCRIPTOR_MAGIC: u64 = u64::from_le_bytes(*b"moecmodl");
+pub const DESCRIPTOR_MAGIC: u64 = 0x6c64_6f6d_6365_6f6d;
 
 /// Tokens whose keys and values share one KV page. Also the number of keys that attention reduces at a time: partial
 /// results of whole pages are combined in order, so the bits do not depend on who computed which page.
@@ -53,6 +53,8 @@ pub mod features {
     pub const AVX_VNNI: u64 = 1 << 6;
     /// AVX-512 BF16.
     pub const AVX512_BF16: u64 = 1 << 7;
+    /// AVX-512 VBMI.
+    pub const AVX512_VBMI: u64 = 1 << 8;
     /// AArch64 Advanced SIMD with FMA (every AArch64 CPU).
     pub const NEON: u64 = 1 << 32;
     /// AArch64 `sdot`/`udot`.
@@ -70,6 +72,7 @@ pub mod features {
         (AVX512_VNNI, "avx512vnni"),
         (AVX_VNNI, "avxvnni"),
         (AVX512_BF16, "avx512bf16"),
+        (AVX512_VBMI, "avx512vbmi"),
         (NEON, "neon"),
         (DOTPROD, "dotprod"),
         (I8MM, "i8mm"),
@@ -235,9 +238,29 @@ pub struct ModelDescriptor {
     pub multiply_adds_per_logit_row: u64,
     /// The arithmetic that dominates: 0 = f32 FMA, 1 = 8-bit dot products.
     pub arithmetic: u32,
+    /// Stages of [`Level::decode`]: one more than it meets barriers.
+    pub decode_stages: u32,
+    /// Stages of [`Level::batch`].
+    pub batch_stages: u32,
     /// Zero.
     pub reserved: u32,
+    /// The stages, those of `decode` first, the same for every level: `[decode_stages + batch_stages]`.
+    pub stages: *const Stage,
 }
+
+/// What the workers do between two barriers.
+#[repr(C)]
+pub struct Stage {
+    /// NUL-terminated: the operations in it.
+    pub title: *const c_char,
+    /// Bytes of weights that it reads for one token.
+    pub weight_bytes: u64,
+    /// Multiply-adds with weights for one token; in the stage of the logits, for one row of them.
+    pub multiply_adds: u64,
+}
+
+// SAFETY: constant data of the generated object, as the descriptor.
+unsafe impl Sync for Stage {}
 
 /// First bytes of a payload, at its offset 0 (which is aligned to [`PAYLOAD_ALIGN`] in its file).
 #[repr(C)]
@@ -328,6 +351,11 @@ pub const fn padded_head_dim(head_dim: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_magic_number_is_text() {
+        assert_eq!(DESCRIPTOR_MAGIC.to_le_bytes(), *b"moecmodl");
+    }
 
     #[test]
     fn plain_structs_have_no_padding() {

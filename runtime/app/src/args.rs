@@ -1,5 +1,7 @@
 //! The words of the command line.
 
+pub mod service;
+
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -28,6 +30,15 @@ pub enum Command {
     /// Continue a text
     #[command(after_help = GENERATE_EXAMPLES)]
     Generate(Generate),
+    /// Talk with the model in the terminal
+    #[command(after_help = service::CHAT_EXAMPLES)]
+    Chat(service::Chat),
+    /// Offer the model to programs and browsers: OpenAI's interface over HTTP, and a web page
+    #[command(after_help = service::SERVE_EXAMPLES)]
+    Serve(service::Serve),
+    /// Print the vectors of texts as JSON
+    #[command(after_help = service::EMBED_EXAMPLES)]
+    Embed(service::Embed),
     /// Write the logits of every token to a safetensors file
     #[command(after_help = LOGITS_EXAMPLES)]
     Logits(LogitsArgs),
@@ -70,6 +81,7 @@ const SCORE_EXAMPLES: &str = "\
 Examples:
   {bin} score --file book.txt --limit 4096
   {bin} score --tokens 1,415,2936 --per-token
+  {bin} score --choices truthfulqa.jsonl                    multiple choice
 
 Prints one JSON object: tokens (that were predicted), mean_nll (natural logarithm), perplexity. A text longer than the \
 window is cut into windows that overlap by one token; each token but the very first is predicted exactly once, from the \
@@ -196,12 +208,17 @@ pub struct LogitsArgs {
 #[derive(Args, Debug)]
 pub struct Score {
     /// The text, UTF-8
-    #[arg(long, value_name = "FILE", required_unless_present_any = ["tokens", "answers"], conflicts_with = "tokens")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["tokens", "answers", "choices"], conflicts_with = "tokens")]
     pub file: Option<PathBuf>,
     /// Questions instead of a text, one JSON object a line: {"prompt": "fr 12 =", "answer": "douze"}. Counts the prompts whose
     /// greedy continuation is the answer, spaces around it aside
     #[arg(long, value_name = "FILE", conflicts_with_all = ["tokens", "file", "context", "per_token"])]
     pub answers: Option<PathBuf>,
+    /// Multiple choice instead of a text, one JSON object a line: {"question": "2 + 2 =", "choices": ["3", "4"], "answer": 1}, with
+    /// "context" before the question if need be. Counts the questions whose right choice the model finds the most likely,
+    /// plainly and per byte
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["tokens", "file", "answers", "context", "per_token"])]
+    pub choices: Option<PathBuf>,
     /// Token ids instead of a text: 1,2,3 or a JSON array, or `-` for standard input. Nothing is added to them
     #[arg(long, value_name = "IDS")]
     pub tokens: Option<Ids>,
@@ -247,6 +264,9 @@ pub struct Bench {
     /// Runs, of which the median counts
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,
+    /// Show where the time goes, stage by stage, in one more run of each
+    #[arg(long)]
+    pub profile: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -276,6 +296,11 @@ pub struct Selftest {
 pub fn parse(args: Vec<OsString>) -> Result<Cli, clap::Error> {
     let program = args.first().map_or_else(|| "model".into(), |arg| shown_name(Path::new(arg)));
     let mut command = Cli::command().bin_name(&program).mut_subcommands(|sub| {
+        // `--threads -1` is a wrong number, not an unknown flag.
+        let sub = sub.mut_args(|arg| match arg.get_action().takes_values() && !arg.is_positional() {
+            true => arg.allow_negative_numbers(true),
+            false => arg,
+        });
         let help = sub.get_after_help().map(|text| text.to_string().replace("{bin}", &program));
         match help {
             Some(help) => sub.after_help(help),
@@ -339,6 +364,7 @@ mod tests {
             &["m", "generate", "x", "--top-p", "1.5"],
             &["m", "generate", "--tokens", "1,a"],
             &["m", "generate", "x", "--threads", "0"],
+            &["m", "generate", "x", "--threads", "-1"],
             &["m", "logits", "--tokens", "1"],
             &["m", "score"],
             &["m", "tokenize"],
@@ -349,6 +375,12 @@ mod tests {
         for words in [&["m", "--help"][..], &["m", "--version"], &["m", "generate", "--help"]] {
             assert_eq!(parse_words(words).unwrap_err().exit_code(), 0, "{words:?}");
         }
+    }
+
+    #[test]
+    fn a_negative_number_is_a_wrong_value() {
+        let error = parse_words(&["m", "generate", "x", "--threads", "-1"]).unwrap_err().to_string();
+        assert!(error.contains("'-1'") && error.contains("--threads"), "{error}");
     }
 
     #[test]

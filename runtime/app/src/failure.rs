@@ -1,5 +1,6 @@
 //! How a command fails, and what the shell gets to see of it.
 
+use crate::output;
 use std::ffi::c_int;
 use std::path::PathBuf;
 
@@ -53,7 +54,7 @@ impl Failure {
             | Failure::Read { .. }
             | Failure::Write { .. }
             | Failure::Refused(_) => {
-                eprintln!("error: {self}");
+                output::say(format_args!("error: {self}"));
                 1
             }
         }

@@ -17,3 +17,18 @@ pub fn listen() -> Arc<AtomicBool> {
     .ok();
     flag
 }
+
+/// As [`listen`], for a program that goes on: while `busy` the signal sets the flag; a second one, or one at rest, calls
+/// `before_end` and ends the process.
+pub fn listen_while(busy: &Arc<AtomicBool>, before_end: impl Fn() + Send + 'static) -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let (set, busy) = (flag.clone(), busy.clone());
+    ctrlc::set_handler(move || {
+        if set.swap(true, Ordering::SeqCst) || !busy.load(Ordering::SeqCst) {
+            before_end();
+            std::process::exit(INTERRUPTED);
+        }
+    })
+    .ok();
+    flag
+}

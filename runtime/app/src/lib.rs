@@ -8,10 +8,13 @@
 
 mod args;
 mod commands;
+mod embedding;
 mod failure;
 mod interrupt;
 mod machine;
 mod output;
+mod progress;
+mod serve;
 
 use moec_abi::ModelDescriptor;
 use moec_runtime::PayloadSource;

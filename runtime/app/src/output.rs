@@ -1,4 +1,4 @@
-//! Standard output: flushed where a person waits for it, and quiet when nobody reads any more.
+//! Standard output: flushed where a person waits for it, and quiet when nobody reads any more. Standard error: what nobody asked for.
 
 use crate::failure::Result;
 use std::io::{self, Write};
@@ -20,4 +20,9 @@ pub fn print(text: &str) -> Result<()> {
 /// Prints `text` and a newline.
 pub fn print_line(text: &str) -> Result<()> {
     print(&format!("{text}\n"))
+}
+
+/// Tells the user something on standard error. Nobody listening is no reason to fail.
+pub fn say(text: impl std::fmt::Display) {
+    writeln!(io::stderr(), "{text}").ok();
 }

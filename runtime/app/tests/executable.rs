@@ -1,69 +1,19 @@
-//! The command line, end to end: this very program, with a payload at its end, is a compiled model whose steps are
-//! written by hand. Started under a name that begins with `fake` it is the model, otherwise it runs the tests.
+//! The command line, end to end, of a compiled model whose steps are written by hand.
 #![allow(missing_docs)]
 
-#[path = "../../tests/fake/mod.rs"]
-mod fake;
+mod harness;
 
-use fake::{Shape, expected_logits};
+use harness::fake::{self, Shape, expected_logits};
+use harness::{Model, greedy, ids, shape, text, tokenizer};
 use moec_abi::metadata::Golden;
 use serde_json::Value;
-use std::ffi::{CString, c_char};
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::ffi::OsStringExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Output, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-/// The shapes that this program can be, by name.
-fn shape(name: &str) -> Shape {
-    match name {
-        "fake" => Shape::default(),
-        "fake-short" => Shape { context: 40, ..Shape::default() },
-        "fake-window" => Shape { window: 8, ..Shape::default() },
-        "fake-dense" => Shape { experts: 0, ..Shape::default() },
-        "fake-mute" => Shape { tokenizer: Vec::new(), ..Shape::default() },
-        "fake-cpu" => Shape { features: 1 << 34, ..Shape::default() },
-        "fake-roomy" => Shape { extra_scratch: 1 << 30, ..Shape::default() },
-        "fake-hungry" => Shape { extra_scratch: 1 << 46, ..Shape::default() },
-        // Ends at the fifth token of the greedy continuation of 1, 2, 3.
-        "fake-ending" => Shape { eos: vec![greedy(&Shape::default(), &[1, 2, 3], 5)[4]], ..Shape::default() },
-        other => panic!("no shape {other}"),
-    }
-}
-
 fn main() -> ExitCode {
-    let name = std::env::args().next().unwrap_or_default();
-    let name = Path::new(&name).file_name().unwrap_or_default().to_string_lossy().into_owned();
-    if name.starts_with("fake") {
-        return be_the_model(&name);
-    }
-    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
-    let mut failed = 0;
-    for (name, test) in TESTS {
-        if filter.as_ref().is_none_or(|filter| name.contains(filter.as_str())) {
-            let result = std::panic::catch_unwind(test);
-            println!("test {name} ... {}", if result.is_ok() { "ok" } else { "FAILED" });
-            failed += usize::from(result.is_err());
-        }
-    }
-    ExitCode::from(u8::from(failed > 0))
-}
-
-fn be_the_model(name: &str) -> ExitCode {
-    let args: Vec<CString> = std::env::args_os().map(|arg| CString::new(arg.into_vec()).unwrap()).collect();
-    let argv: Vec<*const c_char> = args.iter().map(|arg| arg.as_ptr()).collect();
-    let descriptor = fake::descriptor(&shape(name));
-    // SAFETY: the arguments are C strings, and the descriptor is as a generated one.
-    let status = unsafe { moec_app::moec_app_main(argv.len() as i32, argv.as_ptr(), descriptor) };
-    ExitCode::from(status as u8)
-}
-
-macro_rules! tests {
-    ($($name:ident)*) => {
-        const TESTS: &[(&str, fn())] = &[$((stringify!($name), $name)),*];
-    };
+    harness::main(TESTS)
 }
 
 tests! {
@@ -71,75 +21,8 @@ tests! {
     ends_at_eos stops_at_strings fills_the_context reads_standard_input writes_logits_and_routes scores
     tokenizes tells_about_itself tests_itself benchmarks wrong_usage_is_2 what_is_missing_is_said
     broken_executables_say_so output_may_be_closed ctrl_c_ends_cleanly starts_fast
-}
-
-struct Model {
-    dir: tempfile::TempDir,
-    path: PathBuf,
-}
-
-impl Model {
-    fn new(name: &str) -> Model {
-        Model::with_golden(name, None)
-    }
-
-    fn with_golden(name: &str, golden: Option<&Golden>) -> Model {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(name);
-        fake::append(&shape(name), &std::env::current_exe().unwrap(), &path, golden);
-        Model { dir, path }
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.path);
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        let output = self.command(args).output().unwrap();
-        assert!(!text(&output.stderr).contains("panicked"), "{}", text(&output.stderr));
-        output
-    }
-
-    /// Standard output of a run that must succeed.
-    fn stdout(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert_eq!(output.status.code(), Some(0), "{args:?}: {}", text(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Standard error of a run that must fail with `status` and print nothing.
-    fn failure(&self, status: i32, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert_eq!(output.status.code(), Some(status), "{args:?}: {}", text(&output.stderr));
-        assert_eq!(text(&output.stdout), "", "{args:?}");
-        text(&output.stderr)
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// The greedy continuation of `tokens`.
-fn greedy(shape: &Shape, tokens: &[u32], count: usize) -> Vec<u32> {
-    let mut all = tokens.to_vec();
-    for _ in 0..count {
-        let logits = expected_logits(shape, &all);
-        let best = (0..logits.len()).rev().max_by(|a, b| logits[*a].total_cmp(&logits[*b])).unwrap();
-        all.push(best as u32);
-    }
-    all.split_off(tokens.len())
-}
-
-fn ids(text: &str) -> Vec<u32> {
-    assert!(text.ends_with('\n') && text.trim_end().lines().count() == 1, "{text}");
-    serde_json::from_str(text).unwrap()
-}
-
-fn tokenizer() -> moec_runtime::Tokenizer {
-    moec_runtime::Tokenizer::new(&Shape::default().tokenizer).unwrap()
+    chats_in_a_pipe ctrl_c_stops_an_answer embeds
+    scores_choices
 }
 
 fn generates_ids() {
@@ -378,7 +261,7 @@ fn tells_about_itself() {
     let table = model.stdout(&["info"]);
     assert!(table.contains("experts        5, 2 per token\n") && table.contains("plain (used here)"), "{table}");
     assert!(model.stdout(&["--help"]).contains("./fake generate \"Once upon a time\""));
-    for command in ["generate", "logits", "score", "tokenize", "bench", "info", "selftest"] {
+    for command in ["generate", "chat", "serve", "embed", "logits", "score", "tokenize", "bench", "info", "selftest"] {
         assert!(model.stdout(&["--help"]).contains(command));
         assert!(model.stdout(&[command, "--help"]).contains("Usage: ./fake"), "{command}");
     }
@@ -431,8 +314,8 @@ fn wrong_usage_is_2() {
     for args in [
         &[][..],
         &["fly"],
-        &["chat"],
-        &["serve"],
+        &["chat", "hello"],
+        &["serve", "--port", "many"],
         &["generate"],
         &["generate", "x", "y"],
         &["generate", "x", "--threads", "many"],
@@ -569,4 +452,158 @@ fn starts_fast() {
         .min()
         .unwrap();
     assert!(best < Duration::from_millis(50), "{best:?}");
+}
+
+/// What the fake chat model answers to a conversation, and the ids that it reads and writes.
+fn chat_answer(conversation: &str, count: usize) -> String {
+    let prompt = tokenizer().encode(conversation, false).unwrap();
+    tokenizer().decode(&greedy(&shape("fake-chat"), &prompt, count)).unwrap()
+}
+
+fn converse(model: &Model, args: &[&str], lines: &str) -> (String, String) {
+    let args = [&["chat", "--temperature", "0", "--max-tokens", "6"], args].concat();
+    let mut child = model.command(&args).stdin(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    (text(&output.stdout), text(&output.stderr))
+}
+
+fn chats_in_a_pipe() {
+    let model = Model::new("fake-chat");
+    let first = chat_answer("<s>[user] hello[assistant]", 6);
+    let second_prompt = format!("<s>[user] hello[assistant] {first}[user] a\nb[assistant]");
+    let second = chat_answer(&second_prompt, 6);
+    let (out, _) = converse(&model, &[], "hello\na\\\nb\n");
+    assert_eq!(out, format!("{first}\n{second}\n"));
+    // An answer is the same when it is tried again, greedy as it is, and after a fresh start.
+    let saved = model.dir.path().join("talk.json");
+    let script = format!(
+        "hello\n/retry\n/stats\n/save {0}\n/reset\nhello\n/load {0}\n\"\"\"\na\nb\n\"\"\"\n/quit\nx\n",
+        saved.display()
+    );
+    let (out, err) = converse(&model, &[], &script);
+    assert_eq!(out, format!("{first}\n{first}\n{first}\n{second}\n"));
+    assert!(err.contains("answered 6 tokens") && err.contains("kept 2 messages"), "{err}");
+    let kept: Value = serde_json::from_str(&fs::read_to_string(&saved).unwrap()).unwrap();
+    assert_eq!(
+        (&kept["messages"][1]["role"], &kept["messages"][1]["content"]),
+        (&"assistant".into(), &first.as_str().into())
+    );
+    let (out, _) = converse(&model, &["--load", saved.to_str().unwrap()], "a\\\nb\n");
+    assert_eq!(out, format!("{second}\n"));
+    // System messages, mistakes, and text that begins with a slash.
+    let (out, err) = converse(&model, &["--system", "be kind"], "/system\n/fly\n/save\n/load /nowhere\n//x\n");
+    assert_eq!(out, chat_answer("<s>[system] be kind[user] /x[assistant]", 6) + "\n");
+    for said in ["be kind", "no command /fly", "write the name of a file", "cannot read /nowhere"] {
+        assert!(err.contains(said), "{said}: {err}");
+    }
+    let error = Model::new("fake").failure(1, &["chat"]);
+    assert!(error.contains("no chat template") && error.contains("`generate`"), "{error}");
+}
+
+fn ctrl_c_stops_an_answer() {
+    let model = Model::new("fake-chat");
+    let mut command = model.command(&["chat", "--temperature", "0"]);
+    let mut child = command.env("FAKE_SLOW", "1").stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(b"hello\n").unwrap();
+    let mut out = BufReader::new(child.stdout.take().unwrap());
+    out.read_exact(&mut [0; 4]).unwrap();
+    interrupt(&child);
+    let mut rest = Vec::new();
+    out.read_until(b'\n', &mut rest).unwrap();
+    // The program lives on and answers again.
+    input.write_all(b"/reset\nhello\n").unwrap();
+    out.read_exact(&mut [0; 4]).unwrap();
+    interrupt(&child);
+    drop(input);
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stderr).matches("(stopped)").count(), 2, "{}", text(&output.stderr));
+}
+
+fn embeds() {
+    let model = Model::new("fake");
+    let shape = Shape::default();
+    let vectors = |args: &[&str]| -> Vec<Vec<f32>> {
+        model.stdout(args).lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let states = |text: &str| -> Vec<Vec<f32>> {
+        let ids = tokenizer().encode(text, true).unwrap();
+        (1..=ids.len()).map(|n| fake::expected_hidden(&shape, &ids[..n])).collect()
+    };
+    let last = |text: &str| states(text).pop().unwrap();
+    let long = "Free software is a matter of liberty, not price; think of free speech.";
+    let plain = ["embed", "--no-normalize", "--pooling"];
+    assert_eq!(vectors(&[&plain[..], &["last", "Free software", long]].concat()), [last("Free software"), last(long)]);
+    let all = states(long);
+    let mean: Vec<f32> = (0..all[0].len())
+        .map(|i| all.iter().fold(0f32, |sum, state| sum + state[i]) * (1.0 / all.len() as f32))
+        .collect();
+    for extra in [&[][..], &["--chunk", "3", "--threads", "2"]] {
+        assert_eq!(vectors(&[&plain[..], &["mean", long], extra].concat()), [mean.clone()]);
+    }
+    let file = model.dir.path().join("lines");
+    fs::write(&file, format!("Free\n{long}\n")).unwrap();
+    let normal = vectors(&["embed", "--file", file.to_str().unwrap()]);
+    assert_eq!(normal.len(), 2);
+    let length = mean.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+    assert!(normal[1].iter().zip(&mean).all(|(a, b)| (f64::from(*a) - f64::from(*b) / length).abs() < 1e-6));
+    let error = Model::new("fake-short").failure(1, &["embed", long]);
+    assert!(error.contains("context"), "{error}");
+}
+
+fn scores_choices() {
+    let model = Model::new("fake");
+    let shape = Shape::default();
+    let likelihood = |question: &str, choice: &str| {
+        let before = tokenizer().encode(question, true).unwrap();
+        let whole = tokenizer().encode(&format!("{question} {choice}"), true).unwrap();
+        let start = before.iter().zip(&whole).take_while(|(a, b)| a == b).count();
+        (start..whole.len())
+            .map(|n| {
+                let logits = expected_logits(&shape, &whole[..n]);
+                f64::from(logits[whole[n] as usize]) - logits.iter().map(|l| f64::from(*l).exp()).sum::<f64>().ln()
+            })
+            .sum::<f64>()
+    };
+    let questions = ["Is it?", "Who is right?", "Free software is"];
+    let choices = [["yes", "perhaps not"], ["the people", "nobody"], ["a matter of price", "a matter of liberty"]];
+    let best = |question: &str, choices: &[&str], per_byte: bool| {
+        let value = |choice: &&str| likelihood(question, choice) / if per_byte { choice.len() as f64 } else { 1.0 };
+        usize::from(value(&choices[1]) > value(&choices[0]))
+    };
+    let mut lines = String::new();
+    let (mut plain, mut normalized) = (0, 0);
+    for (i, (question, choices)) in questions.iter().zip(&choices).enumerate() {
+        let answer = i % 2;
+        plain += usize::from(best(question, choices, false) == answer);
+        normalized += usize::from(best(question, choices, true) == answer);
+        let answer = if i == 2 { serde_json::json!(choices[answer]) } else { serde_json::json!(answer) };
+        lines += &format!(
+            "{}\n\n",
+            serde_json::json!({ "question": question, "choices": choices, "answer": answer, "id": i })
+        );
+    }
+    let file = model.dir.path().join("choices.jsonl");
+    fs::write(&file, &lines).unwrap();
+    let file = file.to_str().unwrap();
+    let report: Value = serde_json::from_str(&model.stdout(&["score", "--choices", file])).unwrap();
+    assert_eq!(
+        (&report["questions"], &report["right"], &report["right_normalized"]),
+        (&3.into(), &plain.into(), &normalized.into())
+    );
+    let wrong = report["wrong"].as_array().unwrap();
+    assert_eq!(wrong.len(), 3 - plain);
+    for entry in wrong {
+        let at = questions.iter().position(|question| entry["question"] == *question).unwrap();
+        let found = entry["log_likelihoods"][1].as_f64().unwrap();
+        assert!((found - likelihood(questions[at], choices[at][1])).abs() < 1e-9, "{entry}");
+    }
+    fs::write(file, "{\"question\": \"x\", \"choices\": [\"a\", \"b\"], \"answer\": 2}").unwrap();
+    let error = model.failure(1, &["score", "--choices", file]);
+    assert!(error.contains("line 1: `answer` must be a number from 0 to 1"), "{error}");
+    fs::write(file, "{\"question\": \"x\"}").unwrap();
+    assert!(model.failure(1, &["score", "--choices", file]).contains("missing field `choices`"));
 }

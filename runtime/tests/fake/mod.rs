@@ -17,6 +17,8 @@ use std::slice;
 pub const EXPERTS: u32 = 5;
 pub const PER_TOKEN: u32 = 2;
 pub const LAYERS: u32 = 2;
+/// A multiple of `ROW_ALIGN`, so that rows need no padding.
+pub const HIDDEN: u32 = 32;
 const TABLE_OFFSET: usize = 4096;
 const TABLE: usize = 256;
 
@@ -32,6 +34,7 @@ pub struct Shape {
     pub extra_scratch: u64,
     pub eos: Vec<u32>,
     pub tokenizer: Vec<u8>,
+    pub chat_template: Option<String>,
 }
 
 impl Default for Shape {
@@ -46,6 +49,7 @@ impl Default for Shape {
             extra_scratch: 0,
             eos: vec![2],
             tokenizer: include_bytes!("../data/byte_fallback_tokenizer.json").to_vec(),
+            chat_template: None,
         }
     }
 }
@@ -60,6 +64,9 @@ pub fn payload(shape: &Shape) -> Vec<u8> {
         bos_token_id: Some(1),
         eos_token_ids: shape.eos.clone(),
         packed_by: "a test".into(),
+        chat_template: shape.chat_template.clone(),
+        bos_token: Some("<s>".into()),
+        eos_token: Some("</s>".into()),
         ..Metadata::default()
     };
     let metadata = serde_json::to_vec(&metadata).unwrap();
@@ -107,6 +114,7 @@ pub fn descriptor(shape: &Shape) -> &'static ModelDescriptor {
         Box::leak(Box::new([level(c"impossible", u64::MAX), level(c"plain", shape.features)]));
     let per_step = u64::from(LAYERS * shape.max_tokens * PER_TOKEN) * 4;
     let sums = u64::from(shape.max_tokens) * 8;
+    let hidden = u64::from(shape.max_tokens) * u64::from(HIDDEN) * 4;
     let dense = shape.experts == 0;
     Box::leak(Box::new(ModelDescriptor {
         magic: DESCRIPTOR_MAGIC,
@@ -115,7 +123,7 @@ pub fn descriptor(shape: &Shape) -> &'static ModelDescriptor {
         name: c"fake".as_ptr(),
         levels: levels.as_ptr(),
         level_count: levels.len() as u32,
-        hidden: 32,
+        hidden: HIDDEN,
         layers: LAYERS,
         heads: 4,
         kv_heads: 2,
@@ -131,20 +139,29 @@ pub fn descriptor(shape: &Shape) -> &'static ModelDescriptor {
         max_tokens: shape.max_tokens,
         page_tokens: PAGE_TOKENS as u32,
         page_bytes: (PAGE_TOKENS * 8) as u64,
-        scratch_bytes: sums + 2 * per_step + shape.extra_scratch,
+        scratch_bytes: sums + 2 * per_step + hidden + shape.extra_scratch,
         worker_scratch_bytes: 64,
         routes_offset: sums,
         route_weights_offset: sums + per_step,
-        final_hidden_offset: 0,
+        final_hidden_offset: sums + 2 * per_step,
         payload_bytes: payload(shape).len() as u64,
         payload_key: key(shape),
         decode_weight_bytes: 1 << 20,
         multiply_adds_per_token: 1 << 20,
         multiply_adds_per_logit_row: 1 << 16,
         arithmetic: 1,
+        decode_stages: 1,
+        batch_stages: 1,
         reserved: 0,
+        stages: STAGES.as_ptr(),
     }))
 }
+
+/// Each program has one stage.
+static STAGES: [Stage; 2] = [
+    Stage { title: c"decode".as_ptr(), weight_bytes: 1 << 20, multiply_adds: 1 << 20 },
+    Stage { title: c"batch".as_ptr(), weight_bytes: 1 << 20, multiply_adds: 1 << 20 },
+];
 
 /// The numbers that generated code has as immediates.
 struct Layout {
@@ -230,12 +247,17 @@ unsafe fn run(step: &Step, worker: u32) {
     }
     unsafe { (step.barrier)(step.barrier_context, worker) };
 
-    // Stage 3: logits, each worker a part of every row.
+    // Stage 3: logits and hidden states, each worker a part of every row.
+    let hidden = layout.max_tokens * 8 + 2 * (LAYERS * PER_TOKEN) as usize * layout.max_tokens * 4;
+    let hidden = unsafe { step.scratch.add(hidden).cast::<f32>() };
     for row in 0..step.logit_count as usize {
         let token = unsafe { *step.logit_rows.add(row) } as usize;
         let sum = unsafe { *sums.add(token) };
         for id in (me..layout.vocab).step_by(workers) {
             unsafe { step.logits.add(row * layout.stride + id).write(logit(sum, id)) };
+        }
+        for i in (me..HIDDEN as usize).step_by(workers) {
+            unsafe { hidden.add(row * HIDDEN as usize + i).write(hidden_value(sum, i)) };
         }
     }
 }
@@ -253,6 +275,16 @@ fn logit(sum: u64, id: usize) -> f32 {
     bits as f32 / (1u64 << 24) as f32 * 8.0 - 4.0
 }
 
+fn hidden_value(sum: u64, i: usize) -> f32 {
+    logit(sum, i + 5000)
+}
+
+/// The final hidden state of the last of `tokens`.
+pub fn expected_hidden(shape: &Shape, tokens: &[u32]) -> Vec<f32> {
+    let sum = sum_of(shape, tokens);
+    (0..HIDDEN as usize).map(|i| hidden_value(sum, i)).collect()
+}
+
 /// The expert and weight of slot `k` for token `id` in `layer`.
 pub fn route(id: u32, layer: usize, k: usize) -> (u32, f32) {
     ((id + layer as u32 + k as u32) % EXPERTS, 1.0 / (1 + k) as f32 + id as f32)
@@ -260,12 +292,16 @@ pub fn route(id: u32, layer: usize, k: usize) -> (u32, f32) {
 
 /// The logits of the last of `tokens`.
 pub fn expected_logits(shape: &Shape, tokens: &[u32]) -> Vec<f32> {
+    let sum = sum_of(shape, tokens);
+    (0..shape.vocab as usize).map(|id| logit(sum, id)).collect()
+}
+
+fn sum_of(shape: &Shape, tokens: &[u32]) -> u64 {
     let last = tokens.len() - 1;
-    let sum = (first_visible(last, shape.window as usize)..=last).fold(0, |sum, i| {
+    (first_visible(last, shape.window as usize)..=last).fold(0, |sum, i| {
         let id = tokens[i] as usize + 1;
         mix(sum, id as u64, i as u64 + 1, table_entry(id % TABLE))
-    });
-    (0..shape.vocab as usize).map(|id| logit(sum, id)).collect()
+    })
 }
 
 /// Writes the payload into `dir`.

@@ -106,8 +106,11 @@ fn configurations() {
     refused(nameless.write().path(), &["config.json", "architectures", "LlamaForCausalLM"]);
     let other = Model::mixtral().remove("architectures").set("model_type", json!("gpt2"));
     refused(other.write().path(), &["model_type", "gpt2", "mixtral, mistral, llama, qwen2"]);
-    let odd = Model::mixtral().remove("head_dim").set("hidden_size", json!(17));
+    // Mixtral rounds down, as long as something is left.
+    let odd = Model::dense("LlamaForCausalLM", "llama").remove("head_dim").set("hidden_size", json!(17));
     refused(odd.write().path(), &["head_dim", "17 / 2"]);
+    let narrow = Model::mixtral().remove("head_dim").set("hidden_size", json!(1));
+    refused(narrow.write().path(), &["head_dim", "1 / 2"]);
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn pattern(bytes: usize) -> Guarded {
 
 fn matmul(format: Format, tokens: usize, epilogue: Epilogue, tuning: MatmulTuning, weights: usize) -> Timed {
     let k = 4096;
-    let units = (weights / (format.tile_bytes(k) * epilogue.tiles())).max(1);
+    let units = (weights / (format.tile_bytes(k) * epilogue.tiles())).max(4);
     let x_stride = if format.is_quantized() { QuantizedRow::new(k).stride() } else { 4 * k };
     let y_stride = 64 * units;
     let codebook = [1, 25, 45, 63, 79, 93, 106, 118, 130, 141, 154, 167, 182, 199, 218, 241];

@@ -186,7 +186,10 @@ fn quantizes() -> Vec<Case> {
             let x = r.f32s(k);
             let mut one_zero_block = x.clone();
             one_zero_block.iter_mut().take(128).for_each(|x| *x = 0.0);
-            [x, one_zero_block]
+            // Magnitudes around the least that has a scale (127 / f32::MAX is 3.7e-37), down to denormals.
+            let scale = |i: usize| [1e-37, 1e-36, 1e-40][(i / 64 + k) % 3];
+            let tiny = x.iter().enumerate().map(|(i, x)| x * scale(i)).collect();
+            [x, one_zero_block, tiny]
         })
         .map(|x| {
             let mut c = Case::new(Quantize { k: x.len() });

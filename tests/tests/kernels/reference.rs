@@ -164,7 +164,7 @@ pub fn quantize(x: &[f32]) -> QRow {
     for block in x.chunks(64) {
         let amax = block.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         row.scales.push(amax * (1.0f32 / 127.0));
-        let inv = if amax == 0.0 { 0.0 } else { 127.0 / amax };
+        let inv = if (127.0 / amax).is_finite() { 127.0 / amax } else { 0.0 };
         row.q.extend(block.iter().map(|x| (x * inv).round_ties_even() as i8));
     }
     row.sums = row.q.chunks(32).map(|q| -128 * q.iter().map(|&q| i32::from(q)).sum::<i32>()).collect();

@@ -21,6 +21,7 @@ pub(super) const DESCRIPTION: Description = Description {
         bos: Some(1),
         eos: Some(2),
     },
+    whole_heads: true,
     attention_bias: AttentionBias::Key { key: "attention_bias", default: false, output: true },
     ffn_bias: Some("mlp_bias"),
     head_norm: None,

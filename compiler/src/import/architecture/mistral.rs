@@ -21,6 +21,7 @@ pub(super) const DESCRIPTION: Description = Description {
         bos: Some(1),
         eos: Some(2),
     },
+    whole_heads: false,
     attention_bias: AttentionBias::Never,
     ffn_bias: None,
     head_norm: None,

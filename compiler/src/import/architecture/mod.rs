@@ -91,6 +91,8 @@ pub struct Description {
     pub interleaved_in_gguf: bool,
     /// What absent keys mean.
     pub defaults: Defaults,
+    /// Whether a `hidden_size` that the heads do not divide is an error when `head_dim` is absent; without, the quotient is rounded down.
+    pub whole_heads: bool,
     /// Which projections of attention have biases.
     pub attention_bias: AttentionBias,
     /// The key that gives gate, up and down biases.

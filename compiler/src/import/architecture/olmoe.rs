@@ -21,6 +21,7 @@ pub(super) const DESCRIPTION: Description = Description {
         bos: None,
         eos: Some(50279),
     },
+    whole_heads: false,
     attention_bias: AttentionBias::Key { key: "attention_bias", default: false, output: true },
     ffn_bias: None,
     head_norm: Some(HeadNorm::Across),

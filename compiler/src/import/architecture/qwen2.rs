@@ -21,6 +21,7 @@ pub(super) const DESCRIPTION: Description = Description {
         bos: None,
         eos: None,
     },
+    whole_heads: false,
     attention_bias: AttentionBias::Always,
     ffn_bias: None,
     head_norm: None,

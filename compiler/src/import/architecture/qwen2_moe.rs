@@ -21,6 +21,7 @@ pub(super) const DESCRIPTION: Description = Description {
         bos: None,
         eos: None,
     },
+    whole_heads: false,
     attention_bias: AttentionBias::Key { key: "qkv_bias", default: true, output: false },
     ffn_bias: None,
     head_norm: None,

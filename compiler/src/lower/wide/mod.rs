@@ -17,7 +17,7 @@ mod registers;
 pub mod select;
 pub mod table;
 
-use moec_abi::features::{AVX_VNNI, AVX2, AVX512, AVX512_VNNI, F16C, FMA};
+use moec_abi::features::{AVX_VNNI, AVX2, AVX512, AVX512_VBMI, AVX512_VNNI, F16C, FMA};
 use moec_ir::tile;
 
 use super::backend::CompiledKernel;
@@ -34,6 +34,8 @@ pub struct Cpu {
     pub width: Width,
     /// Whether there is `vpdpbusd` of that width.
     pub dot: bool,
+    /// Whether there is `vpermb`, which needs no more than the low bits of an index.
+    pub permute: bool,
 }
 
 impl Cpu {
@@ -41,9 +43,10 @@ impl Cpu {
     pub fn new(features: u64) -> Option<Cpu> {
         let has = |all: u64| features & all == all;
         if has(AVX512) {
-            return Some(Cpu { width: Width::Zmm, dot: has(AVX512_VNNI) });
+            let (dot, permute) = (has(AVX512_VNNI), has(AVX512_VBMI));
+            return Some(Cpu { width: Width::Zmm, dot, permute });
         }
-        has(AVX2 | FMA | F16C).then_some(Cpu { width: Width::Ymm, dot: has(AVX_VNNI) })
+        has(AVX2 | FMA | F16C).then_some(Cpu { width: Width::Ymm, dot: has(AVX_VNNI), permute: false })
     }
 }
 
@@ -53,7 +56,8 @@ impl fmt::Display for Cpu {
             Width::Ymm => "AVX2",
             Width::Zmm => "AVX-512",
         };
-        write!(f, "{registers}{}", if self.dot { " with VNNI" } else { "" })
+        let vnni = if self.dot { " with VNNI" } else { "" };
+        write!(f, "{registers}{vnni}{}", if self.permute { " and VBMI" } else { "" })
     }
 }
 

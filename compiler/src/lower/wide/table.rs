@@ -78,6 +78,7 @@ instructions! {
     DotBytes = VEX_Vpdpbusd_ymm_ymm_ymmm256 | EVEX_Vpdpbusd_zmm_k1z_zmm_zmmm512b32;
     MultiplyAddPairs = VEX_Vpmaddwd_ymm_ymm_ymmm256 | EVEX_Vpmaddwd_zmm_k1z_zmm_zmmm512;
     ShuffleBytes = VEX_Vpshufb_ymm_ymm_ymmm256 | EVEX_Vpshufb_zmm_k1z_zmm_zmmm512;
+    PermuteBytes = - | EVEX_Vpermb_zmm_k1z_zmm_zmmm512;
     Blend = VEX_Vblendvps_ymm_ymm_ymmm256_ymm | -;
     BlendMask = - | EVEX_Vblendmps_zmm_k1z_zmm_zmmm512b32;
 

@@ -271,6 +271,9 @@ mod tests {
         assert_eq!((rows.codes[0], rows.codes[1], rows.codes[129]), (-127, 2, 127), "2.5 is rounded to even");
         assert_eq!(rows.sums, [-128 * (2 - 127), 0, 0, 0, -128 * 127]);
         assert_eq!(QuantizedRows::new(&[0.0; 4], 4, None).scales, [0.0], "zeros stay zeros");
+        let tiny = QuantizedRows::new(&[1e-38, -1e-38, 1e-44, 0.0], 4, None);
+        assert_eq!((&tiny.codes[..4], &tiny.sums[..]), (&[0; 4][..], &[0][..]), "127 / 1e-38 is not finite");
+        assert_eq!(QuantizedRows::new(&[1e-36, -1e-36], 2, None).codes[..2], [127, -127]);
     }
 
     #[test]

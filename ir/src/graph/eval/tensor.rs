@@ -1,6 +1,7 @@
 //! Values while a graph is evaluated.
 
 use super::super::types::Type;
+use crate::math;
 
 /// Elements of K that share an activation scale.
 const SPAN: usize = 64;
@@ -90,10 +91,11 @@ impl QuantizedRows {
     fn push(&mut self, row: &[f32]) {
         let start = self.codes.len();
         for group in row.chunks(SPAN) {
-            let amax = group.iter().fold(0.0f32, |max, x| if x.abs() > max { x.abs() } else { max });
-            self.scales.push(amax * (1.0f32 / 127.0));
-            let inverse = if amax == 0.0 { 0.0 } else { 127.0 / amax };
-            self.codes.extend(group.iter().map(|x| (x * inverse).round_ties_even() as i8));
+            let amax = group.iter().fold(0.0, |amax, x| math::max(amax, x.abs()));
+            let (scale, inverse) = math::quantize_scale(amax);
+            self.scales.push(scale);
+            // The low byte, as kernels store it: 0 for what is no number.
+            self.codes.extend(group.iter().map(|x| math::float_to_int(x * inverse) as i8));
         }
         self.codes.resize(start + row.len().next_multiple_of(BLOCK), 0);
         for block in self.codes[start..].chunks(BLOCK) {

@@ -3,6 +3,7 @@
 use super::{Context, not_empty, session};
 use crate::args::Score;
 use crate::failure::{Failure, Result};
+use crate::progress::Progress;
 use crate::{interrupt, output};
 use moec_runtime::{Logits, Sampler, Sampling, Session, Tokenizer};
 use serde_json::{Value, json};
@@ -19,8 +20,10 @@ pub(super) fn run(context: &Context, args: &Score, file: &Path) -> Result<()> {
     let tokenizer = model.tokenizer()?;
     let mut session = session(&model, &args.run, &interrupt);
     let (mut questions, mut wrong) = (0usize, Vec::new());
+    let limit = args.limit.unwrap_or(usize::MAX);
+    let mut progress = Progress::new("questions", text.lines().count().min(limit));
     let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-    for (number, line) in lines.take(args.limit.unwrap_or(usize::MAX)) {
+    for (number, line) in lines.take(limit) {
         let (prompt, answer) = question(line).ok_or_else(|| {
             let wanted = r#"{"prompt": "…", "answer": "…"}"#;
             Failure::Refused(format!("{}, line {}: expected {wanted}", file.display(), number + 1))
@@ -29,10 +32,12 @@ pub(super) fn run(context: &Context, args: &Score, file: &Path) -> Result<()> {
         session.rewind(0)?;
         let found = continuation(&mut session, tokenizer, &ids, &answer)?;
         questions += 1;
+        progress.at(questions);
         if found.trim() != answer.trim() {
             wrong.push(json!({ "prompt": prompt, "answer": answer, "found": found.trim() }));
         }
     }
+    drop(progress);
     if questions == 0 {
         return Err(Failure::Refused(format!("{}: no questions", file.display())));
     }

@@ -3,10 +3,11 @@
 //! The machine's read bandwidth changes with its neighbours, so it is measured before, between and after the runs of the
 //! model, and the medians are compared.
 
-use super::{Context, session};
+use super::{Context, profile, session};
 use crate::args::Bench;
 use crate::failure::{Failure, Result};
 use crate::machine::{Peak, ReadSweep};
+use crate::progress::Progress;
 use crate::{interrupt, output};
 use moec_runtime::{Logits, Model, Session};
 use serde_json::{Value, json};
@@ -20,20 +21,27 @@ pub(super) fn run(context: &Context, args: &Bench) -> Result<()> {
     let plan = Plan::new(context, args)?;
     let mut bench = Runs::new(&model, args, &interrupt, plan);
 
+    let mut progress = Progress::new("runs", args.repeat as usize + 1);
     // The first run reads the weights from the disk and is not counted.
     bench.prefill()?;
+    progress.at(0);
     bench.decode()?;
     bench.clear();
 
     let sweep = ReadSweep::new(&model)?;
     let mut reads = vec![sweep.bytes_per_second(&model)];
-    for _ in 0..args.repeat {
+    for run in 0..args.repeat as usize {
+        progress.at(run + 1);
         bench.prefill()?;
         bench.decode()?;
         reads.push(sweep.bytes_per_second(&model));
     }
+    drop(progress);
     let peak = Peak::measure(&model, context.descriptor.arithmetic == 1);
-    let report = bench.report(context, median(&reads), &peak);
+    let mut report = bench.report(context, median(&reads), &peak);
+    if args.profile {
+        report["profile"] = bench.profile(context, median(&reads), &peak)?;
+    }
     output::print(&if args.json { format!("{report}\n") } else { table(&report) })
 }
 
@@ -113,6 +121,23 @@ impl<'a> Runs<'a> {
         }
         self.decode.push(started.elapsed().as_secs_f64());
         Ok(())
+    }
+
+    /// One more run of each, timed stage by stage.
+    fn profile(&mut self, context: &Context, read: f64, peak: &Peak) -> Result<Value> {
+        self.model.start_profile();
+        self.prefill()?;
+        self.decode()?;
+        let times = self.model.end_profile();
+        let [decode, batch] = context.descriptor.stages();
+        let limits = profile::Limits { read, peak: peak.multiply_adds_per_second };
+        // A prompt may end with a step of one token.
+        let single = times.decode.steps;
+        let several = (self.plan.prompt + self.plan.new) as u64 - single;
+        Ok(json!({
+            "prefill": profile::rows(&times.batch, &batch, several, 1, limits),
+            "decode": profile::rows(&times.decode, &decode, single, single, limits),
+        }))
     }
 
     fn clear(&mut self) {
@@ -196,7 +221,10 @@ fn table(report: &Value) -> String {
         giga("machine", "peak_multiply_adds_per_s"),
         report["machine"]["peak_of"].as_str().unwrap_or_default(),
         report["level"].as_str().unwrap_or_default(),
-    )
+    ) + &["prefill", "decode"]
+        .iter()
+        .filter_map(|what| Some(profile::table(what, report["profile"][what].as_array()?)))
+        .collect::<String>()
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ pub(super) fn run(context: &Context, args: &Generate) -> Result<c_int> {
         repeat_penalty: args.repeat_penalty,
         repeat_last: args.repeat_last,
         seed,
+        ..Sampling::default()
     });
     // Ids without stop strings need no text at all.
     let needs_text = !args.print_tokens || !args.stop.is_empty();
@@ -63,7 +64,7 @@ pub(super) fn run(context: &Context, args: &Generate) -> Result<c_int> {
         output::print_line(&serde_json::json!(ids).to_string())?;
     }
     if end == End::Limit && args.max_tokens.is_none_or(|max| ids.len() < max) {
-        eprintln!("note: the context of {} tokens is full", context.descriptor.context);
+        output::say(format_args!("note: the context of {} tokens is full", context.descriptor.context));
     }
     if args.stats {
         print_stats(prompt.len(), ids.len(), first, started.elapsed() - first, seed, end);
@@ -176,9 +177,17 @@ fn print_stats(prompt: usize, new: usize, first: Duration, rest: Duration, seed:
         End::Limit => "the limit of tokens",
         End::Interrupted => "interrupted",
     };
-    eprintln!("prompt:    {prompt} tokens in {:.3} s, {:.1} tokens/s", first.as_secs_f64(), rate(prompt, first));
+    output::say(format_args!(
+        "prompt:    {prompt} tokens in {:.3} s, {:.1} tokens/s",
+        first.as_secs_f64(),
+        rate(prompt, first)
+    ));
     // The first new token came out of the prompt's step.
     let steps = new.saturating_sub(1);
-    eprintln!("generated: {new} tokens in {:.3} s, {:.1} tokens/s", rest.as_secs_f64(), rate(steps, rest));
-    eprintln!("ended by:  {end}; seed {seed}");
+    output::say(format_args!(
+        "generated: {new} tokens in {:.3} s, {:.1} tokens/s",
+        rest.as_secs_f64(),
+        rate(steps, rest)
+    ));
+    output::say(format_args!("ended by:  {end}; seed {seed}"));
 }

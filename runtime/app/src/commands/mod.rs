@@ -2,9 +2,13 @@
 
 mod answers;
 mod bench;
+mod chat;
+mod choices;
+mod embed;
 mod generate;
 mod info;
 mod logits;
+mod profile;
 mod score;
 mod selftest;
 mod tokenize;
@@ -36,10 +40,17 @@ pub(crate) unsafe fn dispatch(cli: &Cli, model: *const ModelDescriptor, payload:
     let context = Context { descriptor, payload };
     match &cli.command {
         Command::Generate(args) => generate::run(&context, args),
+        Command::Chat(args) => chat::run(&context, args).map(|()| 0),
+        Command::Serve(args) => {
+            // The scheduler's thread does the work here; it confines itself to a core.
+            crate::serve::run(descriptor, &context.options(&args.run), args).map(|()| 0)
+        }
+        Command::Embed(args) => embed::run(&context, args).map(|()| 0),
         Command::Logits(args) => logits::run(&context, args).map(|()| 0),
-        Command::Score(args) => match &args.answers {
-            Some(file) => answers::run(&context, args, file).map(|()| 0),
-            None => score::run(&context, args).map(|()| 0),
+        Command::Score(args) => match (&args.answers, &args.choices) {
+            (Some(file), _) => answers::run(&context, args, file).map(|()| 0),
+            (None, Some(file)) => choices::run(&context, args, file).map(|()| 0),
+            (None, None) => score::run(&context, args).map(|()| 0),
         },
         Command::Tokenize(args) => tokenize::run(&context, args).map(|()| 0),
         Command::Bench(args) => bench::run(&context, args).map(|()| 0),
@@ -51,13 +62,17 @@ pub(crate) unsafe fn dispatch(cli: &Cli, model: *const ModelDescriptor, payload:
 impl Context {
     /// Opens the model for a process whose main thread does the work.
     fn open(&self, args: &RunArgs) -> Result<Arc<Model>> {
-        let options = Options {
+        Ok(Model::open(self.descriptor, &self.options(args))?)
+    }
+
+    /// How to open the model on a thread that does the work.
+    fn options(&self, args: &RunArgs) -> Options {
+        Options {
             payload: self.payload.clone(),
             pool: PoolOptions { threads: args.threads.map(usize::from), pin_caller: true },
             level: args.level.clone(),
             low_memory: args.low_memory,
-        };
-        Ok(Model::open(self.descriptor, &options)?)
+        }
     }
 }
 

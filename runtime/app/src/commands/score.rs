@@ -3,6 +3,7 @@
 use super::{Context, id_argument, not_empty, session};
 use crate::args::Score;
 use crate::failure::{Failure, Result};
+use crate::progress::Progress;
 use crate::{interrupt, output};
 use moec_runtime::math::log_sum_exp;
 use serde_json::json;
@@ -31,16 +32,19 @@ pub(super) fn run(context: &Context, args: &Score) -> Result<()> {
 
     let mut nll = Vec::with_capacity(tokens.len() - 1);
     let mut windows = 0;
+    let mut progress = Progress::new("tokens", tokens.len());
     for range in windows_of(tokens.len(), window) {
         let text = &tokens[range];
         let mut session = session(&model, &args.run, &interrupt);
         session.feed_each(text, |i, logits| {
             if let Some(&next) = text.get(i + 1) {
                 nll.push(log_sum_exp(logits) - f64::from(logits[next as usize]));
+                progress.at(nll.len());
             }
         })?;
         windows += 1;
     }
+    drop(progress);
     let mean = nll.iter().sum::<f64>() / nll.len() as f64;
     let mut report = json!({
         "tokens": nll.len(),

@@ -52,7 +52,7 @@ impl Select<'_> {
     /// Makes, before a loop, what `op` in its body needs in registers.
     pub(super) fn hoist_constants(&mut self, op: &Op) {
         let key = match op {
-            Op::NibbleLow(_) | Op::NibbleHigh(_) => Key::Spread(NIBBLES),
+            Op::NibbleLow(_) | Op::NibbleHigh(_) if !self.cpu.permute => Key::Spread(NIBBLES),
             Op::Lookup(table, _) => Key::Table(*table),
             Op::DotU8S8(..) if !self.cpu.dot => Key::Spread(LOW_BYTES),
             _ => return,

@@ -91,6 +91,8 @@ enum Form {
     Lanes([i32; 16]),
     /// A vector that is loaded where it is used, once.
     Load(Load),
+    /// The low or the high four bits of each of these bytes, where a table look-up can take them out by itself.
+    Nibbles(Regs, bool),
     /// In registers.
     Regs(Regs),
 }
@@ -271,8 +273,8 @@ impl Select<'_> {
             Op::Bitcast(to, a) => self.bitcast(*to, *a),
             Op::Reduce(op, a) => Form::Regs(self.reduce(*op, *a)),
             Op::DotU8S8(acc, w, a) => Form::Regs(self.dot(*acc, *w, *a)),
-            Op::NibbleLow(a) => Form::Regs(self.nibbles(*a, false)),
-            Op::NibbleHigh(a) => Form::Regs(self.nibbles(*a, true)),
+            Op::NibbleLow(a) => self.nibbles(*a, false),
+            Op::NibbleHigh(a) => self.nibbles(*a, true),
             Op::Lookup(table, a) => Form::Regs(self.lookup(*table, *a)),
             Op::Load(format, at) => self.load(*format, *at, result?),
             Op::LoadBytes(at) => self.load_bytes(*at, result?),
@@ -325,6 +327,7 @@ impl Select<'_> {
                 self.forms[index(v)] = Form::Regs(regs);
                 regs
             }
+            Form::Nibbles(bytes, high) => self.cut_nibbles(bytes, high),
             Form::Regs(r) => r,
         }
     }
@@ -359,7 +362,8 @@ impl Select<'_> {
             Form::Load(Load::Whole(_)) | Form::Lanes(_) => true,
             Form::Load(Load::Spread(_)) => zmm && spread,
             Form::Spread(bits) => zmm && spread && bits != 0,
-            Form::Undefined | Form::Int(_) | Form::Linear(_) | Form::Float(_) | Form::Regs(_) => false,
+            Form::Undefined | Form::Int(_) | Form::Linear(_) | Form::Float(_) => false,
+            Form::Nibbles(..) | Form::Regs(_) => false,
         }
     }
 

@@ -288,9 +288,14 @@ impl Select<'_> {
         made
     }
 
-    pub(super) fn nibbles(&mut self, a: Value, high: bool) -> Regs {
+    pub(super) fn nibbles(&mut self, a: Value, high: bool) -> Form {
+        let a = self.regs(a);
+        if self.cpu.permute { Form::Nibbles(a, high) } else { Form::Regs(self.cut_nibbles(a, high)) }
+    }
+
+    /// The low or the high four bits of each byte.
+    pub(super) fn cut_nibbles(&mut self, mut a: Regs, high: bool) -> Regs {
         let mask = self.nibble_mask();
-        let mut a = self.regs(a);
         if high {
             // What comes in from the neighbouring byte is masked away.
             a = self.shift_parts(Name::ShiftRightW, a, 4);
@@ -300,6 +305,14 @@ impl Select<'_> {
 
     pub(super) fn lookup(&mut self, table: [u8; 16], a: Value) -> Regs {
         let table = self.table_constant(table);
+        if let Form::Nibbles(mut bytes, high) = self.forms[index(a)] {
+            // The table is there four times, so that the two bits above the nibble do not matter; those above them never do.
+            if high {
+                bytes = self.shift_parts(Name::ShiftRightW, bytes, 4);
+            }
+            return self
+                .each_part(|s, p| s.op2(Name::PermuteBytes, VECTOR, Operand::Use(bytes.0[p]), Operand::Use(table)));
+        }
         let a = self.source(a, false);
         self.each_part(|s, p| s.op2(Name::ShuffleBytes, VECTOR, Operand::Use(table), a.part(p)))
     }

@@ -1,0 +1,3 @@
+fn main() {
+    moec::build("../numerals").name("numerals").compile();
+}

@@ -1,0 +1,97 @@
+//! `bench --profile`: the time of a step by kinds of stages, and what share of the machine's limits each reaches.
+//!
+//! Stages of different layers with the same operations are one row. Deliberately absent: measuring (the runtime's), and the limits (`machine`).
+
+use moec_runtime::model::StageCost;
+use moec_runtime::profile::StageTimes;
+use serde_json::{Value, json};
+
+/// What the machine can do, as measured in the same run.
+#[derive(Clone, Copy)]
+pub struct Limits {
+    /// Bytes per second.
+    pub read: f64,
+    /// Multiply-adds per second.
+    pub peak: f64,
+}
+
+/// Rows for the kinds of stages, those that took longest first. `tokens` went through in all steps together; `logit_rows` rows of logits were made.
+pub fn rows(times: &StageTimes, costs: &[StageCost], tokens: u64, logit_rows: u64, limits: Limits) -> Vec<Value> {
+    let total: f64 = times.stages.iter().map(|t| t.as_secs_f64()).sum();
+    let mut kinds: Vec<(&str, f64, u64, u64, usize)> = Vec::new();
+    for (time, cost) in times.stages.iter().zip(costs) {
+        let times_done = if cost.title.contains("logits") { logit_rows } else { tokens };
+        let adds = cost.multiply_adds * times_done;
+        // With several tokens in a step, how often a weight is read depends on the routing.
+        let bytes = if times.steps == tokens { cost.weight_bytes * times_done } else { 0 };
+        match kinds.iter_mut().find(|kind| kind.0 == cost.title) {
+            Some(kind) => {
+                kind.1 += time.as_secs_f64();
+                kind.2 += bytes;
+                kind.3 += adds;
+                kind.4 += 1;
+            }
+            None => kinds.push((cost.title, time.as_secs_f64(), bytes, adds, 1)),
+        }
+    }
+    kinds.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let row = |(title, seconds, bytes, adds, stages): (&str, f64, u64, u64, usize)| {
+        json!({
+            "operations": title,
+            "stages": stages,
+            "seconds": seconds,
+            "share_of_time": seconds / total,
+            "bytes_per_s": bytes as f64 / seconds,
+            "share_of_bandwidth": bytes as f64 / seconds / limits.read,
+            "multiply_adds_per_s": adds as f64 / seconds,
+            "share_of_peak": adds as f64 / seconds / limits.peak,
+        })
+    };
+    kinds.into_iter().map(row).collect()
+}
+
+/// The rows as a table for people.
+pub fn table(what: &str, rows: &[Value]) -> String {
+    let mut text = format!(
+        "\n{what:<8} {:>7} {:>9} {:>7} {:>8} {:>7}  operations\n",
+        "time", "GB/s", "of read", "G mul-add", "of peak"
+    );
+    for row in rows {
+        let number = |key: &str| row[key].as_f64().unwrap_or(f64::NAN);
+        let percent = |key: &str| match number(key) {
+            share if share > 0.0 => format!("{:.1} %", 100.0 * share),
+            _ => "-".to_string(),
+        };
+        text += &format!(
+            "{:>14.1} % {:>9.1} {:>7} {:>8.1} {:>8}  {} × {}\n",
+            100.0 * number("share_of_time"),
+            number("bytes_per_s") / 1e9,
+            percent("share_of_bandwidth"),
+            number("multiply_adds_per_s") / 1e9,
+            percent("share_of_peak"),
+            row["stages"],
+            row["operations"].as_str().unwrap_or_default(),
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn stages_of_one_kind_are_one_row() {
+        let ms = Duration::from_millis;
+        let times = StageTimes { steps: 2, stages: vec![ms(10), ms(30), ms(20)] };
+        let cost = |title, weight_bytes| StageCost { title, weight_bytes, multiply_adds: 2 * weight_bytes };
+        let costs = [cost("gate_up", 100), cost("logits", 50), cost("gate_up", 100)];
+        let found = rows(&times, &costs, 2, 1, Limits { read: 1e5, peak: 1e5 });
+        assert_eq!(found.len(), 2);
+        assert_eq!(found[0]["stages"], 2);
+        assert!((found[0]["bytes_per_s"].as_f64().unwrap() - 400.0 / 0.03).abs() < 1e-6);
+        assert!((found[1]["share_of_peak"].as_f64().unwrap() - 100.0 / 0.03 / 1e5).abs() < 1e-9);
+        assert!((found[1]["share_of_time"].as_f64().unwrap() - 0.5).abs() < 1e-9);
+    }
+}

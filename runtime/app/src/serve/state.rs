@@ -1,0 +1,104 @@
+//! What all handlers share.
+
+use super::error::{Answer, ApiError};
+use super::grammar::Grammars;
+use super::metrics::Metrics;
+use moec_runtime::scheduler::Scheduler;
+use moec_runtime::{Model, Tokenizer};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The server's state.
+pub struct Server {
+    pub scheduler: Scheduler,
+    pub metrics: Arc<Metrics>,
+    /// Name of the model in requests and answers.
+    pub model_name: String,
+    /// Bearer token that requests must carry.
+    pub api_key: Option<String>,
+    /// Tokens of the longest request.
+    pub context: usize,
+    /// When the server started, seconds since 1970.
+    pub started: u64,
+    grammars: OnceLock<Result<Grammars, String>>,
+    random: RandomState,
+    requests: AtomicU64,
+}
+
+impl Server {
+    pub fn new(
+        scheduler: Scheduler,
+        metrics: Arc<Metrics>,
+        model_name: String,
+        api_key: Option<String>,
+        context: usize,
+    ) -> Server {
+        Server {
+            scheduler,
+            metrics,
+            model_name,
+            api_key,
+            context,
+            started: now(),
+            grammars: OnceLock::new(),
+            random: RandomState::new(),
+            requests: AtomicU64::new(0),
+        }
+    }
+
+    pub fn model(&self) -> &Arc<Model> {
+        self.scheduler.model()
+    }
+
+    pub fn tokenizer(&self) -> Answer<&Tokenizer> {
+        Ok(self.model().tokenizer()?)
+    }
+
+    /// The compiler of grammars for this model's vocabulary; made when first needed, which takes a moment.
+    pub fn grammars(&self) -> Answer<&Grammars> {
+        let made = self.grammars.get_or_init(|| {
+            let tokenizer = self.model().tokenizer().map_err(|error| error.to_string())?;
+            Grammars::new(tokenizer, self.model())
+        });
+        made.as_ref().map_err(|what| ApiError::bad(what.clone()))
+    }
+
+    /// An identifier that no other answer has.
+    pub fn new_id(&self, prefix: &str) -> String {
+        let mut hasher = self.random.build_hasher();
+        hasher.write_u64(self.requests.fetch_add(1, Ordering::Relaxed));
+        format!("{prefix}-{:016x}{:04x}", hasher.finish(), self.requests.load(Ordering::Relaxed) & 0xffff)
+    }
+
+    /// Refuses a request for another model.
+    pub fn check_model(&self, asked: Option<&str>) -> Answer<()> {
+        match asked {
+            Some(name) if name != self.model_name => {
+                let message = format!("the model `{name}` does not exist here; this server has `{}`", self.model_name);
+                let status = axum::http::StatusCode::NOT_FOUND;
+                let error = ApiError { param: Some("model".into()), ..ApiError::new(status, message) };
+                Err(error.with_code("model_not_found"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses a text that is longer than `--context` allows.
+    pub fn check_length(&self, prompt: usize, answer: usize) -> Answer<()> {
+        let tokens = prompt.saturating_add(answer);
+        if tokens > self.context {
+            return Err(moec_runtime::Error::ContextFull { tokens, context: self.context }.into());
+        }
+        if prompt == 0 {
+            return Err(ApiError::bad("the prompt has no tokens; the model needs at least one to start from"));
+        }
+        Ok(())
+    }
+}
+
+/// Seconds since 1970.
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
