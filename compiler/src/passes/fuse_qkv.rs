@@ -8,6 +8,8 @@
 //!                                                // %5 = slice %2 {start=96, len=32} : f32[T, 32]
 //! ```
 //!
+//! Biases and norms of heads may stand between the products and the rotation; they stay where they are.
+//!
 //! What it does not do: fuse weights that will lie in different formats, projections that something else reads too, or
 //! projections that do not end in one attention (they are found from there).
 

@@ -11,7 +11,7 @@
 //! %9 = attention %6, %8 …
 //! ```
 //!
-//! What it does not do: anything without [`super::fuse_qkv`] before it, with keys that are scaled, or with parts that something
+//! What it does not do: anything without [`super::fuse_qkv`] before it, with keys that are scaled, with biases or norms of heads, or with parts that something
 //! else reads too.
 
 use moec_ir::graph::{Graph, NodeId, Op, Patch, PatchError, ValueId};
