@@ -240,7 +240,7 @@ fn embeds_texts() {
         answer["data"].as_array().unwrap().iter().map(vector).collect()
     };
     let plain = json!({ "input": "Free software", "pooling": "last", "normalize": false });
-    assert_eq!(vectors(plain), [last.clone()]);
+    assert_eq!(vectors(plain), std::slice::from_ref(&last));
     let lists = json!({ "input": [ids, [1, 5]], "pooling": "last", "normalize": false, "dimensions": 32 });
     assert_eq!(vectors(lists), [last, expected_hidden(&Shape::default(), &[1, 5])]);
     // The same as on the command line, and as base64.
