@@ -22,9 +22,12 @@ fn float_files_give_the_bits_of_their_directories() {
             continue;
         }
         compared += 1;
-        let kind = match model.tensors.info("layers.0.q").dtype {
-            import::Dtype::F16 => Kind::F16,
-            import::Dtype::Bf16 => Kind::Bf16,
+        let mut dtypes = model.tensors.names().map(|weight| model.tensors.info(weight).dtype);
+        let first = dtypes.next().expect("a model has weights");
+        // What is mixed becomes f32, which holds all of it.
+        let kind = match first {
+            import::Dtype::F16 if dtypes.all(|dtype| dtype == first) => Kind::F16,
+            import::Dtype::Bf16 if dtypes.all(|dtype| dtype == first) => Kind::Bf16,
             _ => Kind::F32,
         };
         let golden = Golden::read(&directory);

@@ -55,7 +55,7 @@
 #define MOEC_FEATURE_AVX512_BF16 (UINT64_C(1) << 7)
 
 // AVX-512 VBMI.
-#define AVX512_VBMI (UINT64_C(1) << 8)
+#define MOEC_FEATURE_AVX512_VBMI (UINT64_C(1) << 8)
 
 // AArch64 Advanced SIMD with FMA (every AArch64 CPU).
 #define MOEC_FEATURE_NEON (UINT64_C(1) << 32)
@@ -144,14 +144,14 @@ typedef struct moec_level {
 } moec_level;
 
 // What the workers do between two barriers.
-typedef struct Stage {
+typedef struct moec_stage {
     // NUL-terminated: the operations in it.
     const char *title;
     // Bytes of weights that it reads for one token.
     uint64_t weight_bytes;
     // Multiply-adds with weights for one token; in the stage of the logits, for one row of them.
     uint64_t multiply_adds;
-} Stage;
+} moec_stage;
 
 // What a compiled model is: exported by its object as `<name>_model`, constant.
 typedef struct moec_model_descriptor {
@@ -230,7 +230,7 @@ typedef struct moec_model_descriptor {
     // Zero.
     uint32_t reserved;
     // The stages, those of `decode` first, the same for every level: `[decode_stages + batch_stages]`.
-    const struct Stage *stages;
+    const struct moec_stage *stages;
 } moec_model_descriptor;
 
 // First bytes of a payload, at its offset 0 (which is aligned to MOEC_PAYLOAD_ALIGN in its file).

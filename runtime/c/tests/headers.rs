@@ -18,6 +18,7 @@ const ABI_NAMES: &[(&str, &str)] = &[
     ("StepFn", "moec_step_fn"),
     ("KvType", "moec_kv_type"),
     ("Level", "moec_level"),
+    ("Stage", "moec_stage"),
     ("Step", "moec_step"),
     ("DESCRIPTOR_MAGIC", "MOEC_DESCRIPTOR_MAGIC"),
     ("PAYLOAD_ALIGN", "MOEC_PAYLOAD_ALIGN"),
@@ -32,6 +33,7 @@ const ABI_NAMES: &[(&str, &str)] = &[
     ("F16C", "MOEC_FEATURE_F16C"),
     ("AVX512_VNNI", "MOEC_FEATURE_AVX512_VNNI"),
     ("AVX512_BF16", "MOEC_FEATURE_AVX512_BF16"),
+    ("AVX512_VBMI", "MOEC_FEATURE_AVX512_VBMI"),
     ("AVX512", "MOEC_FEATURE_AVX512"),
     ("AVX_VNNI", "MOEC_FEATURE_AVX_VNNI"),
     ("NEON", "MOEC_FEATURE_NEON"),
@@ -104,6 +106,9 @@ fn plain(header: &str, names: &[(&str, &str)]) -> String {
 }
 
 fn check(name: &str, generated: &str) {
+    let macros = generated.lines().filter_map(|line| line.strip_prefix("#define "));
+    let stray: Vec<&str> = macros.filter(|name| !name.starts_with("MOEC_")).collect();
+    assert!(stray.is_empty(), "{name}: names without our prefix, to be listed in this test: {stray:?}");
     let path = here().join("include").join(name);
     if std::env::var_os("BLESS").is_some() {
         std::fs::write(&path, generated).unwrap();
