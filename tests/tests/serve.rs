@@ -205,7 +205,7 @@ fn text_of(events: &[Value]) -> String {
 /// 1,000 answers at temperature 1, of a model that was never trained on JSON: all fit the schema.
 #[test]
 fn a_schema_is_kept_a_thousand_times() {
-    let server = serve(&["--parallel", "32"]);
+    let server = serve(&["--parallel", "32", "--queue", "1000"]);
     let schema = json!({
         "type": "object",
         "properties": {
