@@ -281,7 +281,7 @@ MOEC_STATIC_ASSERT(offsetof(struct moec_step, barrier_context) == 64, "moec lays
 MOEC_STATIC_ASSERT(offsetof(struct moec_step, tokens) == 72, "moec lays out this struct in another way");
 MOEC_STATIC_ASSERT(offsetof(struct moec_step, logit_count) == 76, "moec lays out this struct in another way");
 MOEC_STATIC_ASSERT(offsetof(struct moec_step, workers) == 80, "moec lays out this struct in another way");
-MOEC_STATIC_ASSERT(sizeof(struct moec_model_descriptor) == 216, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(sizeof(struct moec_model_descriptor) == 232, "moec lays out this struct in another way");
 MOEC_STATIC_ASSERT(offsetof(struct moec_model_descriptor, magic) == 0, "moec lays out this struct in another way");
 MOEC_STATIC_ASSERT(offsetof(struct moec_model_descriptor, abi_version) == 8, "moec lays out this struct in another way");
 MOEC_STATIC_ASSERT(offsetof(struct moec_model_descriptor, descriptor_bytes) == 12, "moec lays out this struct in another way");

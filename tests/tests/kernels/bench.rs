@@ -1,12 +1,15 @@
 //! How fast kernels are on one thread of this machine: `cargo test --release --test kernels -- --ignored --nocapture bench`.
 //!
-//! The best of several runs, in time that the thread had a CPU. Environment: `BENCH` — only kernels whose name contains it;
+//! The best of several runs, in time that the thread had a CPU, and as a share of the limits of the same moment: multiply-adds out of registers, and a
+//! sweep over memory. Environment: `BENCH` — only kernels whose name contains it;
 //! `BENCH_CPU` — a CPU of the table instead of `native`.
 
 use std::time::Duration;
 
 use moec::kernels::{Attention, Epilogue, Kernel, KvFormat, Matmul, MatmulTuning, Norm, Outputs, Quantize};
 use moec::plan::layout::{Format, QuantizedRow};
+use moec_ir::tile::build::Builder;
+use moec_ir::tile::{Binary, Function, Memory, Value};
 
 use crate::machine::{Code, Guarded};
 
@@ -26,8 +29,60 @@ fn cpu_time() -> Duration {
     Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
 }
 
+/// Iterations of the loop that measures the peak.
+const PEAK_LOOPS: usize = 10_000;
+
+/// A loop of multiply-adds out of registers, as many sums as keep all pipes busy: dot products of bytes, or f32. `x` is 128 bytes, `y` room
+/// for a vector.
+fn peak_loop(bytes: bool, sums: usize) -> Function {
+    let (mut b, [x, y]) = Builder::new("peak", ["x", "y"]);
+    let initial: Vec<Value> = (0..sums).map(|_| if bytes { b.lanes([0; 16]) } else { b.splat_f32(0.0) }).collect();
+    let [u, v] = [0, 64].map(|at| if bytes { b.load_bytes(x, at) } else { b.load(Memory::F32, x, at) });
+    let (start, end) = (b.int(0), b.int(PEAK_LOOPS as i64));
+    let sums = b.for_loop(start, end, 1, &initial, |b, _, sums| {
+        sums.iter().map(|&sum| if bytes { b.dot_u8s8(sum, u, v) } else { b.fma(u, v, sum) }).collect()
+    });
+    let all = sums.into_iter().reduce(|a, c| b.add(a, c)).expect("there are sums");
+    b.store(if bytes { Memory::I32 } else { Memory::F32 }, all, y, 0);
+    b.finish()
+}
+
+/// The most multiply-adds per second.
+fn peak(bytes: bool, cpu: &str) -> f64 {
+    let memory = [pattern(128), pattern(64)];
+    let args: Vec<i64> = memory.iter().map(Guarded::address).collect();
+    // As many sums as have registers, whatever a CPU has.
+    let rate = |sums: usize| {
+        let lanes = if bytes { 64 } else { 16 };
+        let code = Code::of(&peak_loop(bytes, sums), cpu);
+        (sums * lanes * PEAK_LOOPS) as f64 / seconds(&args, &code)
+    };
+    [4, 6, 12].map(rate).into_iter().fold(0.0, f64::max)
+}
+
+/// Bytes per second that one thread reads from memory.
+fn read_rate(cpu: &str) -> f64 {
+    const BYTES: usize = 256 << 20;
+    let (mut b, [x, y]) = Builder::new("sweep", ["x", "y"]);
+    let zero = b.lanes([0; 16]);
+    let (start, end) = (b.int(0), b.int(BYTES as i64));
+    let sums = b.for_loop(start, end, 256, &[zero; 4], |b, at, sums| {
+        let from = b.add(x, at);
+        let xor = |(i, &sum): (usize, &Value)| {
+            let v = b.load(Memory::I32, from, 64 * i as i64);
+            b.binary(Binary::Xor, sum, v)
+        };
+        sums.iter().enumerate().map(xor).collect()
+    });
+    let all = sums.into_iter().reduce(|a, c| b.binary(Binary::Xor, a, c)).expect("there are sums");
+    b.store(Memory::I32, all, y, 0);
+    let memory = [pattern(BYTES), pattern(64)];
+    let args: Vec<i64> = memory.iter().map(Guarded::address).collect();
+    BYTES as f64 / seconds(&args, &Code::of(&b.finish(), cpu))
+}
+
 /// Seconds of one call, at best.
-fn seconds(timed: &Timed, code: &Code) -> f64 {
+fn seconds(args: &[i64], code: &Code) -> f64 {
     let mut best = f64::INFINITY;
     let mut spent = Duration::ZERO;
     while spent < Duration::from_millis(600) {
@@ -35,7 +90,7 @@ fn seconds(timed: &Timed, code: &Code) -> f64 {
         let mut calls = 0;
         while calls == 0 || cpu_time() - start < Duration::from_millis(10) {
             // SAFETY: the memory is as large as the kernel's contract asks for.
-            unsafe { code.call(&timed.args) };
+            unsafe { code.call(args) };
             calls += 1;
         }
         let took = cpu_time() - start;
@@ -99,15 +154,30 @@ const SHAPES: [(usize, usize); 14] =
 fn bench() {
     let only = std::env::var("BENCH").unwrap_or_default();
     let cpu = std::env::var("BENCH_CPU").unwrap_or_else(|_| "native".to_string());
-    println!("{:<60} {:>10} {:>10} {:>12}", format!("kernel ({cpu})"), "G mul-add", "GB/s", "us");
+    let (dots, fmas, read) = (peak(true, &cpu), peak(false, &cpu), read_rate(&cpu));
+    println!(
+        "{cpu}: at most {:.1} G multiply-adds/s of bytes, {:.1} of f32, {:.1} GB/s from memory",
+        dots / 1e9,
+        fmas / 1e9,
+        read / 1e9
+    );
+    println!("{:<60} {:>10} {:>8} {:>8} {:>8} {:>10}", "kernel", "G mul-add", "of peak", "GB/s", "of read", "us");
     let report = |label: &str, timed: Timed| {
         if !timed.kernel.name().contains(&only) {
             return;
         }
-        let seconds = seconds(&timed, &Code::new(&timed.kernel, &cpu));
-        let per = |n: usize| n as f64 / seconds / 1e9;
+        let seconds = seconds(&timed.args, &Code::new(&timed.kernel, &cpu));
+        let (adds, bytes) = (timed.multiply_adds as f64 / seconds, timed.bytes as f64 / seconds);
+        let quantized = matches!(&timed.kernel, Kernel::Matmul(m) if m.format.is_quantized());
+        let peak = 100.0 * adds / if quantized { dots } else { fmas };
         let name = format!("{} {label}", timed.kernel.name());
-        println!("{name:<60} {:>10.2} {:>10.2} {:>12.2}", per(timed.multiply_adds), per(timed.bytes), seconds * 1e6);
+        println!(
+            "{name:<60} {:>10.2} {peak:>6.1} % {:>8.2} {:>6.1} % {:>10.2}",
+            adds / 1e9,
+            bytes / 1e9,
+            100.0 * bytes / read,
+            seconds * 1e6
+        );
         drop(timed.memory);
     };
     let formats = [Format::Q4, Format::Q8, Format::Bf16, Format::F16, Format::F32];

@@ -6,6 +6,7 @@ use memmap2::{Mmap, MmapMut};
 use moec::kernels::Kernel;
 use moec::lower::backend::KernelBackend;
 use moec::target::{find_level, host, isa_for};
+use moec_ir::tile::Function;
 use target_lexicon::Triple;
 
 use crate::harness::Case;
@@ -24,22 +25,26 @@ pub struct Code {
 impl Code {
     /// Compiles `kernel` for a CPU of the table (or `native`), whose features this machine must have, by the back end that its models get.
     pub fn new(kernel: &Kernel, cpu: &str) -> Code {
-        Code::compile(kernel, cpu, KernelBackend::choose)
+        Code::of(&kernel.generate(), cpu)
+    }
+
+    /// Compiles any function, likewise.
+    pub fn of(function: &Function, cpu: &str) -> Code {
+        Code::compile(function, cpu, KernelBackend::choose)
     }
 
     /// Compiles `kernel` by Cranelift.
     pub fn by_cranelift(kernel: &Kernel, cpu: &str) -> Code {
-        Code::compile(kernel, cpu, |_, _| KernelBackend::Cranelift)
+        Code::compile(&kernel.generate(), cpu, |_, _| KernelBackend::Cranelift)
     }
 
-    fn compile(kernel: &Kernel, cpu: &str, choose: impl Fn(u64, &Triple) -> KernelBackend) -> Code {
+    fn compile(function: &Function, cpu: &str, choose: impl Fn(u64, &Triple) -> KernelBackend) -> Code {
         let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH).parse().expect("a target");
         let level = find_level(cpu, &triple).expect("a CPU of the table");
         assert_eq!(level.features & !host(), 0, "this machine cannot run code for {cpu}");
         let isa = isa_for(level.features, &triple).expect("a code generator");
-        let function = kernel.generate();
         let backend = choose(level.features, &triple);
-        let compiled = backend.compile(&function, &*isa).unwrap_or_else(|e| panic!("{e}"));
+        let compiled = backend.compile(function, &*isa).unwrap_or_else(|e| panic!("{e}"));
         let mut code = MmapMut::map_anon(compiled.code.len()).expect("memory for code");
         code.copy_from_slice(&compiled.code);
         Code { code: code.make_exec().expect("executable memory") }
