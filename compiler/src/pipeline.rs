@@ -305,11 +305,7 @@ fn fill(
         Some(earlier) => {
             earlier.copy_to(file, place.offset, |done, all| {
                 progress.packed(done, all);
-                if progress.cancelled().load(Ordering::Relaxed) {
-                    ControlFlow::Break(())
-                } else {
-                    ControlFlow::Continue(())
-                }
+                if go_on(progress).is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             })?;
             None
         }

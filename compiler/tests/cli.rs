@@ -244,6 +244,24 @@ fn inspect_shows_every_stage() {
 }
 
 #[test]
+fn a_report_tells_what_was_decided() {
+    let out = TempDir::new().expect("a temporary directory");
+    let executable = out.path().join("numerals");
+    let done = moec(&["build", text(&numerals()), "-o", text(&executable), "--quant", "q4", "--report"]);
+    let said = String::from_utf8_lossy(&done.stdout);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    for (name, format, weights) in [("experts", "q4", 4 * 8 * 3 * 96 * 128), ("embedding", "bf16", 512 * 128)] {
+        let line =
+            said.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{name} is not in: {said}"));
+        let words: Vec<&str> = line.split_whitespace().collect();
+        assert_eq!((words[1], words[2]), (format, weights.to_string().as_str()), "{line}");
+    }
+    for words in ["a token    reads", "memory ", "barriers", "written "] {
+        assert!(said.contains(words), "{words} is not in: {said}");
+    }
+}
+
+#[test]
 fn targets_lists_this_machine() {
     let done = moec(&["targets"]);
     assert!(done.status.success());

@@ -53,6 +53,7 @@ static uint64_t cpu_features(void) {
         f |= MOEC_FEATURE_AVX512;
     if (__builtin_cpu_supports("avx512vnni")) f |= MOEC_FEATURE_AVX512_VNNI;
     if (__builtin_cpu_supports("avx512bf16")) f |= MOEC_FEATURE_AVX512_BF16;
+    if (__builtin_cpu_supports("avx512vbmi")) f |= MOEC_FEATURE_AVX512_VBMI;
     if (__builtin_cpu_supports("avxvnni")) f |= MOEC_FEATURE_AVX_VNNI;
 #elif defined(__aarch64__)
     f |= MOEC_FEATURE_NEON;

@@ -37,7 +37,9 @@ impl GoldenStates {
         let all = |prefix: &str| -> Vec<Vec<f32>> {
             (0..).map_while(|i| file.tensor(&format!("{prefix}.{i}")).ok()).map(|tensor| f32s(tensor.data())).collect()
         };
-        let hidden = all("hidden_states").pop().expect("hidden states");
+        // Of those before the last layer's there may be none.
+        let last = (0..=128).rev().find_map(|i| file.tensor(&format!("hidden_states.{i}")).ok());
+        let hidden = f32s(last.expect("hidden states").data());
         GoldenStates { hidden, expert_weights: all("routing_weights") }
     }
 }

@@ -1,7 +1,8 @@
 //! `moec build` and `moec run`.
 
 use super::failure::Usage;
-use super::output::say;
+use super::output::{print_line, say};
+use super::report::Report;
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -121,6 +122,9 @@ pub struct Build {
     /// What to write
     #[arg(long, value_enum, default_value = "exe")]
     emit: Emit,
+    /// Print what was decided to standard output: weights, sizes, errors, costs, stages
+    #[arg(long)]
+    report: bool,
     #[command(flatten)]
     options: BuildOptions,
 }
@@ -170,7 +174,11 @@ impl Build {
             }
             other => other?,
         };
-        if let Some(report) = &built.packed {
+        if self.report {
+            let plan = &pipeline::compile(&model, &options)?.plan;
+            let (levels, packed, bytes) = (&options.levels, built.packed.as_ref(), built.bytes);
+            print_line(Report { plan, levels, packed, bytes })?;
+        } else if let Some(report) = &built.packed {
             for role in report.by_role().iter().filter(|r| r.error > 0.0) {
                 let name = role.role.map_or("rope", |r| r.name());
                 say(format_args!(

@@ -6,6 +6,7 @@ mod build;
 pub mod failure;
 mod inspect;
 mod output;
+mod report;
 mod synth;
 mod targets;
 

@@ -3,6 +3,7 @@
 //! [`plan`] is the way in. It gives each weight of the two graphs a place in the payload, then turns each graph into a [`program::Program`] of
 //! stages. [`Plan`] prints as text (`moec inspect --plan`). Deliberately absent: weights' bytes and machine code.
 
+mod attention;
 pub mod buffers;
 pub mod heads;
 pub mod layout;
@@ -11,6 +12,7 @@ mod planner;
 mod products;
 pub mod program;
 pub mod quant;
+mod routing;
 mod rows;
 mod stages;
 
@@ -88,7 +90,8 @@ impl ModelShape {
             experts_per_token: config.experts.map_or(0, |e| e.per_token),
             vocab: config.vocab,
             context,
-            sliding_window: config.sliding_window.filter(|_| config.full_layers.is_empty()),
+            // One that no sequence outgrows is none; pages may fall off only where all layers have it.
+            sliding_window: config.sliding_window.filter(|&w| w < context && config.full_layers.is_empty()),
             kv,
             max_tokens: context.min(MAX_STEP_TOKENS),
         }

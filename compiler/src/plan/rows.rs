@@ -1,16 +1,147 @@
-//! Biases, norms of heads and gates: what some architectures do to rows beside the common operations.
+//! Small operations: one row at a time, shared out by token.
 //!
-//! Deliberately absent: the operations that every model has ([`super::stages`]).
+//! In `decode` every worker does them for itself, in its own memory. Deliberately absent: products, attention and routing.
 
 use super::PlanError;
-use super::buffers::Scope;
-use super::planner::{Share, Split, call};
-use super::program::Expr;
+use super::buffers::{BufferId, Scope};
+use super::layout::QuantizedRow;
+use super::planner::{Place, Planner, Share, Split, call};
+use super::program::{Action, Expr, Field};
 use super::stages::{Rows, Stages, WORD};
-use crate::kernels::{Elementwise, ElementwiseOp, GateRow, Norm, Outputs};
-use moec_ir::graph::{ValueId, WeightId};
+use crate::kernels::{Elementwise, ElementwiseOp, Embed, GateRow, Norm, Outputs, Quantize};
+use moec_abi::{LANES, padded_head_dim};
+use moec_ir::graph::{Kind, NodeId, ValueId, WeightId};
 
 impl Stages<'_> {
+    /// Where the result of a small operation goes: each worker's own memory for the one token of `decode`, shared memory otherwise.
+    pub(super) fn small(&self, rows: Rows) -> (Scope, Split) {
+        match (self.is_decode(), rows) {
+            (true, Rows::Tokens | Rows::Slots(_)) => (Scope::Worker, Split::Everyone),
+            (false, Rows::Tokens) | (_, Rows::Logits) => (Scope::Shared, Split::Tokens),
+            (false, Rows::Slots(_)) => (Scope::Shared, Split::Other),
+        }
+    }
+
+    /// Appends `body` for each row that this worker does; the operation must have begun.
+    pub(super) fn each_row(&mut self, rows: Rows, body: impl FnOnce(&mut Planner, &mut Vec<Action>, Expr)) {
+        let mut actions = Vec::new();
+        let count = self.row_count(rows);
+        let share = match self.small(rows).1 {
+            Split::Everyone => Share { from: Expr::Int(0), to: count },
+            Split::Tokens | Split::Other => self.planner.share(&mut actions, count),
+        };
+        self.planner.each(&mut actions, share, 1, body);
+        self.planner.push(actions);
+    }
+
+    pub(super) fn embed(&mut self, w: WeightId, y: ValueId) -> Result<(), PlanError> {
+        // The residual stream is written by rows of matrices later on: it is always shared.
+        let place = self.allot(y, Scope::Shared);
+        let (index, item) = self.item(w);
+        let kernel = Embed { format: item.format, h: item.columns };
+        let row_bytes = item.row_bytes();
+        self.planner.begin("embed", Split::Tokens, &[], &[place.buffer]);
+        let mut actions = Vec::new();
+        let count = self.row_count(Rows::Tokens);
+        let share = self.planner.share(&mut actions, count);
+        self.planner.each(&mut actions, share, 1, |_, actions, t| {
+            let token = (Expr::from(Field::TokenIds) + t.clone() * WORD).load_u32();
+            actions.push(call(kernel, [Self::weight(index) + token * row_bytes, place.row(t)]));
+        });
+        self.planner.push(actions);
+        Ok(())
+    }
+
+    pub(super) fn norm(
+        &mut self,
+        x: ValueId,
+        w: WeightId,
+        eps: f32,
+        quantized: Option<ValueId>,
+        y: ValueId,
+    ) -> Result<(), PlanError> {
+        let rows = self.rows(x);
+        let (scope, split) = self.small(rows);
+        let keep = rows == Rows::Logits;
+        let wanted = keep || quantized.is_none() || self.graph.is_used(y);
+        let from = self.place(x);
+        let (index, _) = self.item(w);
+        let h = self.columns(x);
+        let y = match (keep, wanted) {
+            (true, _) => {
+                let stride = self.row_bytes(y);
+                Some(self.set(y, Place { buffer: self.kept[2], offset: 0, stride }))
+            }
+            (false, true) => Some(self.allot(y, scope)),
+            (false, false) => None,
+        };
+        let q = quantized.map(|q| self.allot(q, scope));
+        let outputs = match (y, q) {
+            (Some(_), Some(_)) => Outputs::Both,
+            (None, Some(_)) => Outputs::Quantized,
+            (_, None) => Outputs::F32,
+        };
+        let kernel = Norm { h, width: h, eps_bits: eps.to_bits(), outputs };
+        let writes: Vec<BufferId> = [y, q].into_iter().flatten().map(|p| p.buffer).collect();
+        self.planner.begin("norm", split, &[from.buffer], &writes);
+        self.each_row(rows, |_, actions, t| {
+            let row = |p: Option<Place>| p.map_or(Expr::Int(0), |p| p.row(t.clone()));
+            actions.push(call(kernel, [from.row(t.clone()), Self::weight(index), row(y), row(q)]));
+        });
+        Ok(())
+    }
+
+    pub(super) fn quantize(&mut self, x: ValueId, q: ValueId) -> Result<(), PlanError> {
+        let (scope, _) = self.small(self.rows(x));
+        let to = self.allot(q, scope);
+        self.quantize_into(x, to);
+        if let Some(&order) = self.by_expert.get(&x) {
+            self.by_expert.insert(q, order);
+        }
+        Ok(())
+    }
+
+    /// Quantizes the rows of `x` to `to`.
+    pub(super) fn quantize_into(&mut self, x: ValueId, to: Place) {
+        let rows = self.rows(x);
+        let (_, split) = self.small(rows);
+        let from = self.place(x);
+        let kernel = Quantize { k: self.columns(x) };
+        self.planner.begin("quantize", split, &[from.buffer], &[to.buffer]);
+        self.each_row(rows, |_, actions, t| actions.push(call(kernel, [from.row(t.clone()), to.row(t)])));
+    }
+
+    /// The rows of `x` quantized: `x` itself when it is.
+    pub(super) fn quantized(&mut self, x: ValueId) -> Place {
+        if self.ty(x).kind == Kind::Q8 {
+            return self.place(x);
+        }
+        let rows = self.rows(x);
+        let (scope, _) = self.small(rows);
+        let stride = QuantizedRow::new(self.columns(x)).stride();
+        let bytes = self.row_limit(rows) * stride;
+        let buffer = self.planner.buffers().add(format!("t{}.q8", x.0), scope, bytes);
+        let to = Place { buffer, offset: 0, stride };
+        self.quantize_into(x, to);
+        to
+    }
+
+    pub(super) fn elementwise(&mut self, op: ElementwiseOp, from: &[ValueId], to: ValueId) -> Result<(), PlanError> {
+        let rows = self.rows(to);
+        let (scope, split) = self.small(rows);
+        let sources: Vec<Place> = from.iter().map(|&v| self.place(v)).collect();
+        let to_place = self.allot(to, scope);
+        let columns = self.padded_columns(to);
+        let reads: Vec<BufferId> = sources.iter().map(|p| p.buffer).collect();
+        self.planner.begin(op.name(), split, &reads, &[to_place.buffer]);
+        self.each_row(rows, |_, actions, t| {
+            let mut args: Vec<Expr> = sources.iter().map(|p| p.row(t.clone())).collect();
+            args.extend([to_place.row(t), columns.into()]);
+            actions.push(call(Elementwise { op }, args));
+        });
+        Ok(())
+    }
+
     pub(super) fn add_bias(&mut self, x: ValueId, w: WeightId, y: ValueId) -> Result<(), PlanError> {
         let rows = self.rows(y);
         let (scope, split) = self.small(rows);
@@ -66,6 +197,58 @@ impl Stages<'_> {
             actions.push(call(GateRow, [from.row(t.clone()), gates.row(t.clone()), to.row(t), columns.into()]));
         });
         self.planner.push(actions);
+        Ok(())
+    }
+
+    /// A copy of `x` in shared memory, to be changed in place.
+    pub(super) fn copy_shared(&mut self, x: ValueId, to: ValueId) -> Place {
+        let from = self.place(x);
+        let place = self.allot(to, Scope::Shared);
+        let columns = self.padded_columns(to);
+        self.planner.begin("copy", Split::Tokens, &[from.buffer], &[place.buffer]);
+        let mut actions = Vec::new();
+        let count = self.row_count(self.rows(to));
+        let share = self.planner.share(&mut actions, count);
+        let kernel = Elementwise { op: ElementwiseOp::Copy };
+        self.planner.each(&mut actions, share, 1, |_, actions, t| {
+            actions.push(call(kernel, [from.row(t.clone()), place.row(t), columns.into()]));
+        });
+        self.planner.push(actions);
+        place
+    }
+
+    /// The place of `residual`, to be changed in place into `y`: its own when nothing else reads it, else a copy.
+    pub(super) fn in_place(&mut self, residual: ValueId, y: ValueId, node: NodeId) -> Place {
+        let place = self.place(residual);
+        if self.is_last_use(residual, node) && self.scope(place) == Scope::Shared {
+            return self.set(y, place);
+        }
+        self.copy_shared(residual, y)
+    }
+
+    pub(super) fn slice(&mut self, x: ValueId, start: usize, y: ValueId) -> Result<(), PlanError> {
+        let from = self.place(x);
+        let start = match self.heads.of(x) {
+            Some(dim) => start / dim * padded_head_dim(dim),
+            None => start,
+        };
+        if start % LANES != 0 {
+            return Err(PlanError::Unsupported(format!("a slice that starts at column {start}")));
+        }
+        self.set(y, Place { offset: from.offset + start * WORD, ..from });
+        Ok(())
+    }
+
+    pub(super) fn select_rows(&mut self, x: ValueId, y: ValueId) -> Result<(), PlanError> {
+        let from = self.place(x);
+        let to = self.allot(y, Scope::Shared);
+        let columns = self.padded_columns(y);
+        self.planner.begin("select_rows", Split::Other, &[from.buffer], &[to.buffer]);
+        self.each_row(Rows::Logits, |_, actions, i| {
+            let row = (Expr::from(Field::LogitRows) + i.clone() * WORD).load_u32();
+            let kernel = Elementwise { op: ElementwiseOp::Copy };
+            actions.push(call(kernel, [from.row(row), to.row(i), columns.into()]));
+        });
         Ok(())
     }
 }

@@ -542,7 +542,7 @@ fn embeds() {
         .map(|i| all.iter().fold(0f32, |sum, state| sum + state[i]) * (1.0 / all.len() as f32))
         .collect();
     for extra in [&[][..], &["--chunk", "3", "--threads", "2"]] {
-        assert_eq!(vectors(&[&plain[..], &["mean", long], extra].concat()), [mean.clone()]);
+        assert_eq!(vectors(&[&plain[..], &["mean", long], extra].concat()), std::slice::from_ref(&mean));
     }
     let file = model.dir.path().join("lines");
     fs::write(&file, format!("Free\n{long}\n")).unwrap();

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
 
 tests! {
     completes_texts_and_ids tells_probabilities answers_conversations streams_what_it_answers_whole embeds_texts
-    tells_about_itself keeps_answers_in_form wrong_requests_are_named keys_are_checked
+    tells_about_itself keeps_answers_in_form calls_tools wrong_requests_are_named keys_are_checked
     who_leaves_frees_the_place slow_readers_hold_nobody_up overload_is_429 sigterm_finishes_what_runs
     the_second_signal_and_the_time_limit_end_it slow_heads_and_ports_in_use
 }
@@ -240,7 +240,7 @@ fn embeds_texts() {
         answer["data"].as_array().unwrap().iter().map(vector).collect()
     };
     let plain = json!({ "input": "Free software", "pooling": "last", "normalize": false });
-    assert_eq!(vectors(plain), [last.clone()]);
+    assert_eq!(vectors(plain), std::slice::from_ref(&last));
     let lists = json!({ "input": [ids, [1, 5]], "pooling": "last", "normalize": false, "dimensions": 32 });
     assert_eq!(vectors(lists), [last, expected_hidden(&Shape::default(), &[1, 5])]);
     // The same as on the command line, and as base64.
@@ -326,6 +326,46 @@ fn keeps_answers_in_form() {
     let wrong =
         server.post("/v1/completions", &completion(json!({ "ignore_eos": false, "response_format": format }))).error();
     assert_eq!((wrong.0, wrong.1.as_str()), (400, "response_format"), "{}", wrong.2);
+}
+
+fn calls_tools() {
+    let server = serve("fake-tools", &[]);
+    let parameters = json!({
+        "type": "object", "properties": { "digit": { "type": "integer", "minimum": 0, "maximum": 9 } }, "required": ["digit"],
+        "additionalProperties": false,
+    });
+    let tool = json!({ "type": "function", "function": { "name": "press", "parameters": parameters } });
+    let messages = json!([{ "role": "user", "content": "go" }]);
+    let applied = server.post("/apply-template", &json!({ "messages": messages, "tools": [tool] })).ok();
+    assert!(applied["prompt"].as_str().unwrap().starts_with("<s>[tools] [{\"type\": \"function\""), "{applied}");
+    let body =
+        json!({ "messages": messages, "tools": [tool], "tool_choice": "required", "max_tokens": 300, "seed": 1 });
+    let check = |call: &Value| {
+        assert_eq!((&call["type"], &call["function"]["name"]), (&json!("function"), &json!("press")));
+        let arguments: Value = serde_json::from_str(call["function"]["arguments"].as_str().unwrap()).unwrap();
+        assert!(arguments["digit"].as_u64().unwrap() <= 9, "{call}");
+    };
+    let answer = server.post("/v1/chat/completions", &body).ok();
+    let choice = &answer["choices"][0];
+    assert_eq!(
+        (&choice["finish_reason"], &choice["message"]["content"]),
+        (&json!("tool_calls"), &Value::Null),
+        "{answer}"
+    );
+    check(&choice["message"]["tool_calls"][0]);
+    let mut streaming = body.clone();
+    streaming["stream"] = json!(true);
+    let events = server.post("/v1/chat/completions", &streaming).events();
+    let deltas: Vec<&Value> = events.iter().map(|event| &event["choices"][0]["delta"]).collect();
+    assert!(deltas.iter().all(|delta| delta["content"].as_str().is_none_or(str::is_empty)), "{deltas:?}");
+    check(&deltas.iter().find(|delta| delta["tool_calls"].is_array()).unwrap()["tool_calls"][0]);
+    assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
+    // The call and what came of it go back to the model.
+    let mut more = messages.as_array().unwrap().clone();
+    more.push(choice["message"].clone());
+    more.push(json!({ "role": "tool", "content": "done", "tool_call_id": choice["message"]["tool_calls"][0]["id"] }));
+    let applied = server.post("/apply-template", &json!({ "messages": more, "tools": [tool] })).ok();
+    assert!(applied["prompt"].as_str().unwrap().ends_with("[tool] done[assistant]"), "{applied}");
 }
 
 fn wrong_requests_are_named() {

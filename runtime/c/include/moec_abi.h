@@ -55,7 +55,7 @@
 #define MOEC_FEATURE_AVX512_BF16 (UINT64_C(1) << 7)
 
 // AVX-512 VBMI.
-#define AVX512_VBMI (UINT64_C(1) << 8)
+#define MOEC_FEATURE_AVX512_VBMI (UINT64_C(1) << 8)
 
 // AArch64 Advanced SIMD with FMA (every AArch64 CPU).
 #define MOEC_FEATURE_NEON (UINT64_C(1) << 32)
@@ -144,14 +144,14 @@ typedef struct moec_level {
 } moec_level;
 
 // What the workers do between two barriers.
-typedef struct Stage {
+typedef struct moec_stage {
     // NUL-terminated: the operations in it.
     const char *title;
     // Bytes of weights that it reads for one token.
     uint64_t weight_bytes;
     // Multiply-adds with weights for one token; in the stage of the logits, for one row of them.
     uint64_t multiply_adds;
-} Stage;
+} moec_stage;
 
 // What a compiled model is: exported by its object as `<name>_model`, constant.
 typedef struct moec_model_descriptor {
@@ -230,7 +230,7 @@ typedef struct moec_model_descriptor {
     // Zero.
     uint32_t reserved;
     // The stages, those of `decode` first, the same for every level: `[decode_stages + batch_stages]`.
-    const struct Stage *stages;
+    const struct moec_stage *stages;
 } moec_model_descriptor;
 
 // First bytes of a payload, at its offset 0 (which is aligned to MOEC_PAYLOAD_ALIGN in its file).
@@ -256,3 +256,46 @@ typedef struct moec_payload_header {
 } moec_payload_header;
 
 #endif  /* MOEC_ABI_H */
+
+/* Layouts are those of the generated code, or nothing works. */
+#ifdef __cplusplus
+#define MOEC_STATIC_ASSERT static_assert
+#else
+#define MOEC_STATIC_ASSERT _Static_assert
+#endif
+MOEC_STATIC_ASSERT(sizeof(struct moec_level) == 32, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_level, name) == 0, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_level, features) == 8, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_level, decode) == 16, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_level, batch) == 24, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(sizeof(struct moec_step) == 88, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_step, payload) == 0, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_step, scratch) == 8, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_step, token_ids) == 16, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_step, positions) == 24, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_step, page_tables) == 32, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_step, logit_rows) == 40, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_step, logits) == 48, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_step, barrier) == 56, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_step, barrier_context) == 64, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_step, tokens) == 72, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_step, logit_count) == 76, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_step, workers) == 80, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(sizeof(struct moec_model_descriptor) == 216, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_model_descriptor, magic) == 0, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_model_descriptor, abi_version) == 8, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_model_descriptor, descriptor_bytes) == 12, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_model_descriptor, name) == 16, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_model_descriptor, levels) == 24, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_model_descriptor, level_count) == 32, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_model_descriptor, logits_stride) == 72, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_model_descriptor, page_bytes) == 96, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_model_descriptor, scratch_bytes) == 104, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_model_descriptor, final_hidden_offset) == 136, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_model_descriptor, payload_bytes) == 144, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_model_descriptor, payload_key) == 152, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_model_descriptor, arithmetic) == 208, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(sizeof(struct moec_payload_header) == 88, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_payload_header, key) == 16, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_payload_header, payload_bytes) == 48, "moec lays out this struct in another way");
+MOEC_STATIC_ASSERT(offsetof(struct moec_payload_header, tokenizer_bytes) == 80, "moec lays out this struct in another way");

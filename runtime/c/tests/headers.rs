@@ -18,6 +18,7 @@ const ABI_NAMES: &[(&str, &str)] = &[
     ("StepFn", "moec_step_fn"),
     ("KvType", "moec_kv_type"),
     ("Level", "moec_level"),
+    ("Stage", "moec_stage"),
     ("Step", "moec_step"),
     ("DESCRIPTOR_MAGIC", "MOEC_DESCRIPTOR_MAGIC"),
     ("PAYLOAD_ALIGN", "MOEC_PAYLOAD_ALIGN"),
@@ -32,6 +33,7 @@ const ABI_NAMES: &[(&str, &str)] = &[
     ("F16C", "MOEC_FEATURE_F16C"),
     ("AVX512_VNNI", "MOEC_FEATURE_AVX512_VNNI"),
     ("AVX512_BF16", "MOEC_FEATURE_AVX512_BF16"),
+    ("AVX512_VBMI", "MOEC_FEATURE_AVX512_VBMI"),
     ("AVX512", "MOEC_FEATURE_AVX512"),
     ("AVX_VNNI", "MOEC_FEATURE_AVX_VNNI"),
     ("NEON", "MOEC_FEATURE_NEON"),
@@ -104,6 +106,9 @@ fn plain(header: &str, names: &[(&str, &str)]) -> String {
 }
 
 fn check(name: &str, generated: &str) {
+    let macros = generated.lines().filter_map(|line| line.strip_prefix("#define "));
+    let stray: Vec<&str> = macros.filter(|name| !name.starts_with("MOEC_")).collect();
+    assert!(stray.is_empty(), "{name}: names without our prefix, to be listed in this test: {stray:?}");
     let path = here().join("include").join(name);
     if std::env::var_os("BLESS").is_some() {
         std::fs::write(&path, generated).unwrap();
@@ -126,6 +131,38 @@ fn generate(source: &Path, config: Config, names: &[(&str, &str)]) -> String {
     plain(&String::from_utf8(text).unwrap(), names)
 }
 
+/// Assertions of the C compiler that it lays out the structs as Rust does.
+fn layout_assertions() -> String {
+    let mut text = String::from(
+        "/* Layouts are those of the generated code, or nothing works. */\n#ifdef __cplusplus\n#define MOEC_STATIC_ASSERT \
+         static_assert\n#else\n#define MOEC_STATIC_ASSERT _Static_assert\n#endif\n",
+    );
+    let mut assert = |what: String, value: usize| {
+        text.push_str(&format!(
+            "MOEC_STATIC_ASSERT({what} == {value}, \"moec lays out this struct in another way\");\n"
+        ));
+    };
+    macro_rules! layout {
+        ($rust:ident as $c:literal { $($field:ident),* }) => {
+            assert(format!("sizeof(struct {})", $c), size_of::<moec_abi::$rust>());
+            $(assert(
+                format!("offsetof(struct {}, {})", $c, stringify!($field)),
+                std::mem::offset_of!(moec_abi::$rust, $field),
+            );)*
+        };
+    }
+    layout!(Level as "moec_level" { name, features, decode, batch });
+    layout!(Step as "moec_step" {
+        payload, scratch, token_ids, positions, page_tables, logit_rows, logits, barrier, barrier_context, tokens, logit_count, workers
+    });
+    layout!(ModelDescriptor as "moec_model_descriptor" {
+        magic, abi_version, descriptor_bytes, name, levels, level_count, logits_stride, page_bytes, scratch_bytes,
+        final_hidden_offset, payload_bytes, payload_key, arithmetic
+    });
+    layout!(PayloadHeader as "moec_payload_header" { key, payload_bytes, tokenizer_bytes });
+    text
+}
+
 #[test]
 fn the_border_is_as_in_rust() {
     let mut config = config(ABI_NAMES);
@@ -137,6 +174,7 @@ fn the_border_is_as_in_rust() {
     );
     config.export.include = ["ModelDescriptor", "PayloadHeader", "Step", "Level", "KvType"].map(str::to_owned).to_vec();
     config.export.exclude = vec!["Trailer".into()];
+    config.trailer = Some(layout_assertions());
     check("moec_abi.h", &generate(&here().join("../abi/src/lib.rs"), config, ABI_NAMES));
 }
 

@@ -130,8 +130,6 @@ instructions! {
     StoreFloat = VEX_Vmovss_m32_xmm | EVEX_Vmovss_m32_k1_xmm;
     WidenHalfXmm = VEX_Vcvtph2ps_xmm_xmmm64 | EVEX_Vcvtph2ps_xmm_k1z_xmmm64;
     NarrowHalfXmm = VEX_Vcvtps2ph_xmmm64_xmm_imm8 | EVEX_Vcvtps2ph_xmmm64_k1z_xmm_imm8;
-    StoreXmmLow = VEX_Vmovq_xmmm64_xmm | EVEX_Vmovq_xmmm64_xmm;
-    PackSignedDXmm = VEX_Vpackssdw_xmm_xmm_xmmm128 | EVEX_Vpackssdw_xmm_k1z_xmm_xmmm128b32;
     IntToXmm = VEX_Vmovd_xmm_rm32 | EVEX_Vmovd_xmm_rm32;
     XmmToInt = VEX_Vmovd_rm32_xmm | EVEX_Vmovd_rm32_xmm;
 
@@ -180,7 +178,6 @@ instructions! {
     Load8Signed = Movsx_r64_rm8 | Movsx_r64_rm8;
     Store64 = Mov_rm64_r64 | Mov_rm64_r64;
     Store32 = Mov_rm32_r32 | Mov_rm32_r32;
-    Store16 = Mov_rm16_r16 | Mov_rm16_r16;
     Store8 = Mov_rm8_r8 | Mov_rm8_r8;
     Prefetch = Prefetcht0_m8 | Prefetcht0_m8;
 

@@ -10,8 +10,11 @@ use moec_runtime::logprobs::TokenLogprobs;
 use moec_runtime::scheduler::{Constraint, Done, Event, Finish, Generate, Request, Sink, Work};
 use moec_runtime::{Error, StopMatcher, Tokenizer};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+
+/// How long a client may leave an answer unread.
+const STALLED: Duration = Duration::from_secs(120);
 
 /// Why an answer ended, as OpenAI calls it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -171,8 +174,12 @@ impl Follow {
         }
     }
 
+    /// Sends an update. A client that has not read for a long time counts as gone: its answer is not kept for ever.
     async fn tell(&self, update: Update) -> Result<(), Stopped> {
-        self.updates.send((self.number, update)).await.map_err(|_| Stopped::Gone)
+        match tokio::time::timeout(STALLED, self.updates.send((self.number, update))).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Stopped::Gone),
+        }
     }
 
     /// The next event; ends when the client is gone.

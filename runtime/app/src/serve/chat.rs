@@ -8,6 +8,7 @@ use super::generation::{self, Checked, Generation, MOST_LOGPROBS, count};
 use super::grammar::Rule;
 use super::logprobs::for_chat;
 use super::messages;
+use super::openapi;
 use super::state::{Server, now};
 use super::streaming::{self, Chunks};
 use super::tools::{self, Tool, Tools};
@@ -17,14 +18,15 @@ use moec_runtime::logprobs::TokenLogprobs;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
-use utoipa::ToSchema;
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 /// What is special about chats.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Own {
     /// The conversation: objects with `role` and `content`.
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<messages::Message>)]
     pub messages: Vec<Value>,
     /// Most tokens of the answer; the newer name of `max_tokens`.
     pub max_completion_tokens: Option<u64>,
@@ -42,16 +44,20 @@ pub struct Own {
     pub parallel_tool_calls: Option<bool>,
 }
 
-/// The body of a request for an answer in a conversation.
-#[derive(ToSchema)]
-#[allow(dead_code)]
-pub struct ChatRequest {
-    #[schema(inline)]
-    #[serde(flatten)]
-    generation: Generation,
-    #[schema(inline)]
-    #[serde(flatten)]
-    own: Own,
+/// The body of a request for an answer in a conversation: all parameters of both.
+pub struct ChatRequest;
+
+impl PartialSchema for ChatRequest {
+    fn schema() -> RefOr<Schema> {
+        openapi::merged(Generation::schema(), Own::schema())
+    }
+}
+
+impl ToSchema for ChatRequest {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        Generation::schemas(schemas);
+        Own::schemas(schemas);
+    }
 }
 
 /// Answers conversations.

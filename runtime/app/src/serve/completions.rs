@@ -5,6 +5,7 @@ use super::body::Object;
 use super::error::{Answer, ApiError};
 use super::generation::{self, Generation, MOST_LOGPROBS, count};
 use super::logprobs::Lists;
+use super::openapi;
 use super::state::{Server, now};
 use super::streaming::{self, Chunks};
 use axum::extract::State;
@@ -12,7 +13,8 @@ use axum::response::IntoResponse;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
-use utoipa::ToSchema;
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 /// Most prompts in a request.
 const MOST_PROMPTS: usize = 256;
@@ -34,7 +36,7 @@ pub enum Prompt {
 impl Prompt {
     /// The token ids of each prompt.
     pub fn ids(self, server: &Server, name: &str) -> Answer<Vec<Vec<u32>>> {
-        let encode = |text: &String| Ok(server.tokenizer()?.encode(text, true)?);
+        let encode = |text: &String| server.encode(text, true);
         let lists = match self {
             Prompt::Text(text) => vec![encode(&text)?],
             Prompt::Texts(texts) => texts.iter().map(encode).collect::<Answer<_>>()?,
@@ -64,16 +66,20 @@ pub struct Own {
     pub logprobs: Option<u64>,
 }
 
-/// The body of a request for completions.
-#[derive(ToSchema)]
-#[allow(dead_code)]
-pub struct CompletionRequest {
-    #[schema(inline)]
-    #[serde(flatten)]
-    generation: Generation,
-    #[schema(inline)]
-    #[serde(flatten)]
-    own: Own,
+/// The body of a request for completions: all parameters of both.
+pub struct CompletionRequest;
+
+impl PartialSchema for CompletionRequest {
+    fn schema() -> RefOr<Schema> {
+        openapi::merged(Generation::schema(), Own::schema())
+    }
+}
+
+impl ToSchema for CompletionRequest {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        Generation::schemas(schemas);
+        Own::schemas(schemas);
+    }
 }
 
 /// Continues texts.

@@ -65,8 +65,8 @@ impl Grammars {
     /// What is wrong with it; a sentence.
     pub fn compile(&self, rule: &Rule) -> Result<Box<dyn Constraint>, String> {
         let grammar = match rule {
-            Rule::JsonObject => TopLevelGrammar::from_json_schema(json!({ "type": "object" })),
-            Rule::Schema(schema) => TopLevelGrammar::from_json_schema(schema.clone()),
+            Rule::JsonObject => TopLevelGrammar::from_json_schema(compact(&json!({ "type": "object" }))),
+            Rule::Schema(schema) => TopLevelGrammar::from_json_schema(compact(schema)),
             Rule::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
         };
         let parser = self.factory.create_parser(grammar).map_err(|error| format!("{error:#}"))?;
@@ -80,6 +80,20 @@ impl Grammars {
             return Err(warning.clone());
         }
         Ok(Box::new(Follow { matcher, words: self.words, ends: self.ends.clone(), end: self.end }))
+    }
+}
+
+/// The schema for JSON without spaces between its parts: a model that is free to write some may write nothing else.
+fn compact(schema: &Value) -> Value {
+    match schema {
+        Value::Object(map) => {
+            let mut map = map.clone();
+            map.entry("x-guidance").or_insert_with(|| json!({ "whitespace_flexible": false }));
+            map.into()
+        }
+        // Anything goes.
+        Value::Bool(true) => json!({ "x-guidance": { "whitespace_flexible": false } }),
+        other => other.clone(),
     }
 }
 

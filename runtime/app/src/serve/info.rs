@@ -1,15 +1,13 @@
-//! What the server tells about itself: models, health, figures, its own description, and the web page.
+//! What the server tells about itself: models, health, figures, and the web page.
 
 use super::error::Answer;
 use super::state::Server;
-use super::{chat, completions, embeddings, texts};
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::response::IntoResponse;
 use serde_json::{Value, json};
 use std::sync::Arc;
-use utoipa::OpenApi;
 
 /// The web page, whole.
 const PAGE: &str = include_str!("page.html");
@@ -56,11 +54,6 @@ pub async fn metrics(State(server): State<Arc<Server>>) -> impl IntoResponse {
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], server.metrics.text())
 }
 
-/// The description of this interface.
-pub async fn openapi() -> Json<utoipa::openapi::OpenApi> {
-    Json(Description::openapi())
-}
-
 /// The web page.
 pub async fn page() -> impl IntoResponse {
     let headers = [
@@ -70,17 +63,3 @@ pub async fn page() -> impl IntoResponse {
     ];
     (headers, PAGE)
 }
-
-#[derive(OpenApi)]
-#[openapi(
-    info(title = "A compiled language model", description = "OpenAI-compatible interface of a model compiled by moec", license(name = "Apache-2.0")),
-    paths(
-        chat::chat, completions::complete, embeddings::embed, texts::tokenize, texts::detokenize, texts::apply_template,
-        models, one_model, health, metrics,
-    ),
-    tags(
-        (name = "generation", description = "Answers and continuations"), (name = "embeddings", description = "Vectors"),
-        (name = "texts", description = "Texts and token ids"), (name = "server", description = "The server itself"),
-    )
-)]
-struct Description;

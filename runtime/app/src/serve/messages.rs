@@ -3,6 +3,30 @@
 use super::error::{Answer, ApiError};
 use super::state::Server;
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
+
+/// A message as the description of the interface shows it; templates may know more roles.
+#[derive(ToSchema)]
+#[allow(dead_code)]
+pub struct Message {
+    /// Who speaks.
+    role: Role,
+    /// What is said.
+    content: String,
+}
+
+/// Who speaks.
+#[derive(ToSchema)]
+#[schema(rename_all = "lowercase")]
+#[allow(dead_code)]
+enum Role {
+    /// Whoever tells the model how to behave.
+    System,
+    /// Who asks.
+    User,
+    /// The model.
+    Assistant,
+}
 
 /// What a message may have, and what clients send along that asks for nothing.
 const KNOWN: &[&str] = &["role", "content", "name", "tool_calls", "tool_call_id"];
@@ -109,7 +133,9 @@ pub fn render(server: &Server, messages: &[Value], tools: &[Value], answer_next:
         }
         more.insert("tools".into(), tools.into());
     }
-    template.render_with(&messages, answer_next, &more).map_err(|error| match error {
+    // Templates are programs: one may take its time.
+    let rendered = tokio::task::block_in_place(|| template.render_with(&messages, answer_next, &more));
+    rendered.map_err(|error| match error {
         refused @ moec_runtime::Error::ChatRefused { .. } => {
             ApiError::param("messages", format!("was refused: {refused}"))
         }
@@ -121,7 +147,7 @@ pub fn render(server: &Server, messages: &[Value], tools: &[Value], answer_next:
 pub fn encode(server: &Server, messages: &[Value], tools: &[Value]) -> Answer<Vec<u32>> {
     let text = render(server, messages, tools, true)?;
     // The template has written the special tokens itself.
-    Ok(server.tokenizer()?.encode(&text, false)?)
+    server.encode(&text, false)
 }
 
 #[cfg(test)]

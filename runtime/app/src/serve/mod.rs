@@ -19,6 +19,7 @@ mod info;
 mod logprobs;
 mod messages;
 mod metrics;
+mod openapi;
 mod state;
 mod streaming;
 mod texts;
@@ -100,7 +101,7 @@ fn routes(server: &Arc<Server>, max_body: usize) -> (Router, Arc<Server>) {
     let open = Router::new()
         .route("/", get(info::page))
         .route("/health", get(info::health))
-        .route("/openapi.json", get(info::openapi));
+        .route("/openapi.json", get(openapi::openapi));
     let guarded = Router::new()
         .route("/v1/chat/completions", post(chat::chat))
         .route("/v1/completions", post(completions::complete))

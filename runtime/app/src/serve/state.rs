@@ -56,6 +56,12 @@ impl Server {
         Ok(self.model().tokenizer()?)
     }
 
+    /// The token ids of a text; see [`Tokenizer::encode`].
+    pub fn encode(&self, text: &str, special: bool) -> Answer<Vec<u32>> {
+        let tokenizer = self.tokenizer()?;
+        Ok(unhurried(text.len(), || tokenizer.encode(text, special))?)
+    }
+
     /// The compiler of grammars for this model's vocabulary; made when first needed, which takes a moment.
     pub fn grammars(&self) -> Answer<&Grammars> {
         let made = self.grammars.get_or_init(|| {
@@ -96,6 +102,12 @@ impl Server {
         }
         Ok(())
     }
+}
+
+/// Does work on `bytes` bytes of text, beside the other connections when there are many.
+pub fn unhurried<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    const MANY: usize = 16 << 10;
+    if bytes < MANY { work() } else { tokio::task::block_in_place(work) }
 }
 
 /// Seconds since 1970.

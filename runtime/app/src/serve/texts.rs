@@ -3,7 +3,7 @@
 use super::body::Object;
 use super::error::Answer;
 use super::messages;
-use super::state::Server;
+use super::state::{Server, unhurried};
 use super::tools::{Tool, Tools};
 use axum::Json;
 use axum::extract::State;
@@ -29,7 +29,7 @@ pub struct TokenizeRequest {
 ))]
 pub async fn tokenize(State(server): State<Arc<Server>>, object: Object) -> Answer<Json<Value>> {
     let request: TokenizeRequest = object.parse()?;
-    let ids = server.tokenizer()?.encode(&request.content, request.add_special_tokens.unwrap_or(true))?;
+    let ids = server.encode(&request.content, request.add_special_tokens.unwrap_or(true))?;
     Ok(Json(json!({ "tokens": ids, "count": ids.len(), "max_model_len": server.context })))
 }
 
@@ -51,7 +51,8 @@ pub async fn detokenize(State(server): State<Arc<Server>>, object: Object) -> An
     if let Some(&id) = request.tokens.iter().find(|id| **id >= vocab) {
         return Err(moec_runtime::Error::Token { id, vocab }.into());
     }
-    let text = server.tokenizer()?.decode(&request.tokens)?;
+    let tokenizer = server.tokenizer()?;
+    let text = unhurried(request.tokens.len(), || tokenizer.decode(&request.tokens))?;
     Ok(Json(json!({ "content": text, "prompt": text })))
 }
 
@@ -60,7 +61,7 @@ pub async fn detokenize(State(server): State<Arc<Server>>, object: Object) -> An
 #[serde(deny_unknown_fields)]
 pub struct TemplateRequest {
     /// The conversation: objects with `role` and `content`.
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<messages::Message>)]
     pub messages: Vec<Value>,
     /// Functions that the model may ask for.
     pub tools: Option<Vec<Tool>>,
@@ -77,6 +78,6 @@ pub async fn apply_template(State(server): State<Arc<Server>>, object: Object) -
     let tools = Tools::new(request.tools, None)?;
     let answer_next = request.add_generation_prompt.unwrap_or(true);
     let text = messages::render(&server, &request.messages, &tools.offered, answer_next)?;
-    let ids = server.tokenizer()?.encode(&text, false)?;
+    let ids = server.encode(&text, false)?;
     Ok(Json(json!({ "prompt": text, "tokens": ids })))
 }

@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running server; ended when dropped.
 pub struct Serving {
@@ -62,15 +62,18 @@ impl Serving {
     /// Starts `command`, which serves on a port of its choice, and waits until it does.
     pub fn start_server(mut command: Command, kept: impl Any + Send + Sync) -> Serving {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        // It owns the process from here on, and ends it when it goes.
+        let mut serving = Serving { address: String::new(), child, stderr, _kept: Box::new(kept) };
         let mut line = String::new();
-        loop {
+        while serving.address.is_empty() {
             line.clear();
-            assert!(stderr.read_line(&mut line).unwrap() > 0, "the server ended");
+            assert!(serving.stderr.read_line(&mut line).unwrap() > 0, "the server ended");
             if let Some((_, address)) = line.trim().split_once("http://") {
-                return Serving { address: address.to_owned(), child, stderr, _kept: Box::new(kept) };
+                serving.address = address.to_owned();
             }
         }
+        serving
     }
 
     pub fn connect(&self) -> TcpStream {

@@ -28,6 +28,10 @@ pub fn shape(name: &str) -> Shape {
         // Ends at the fifth token of the greedy continuation of 1, 2, 3.
         "fake-ending" => Shape { eos: vec![greedy(&Shape::default(), &[1, 2, 3], 5)[4]], ..Shape::default() },
         "fake-chat" => Shape { chat_template: Some(CHAT_TEMPLATE.into()), ..Shape::default() },
+        "fake-tools" => {
+            let tools = "{% if tools %}[tools] {{ tools | tojson }}{% endif %}";
+            Shape { chat_template: Some(CHAT_TEMPLATE.replacen("}}", &format!("}}}}{tools}"), 1)), ..Shape::default() }
+        }
         other => panic!("no shape {other}"),
     }
 }

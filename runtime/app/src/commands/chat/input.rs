@@ -33,7 +33,7 @@ impl Input {
         let config =
             Config::builder().auto_add_history(false).behavior(rustyline::config::Behavior::PreferTerm).build();
         let mut editor = terminal.then(|| DefaultEditor::with_config(config).ok()).flatten();
-        let history = history_file();
+        let history = editor.as_ref().and_then(|_| history_file());
         if let (Some(editor), Some(path)) = (&mut editor, &history) {
             // The first time there is none.
             editor.load_history(path).ok();

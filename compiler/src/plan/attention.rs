@@ -1,0 +1,306 @@
+//! Positions: rotation, the KV store, attention, and the projection fused with them.
+//!
+//! Attention is divided by KV head in `decode` and by token in `batch`. Deliberately absent: where pages lie, which is the caller's page tables.
+
+use super::PlanError;
+use super::buffers::Scope;
+use super::planner::{Place, Planner, Share, Split, call};
+use super::program::{Action, Expr, Field};
+use super::stages::{Rows, Stages, WORD};
+use crate::kernels::{Attention, ElementwiseOp, KvFormat, Rope, StoreKey, StoreValue};
+use moec_abi::{LANES, PAGE_TOKENS, padded_head_dim};
+use moec_ir::graph::{NodeId, ValueId, WeightId};
+
+impl Stages<'_> {
+    fn position(t: Expr) -> Expr {
+        (Expr::from(Field::Positions) + t * WORD).load_u32()
+    }
+
+    /// The rows of the cosine and sine tables for a position.
+    fn rotation(&self, head_dim: usize, position: &Expr) -> [Expr; 2] {
+        let row = padded_head_dim(head_dim) / 2 * WORD;
+        ["rope.cos", "rope.sin"].map(|name| Self::weight(self.named(name).0) + position.clone() * row)
+    }
+
+    pub(super) fn rope(
+        &mut self,
+        x: ValueId,
+        heads: usize,
+        head_dim: usize,
+        scale: f32,
+        y: ValueId,
+        node: NodeId,
+    ) -> Result<(), PlanError> {
+        let from = self.place(x);
+        let (_, split) = self.small(Rows::Tokens);
+        let place = if self.is_last_use(x, node) && self.scope(from) == self.small(Rows::Tokens).0 {
+            self.set(y, from)
+        } else {
+            self.elementwise(ElementwiseOp::Copy, &[x], y)?;
+            self.place(y)
+        };
+        let kernel = Rope { head_dim, scale_bits: (scale != 1.0).then(|| scale.to_bits()) };
+        self.planner.begin("rope", split, &[place.buffer], &[place.buffer]);
+        let tables = self.rotation(head_dim, &Expr::Int(0));
+        let row = padded_head_dim(head_dim) / 2 * WORD;
+        self.each_row(Rows::Tokens, |planner, actions, t| {
+            let position = planner.bind(actions, Self::position(t.clone()));
+            let [cos, sin] = tables.map(|table| table + position.clone() * row);
+            actions.push(call(kernel, [place.row(t), cos, sin, heads.into()]));
+        });
+        Ok(())
+    }
+
+    /// Bytes from a page's start to the keys of `layer` and `head`; the values follow them.
+    fn page_offset(&self, layer: usize, head: Expr, kv_heads: usize, head_dim: usize) -> Expr {
+        let keys = PAGE_TOKENS * padded_head_dim(head_dim) * self.shape.kv.bytes();
+        (head + layer * kv_heads) * (2 * keys)
+    }
+
+    fn kv_format(&self) -> KvFormat {
+        match self.shape.kv {
+            moec_abi::KvType::F16 => KvFormat::F16,
+            moec_abi::KvType::F32 => KvFormat::F32,
+        }
+    }
+
+    pub(super) fn kv_store(
+        &mut self,
+        k: ValueId,
+        v: ValueId,
+        layer: usize,
+        kv_heads: usize,
+        head_dim: usize,
+        kv: ValueId,
+    ) -> Result<(), PlanError> {
+        let [keys, values] = [k, v].map(|x| self.place(x));
+        let pages = self.allot(kv, Scope::Shared);
+        self.planner.begin("kv_store", Split::Other, &[keys.buffer, values.buffer], &[pages.buffer]);
+        let mut actions = Vec::new();
+        let count = self.row_count(Rows::Tokens);
+        let share = self.planner.share(&mut actions, count);
+        let store = self.store(layer, kv_heads, head_dim, false);
+        self.planner.each(&mut actions, share, 1, |planner, actions, t| {
+            let slot = store.slot(planner, actions, &t);
+            let heads = Share { from: Expr::Int(0), to: kv_heads.into() };
+            planner.each(actions, heads, 1, |_, actions, head| {
+                let at = head.clone() * store.head_bytes;
+                actions.push(store.key(&slot, head.clone(), keys.row(t.clone()) + at.clone()));
+                actions.push(store.value(&slot, head, values.row(t.clone()) + at));
+            });
+        });
+        self.planner.push(actions);
+        Ok(())
+    }
+
+    fn store(&self, layer: usize, kv_heads: usize, head_dim: usize, rotate: bool) -> Store {
+        let [cos, sin] = self.rotation(head_dim, &Expr::Int(0));
+        Store {
+            head_dim,
+            kv: self.kv_format(),
+            rotate,
+            head_bytes: padded_head_dim(head_dim) * WORD,
+            page: self.page_offset(layer, Expr::Int(0), kv_heads, head_dim),
+            cos,
+            sin,
+        }
+    }
+
+    pub(super) fn qkv_rope_store(
+        &mut self,
+        x: ValueId,
+        w: WeightId,
+        qkv: Qkv,
+        q: ValueId,
+        kv: ValueId,
+    ) -> Result<(), PlanError> {
+        let Qkv { layer, heads, kv_heads, head_dim, scale } = qkv;
+        let product = self.product(x, w);
+        let dim = padded_head_dim(head_dim);
+        let stride = (heads + 2 * kv_heads) * dim * WORD;
+        let bytes = self.row_limit(Rows::Tokens) * stride;
+        let buffer = self.planner.buffers().add(format!("t{}.qkv", q.0), Scope::Shared, bytes);
+        let place = self.set(q, Place { buffer, offset: 0, stride });
+        let pages = self.allot(kv, Scope::Shared);
+        self.planner.begin("qkv_rope_store", Split::Other, &[product.x.buffer], &[place.buffer, pages.buffer]);
+        self.account(&product, 1);
+
+        let mut actions = Vec::new();
+        let share = self.planner.share(&mut actions, heads + 2 * kv_heads);
+        let tiles = dim / LANES;
+        let units = Share { from: share.from.clone() * tiles, to: share.to.clone() * tiles };
+        let count = self.row_count(Rows::Tokens);
+        self.store_product(&mut actions, &product, place, units, count.clone());
+
+        let first_key = share.from.clone().max(heads).min(heads + kv_heads);
+        let last_key = share.to.clone().max(heads).min(heads + kv_heads);
+        let first_value = share.from.clone().max(heads + kv_heads);
+        let planner = &mut self.planner;
+        let first_key = planner.bind(&mut actions, first_key);
+        let last_key = planner.bind(&mut actions, last_key);
+        let first_value = planner.bind(&mut actions, first_value);
+        let query_count = planner.bind(&mut actions, share.to.clone().min(heads) - share.from.clone());
+        let store = self.store(layer, kv_heads, head_dim, true);
+        let rope = Rope { head_dim, scale_bits: (scale != 1.0).then(|| scale.to_bits()) };
+        let tokens = Share { from: Expr::Int(0), to: count };
+        self.planner.each(&mut actions, tokens, 1, |planner, actions, t| {
+            let slot = store.slot(planner, actions, &t);
+            let row = planner.bind(actions, place.row(t));
+            let queries = row.clone() + share.from.clone() * store.head_bytes;
+            actions.push(call(rope, [queries, slot.cos.clone(), slot.sin.clone(), query_count]));
+            let keys = Share { from: first_key, to: last_key };
+            planner.each(actions, keys, 1, |_, actions, head| {
+                let x = row.clone() + head.clone() * store.head_bytes;
+                actions.push(store.key(&slot, head - heads, x));
+            });
+            let values = Share { from: first_value, to: share.to.clone() };
+            planner.each(actions, values, 1, |_, actions, head| {
+                let x = row.clone() + head.clone() * store.head_bytes;
+                actions.push(store.value(&slot, head - (heads + kv_heads), x));
+            });
+        });
+        self.planner.push(actions);
+        Ok(())
+    }
+
+    pub(super) fn attention(
+        &mut self,
+        q: ValueId,
+        kv: ValueId,
+        shape: AttentionShape,
+        out: ValueId,
+    ) -> Result<(), PlanError> {
+        let AttentionShape { layer, heads, kv_heads, head_dim, window } = shape;
+        let group = heads / kv_heads;
+        let kernel = Attention { head_dim, group, kv: self.kv_format() };
+        let from = self.place(q);
+        let pages = self.place(kv);
+        let to = self.allot(out, Scope::Shared);
+        let scratch = self.planner.buffers().add(format!("t{}.scratch", out.0), Scope::Worker, kernel.scratch_bytes());
+        self.planner.begin("attention", Split::Other, &[from.buffer, pages.buffer], &[to.buffer, scratch]);
+        let head_bytes = group * padded_head_dim(head_dim) * WORD;
+        let keys = PAGE_TOKENS * padded_head_dim(head_dim) * self.shape.kv.bytes();
+        let first = self.page_offset(layer, Expr::Int(0), kv_heads, head_dim);
+        let one = move |planner: &mut Planner, actions: &mut Vec<Action>, t: Expr, head: Expr| {
+            let table = (Expr::from(Field::PageTables) + t.clone() * 8usize).load_address();
+            let position = planner.bind(actions, Self::position(t.clone()));
+            let end = planner.bind(actions, position + 1usize);
+            let start = window.map_or(Expr::Int(0), |w| (end.clone() - w).max(0usize));
+            let k = planner.bind(actions, first + head.clone() * (2 * keys));
+            let at = head * head_bytes;
+            let args = [
+                from.row(t.clone()) + at.clone(),
+                table,
+                k.clone(),
+                k + keys,
+                start,
+                end,
+                to.row(t) + at,
+                scratch.into(),
+            ];
+            actions.push(call(kernel, args));
+        };
+        let mut actions = Vec::new();
+        if self.is_decode() {
+            let share = self.planner.share(&mut actions, kv_heads);
+            self.planner
+                .each(&mut actions, share, 1, |planner, actions, head| one(planner, actions, Expr::Int(0), head));
+        } else {
+            // Later tokens see more keys, so tokens are dealt out one by one.
+            let (worker, workers) = (Expr::from(Field::Worker), Expr::from(Field::Workers));
+            let turns = self.row_count(Rows::Tokens) - worker.clone() + workers.clone() - 1usize;
+            let turns = self.planner.bind(&mut actions, turns / workers.clone());
+            let heads = Share { from: Expr::Int(0), to: kv_heads.into() };
+            self.planner.each(&mut actions, heads, 1, |planner, actions, head| {
+                let turns = Share { from: Expr::Int(0), to: turns };
+                planner.each(actions, turns, 1, |planner, actions, turn| {
+                    let t = planner.bind(actions, turn * workers + worker);
+                    one(planner, actions, t, head);
+                });
+            });
+        }
+        self.planner.push(actions);
+        Ok(())
+    }
+}
+
+/// Attributes of the fused projection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Qkv {
+    pub layer: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub scale: f32,
+}
+
+/// Attributes of attention.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct AttentionShape {
+    pub layer: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub window: Option<usize>,
+}
+
+/// How keys and values of one layer are stored.
+#[derive(Debug)]
+struct Store {
+    head_dim: usize,
+    kv: KvFormat,
+    rotate: bool,
+    /// Bytes of a padded f32 head.
+    head_bytes: usize,
+    /// Bytes from a page's start to the layer's first keys.
+    page: Expr,
+    cos: Expr,
+    sin: Expr,
+}
+
+/// Where one token's keys and values go.
+#[derive(Debug)]
+struct Slot {
+    /// The page, at the layer's first keys.
+    page: Expr,
+    /// The token's number in its page.
+    slot: Expr,
+    cos: Expr,
+    sin: Expr,
+}
+
+impl Store {
+    fn slot(&self, planner: &mut Planner, actions: &mut Vec<Action>, t: &Expr) -> Slot {
+        let position = planner.bind(actions, Stages::position(t.clone()));
+        let table = (Expr::from(Field::PageTables) + t.clone() * 8usize).load_address();
+        let number = planner.bind(actions, position.clone() / PAGE_TOKENS);
+        let page = planner.bind(actions, (table + number.clone() * 8usize).load_address() + self.page.clone());
+        let slot = planner.bind(actions, position.clone() - number * PAGE_TOKENS);
+        let row = padded_head_dim(self.head_dim) / 2 * WORD;
+        let [cos, sin] = [&self.cos, &self.sin].map(|table| table.clone() + position.clone() * row);
+        let cos = planner.bind(actions, cos);
+        let sin = planner.bind(actions, sin);
+        Slot { page, slot, cos, sin }
+    }
+
+    /// Bytes of one head's keys in a page; its values take as many.
+    fn keys(&self) -> usize {
+        PAGE_TOKENS * padded_head_dim(self.head_dim) * self.kv.bytes()
+    }
+
+    fn key(&self, slot: &Slot, head: Expr, x: Expr) -> Action {
+        let element = self.kv.bytes();
+        let tile = slot.slot.clone() / LANES;
+        let lane = slot.slot.clone() - tile.clone() * LANES;
+        let tile = tile * (padded_head_dim(self.head_dim) * LANES * element);
+        let to = slot.page.clone() + head * (2 * self.keys()) + tile + lane * element;
+        let kernel = StoreKey { head_dim: self.head_dim, kv: self.kv, rotate: self.rotate };
+        call(kernel, [x, slot.cos.clone(), slot.sin.clone(), to])
+    }
+
+    fn value(&self, slot: &Slot, head: Expr, x: Expr) -> Action {
+        let row = padded_head_dim(self.head_dim) * self.kv.bytes();
+        let to = slot.page.clone() + head * (2 * self.keys()) + self.keys() + slot.slot.clone() * row;
+        call(StoreValue { head_dim: self.head_dim, kv: self.kv }, [x, to])
+    }
+}
