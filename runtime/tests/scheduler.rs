@@ -40,14 +40,27 @@ fn serve(shape: &Shape, limits: &Limits, threads: usize) -> Served {
     Served { scheduler: Scheduler::start(descriptor, &options, limits, observer).unwrap(), reports, _payload: dir }
 }
 
-struct Line(mpsc::Sender<Event>, Arc<AtomicBool>);
+struct Line {
+    events: mpsc::Sender<Event>,
+    hung_up: Arc<AtomicBool>,
+    /// How many events were sent.
+    sent: usize,
+    /// The scheduler waits here when the answer is on its way, at the fourth event, so that what a test does meanwhile comes before the next step.
+    gate: Option<mpsc::Receiver<()>>,
+}
 
 impl Sink for Line {
     fn send(&mut self, event: Event) {
-        self.0.send(event).ok();
+        self.sent += 1;
+        if self.sent == 4
+            && let Some(gate) = self.gate.take()
+        {
+            gate.recv_timeout(PATIENCE).ok();
+        }
+        self.events.send(event).ok();
     }
     fn is_closed(&self) -> bool {
-        self.1.load(Ordering::Relaxed)
+        self.hung_up.load(Ordering::Relaxed)
     }
 }
 
@@ -91,11 +104,22 @@ impl Call {
 }
 
 impl Served {
-    fn try_call(&self, request: Request) -> Result<Call, Refusal> {
+    fn submit(&self, request: Request, gate: Option<mpsc::Receiver<()>>) -> Result<Call, Refusal> {
         let (sender, events) = mpsc::channel();
         let hung_up = Arc::new(AtomicBool::new(false));
-        self.scheduler.submit(request, Box::new(Line(sender, hung_up.clone())))?;
+        let line = Line { events: sender, hung_up: hung_up.clone(), sent: 0, gate };
+        self.scheduler.submit(request, Box::new(line))?;
         Ok(Call { events, hung_up })
+    }
+
+    fn try_call(&self, request: Request) -> Result<Call, Refusal> {
+        self.submit(request, None)
+    }
+
+    /// A call in the middle of whose answer the scheduler waits until the sender is used or dropped.
+    fn held_call(&self, request: Request) -> (Call, mpsc::Sender<()>) {
+        let (open, gate) = mpsc::channel();
+        (self.submit(request, Some(gate)).unwrap(), open)
     }
 
     fn call(&self, request: Request) -> Call {
@@ -229,12 +253,14 @@ fn prompts_are_read_beside_running_answers() {
     let shape = shape();
     let served = serve(&shape, &Limits { chunk_beside: 8, ..Limits::default() }, 1);
     let sampling = Sampling::default();
-    let first = served.call(generate(&[5, 6, 7], 600, &sampling));
+    let (first, open) = served.held_call(generate(&[5, 6, 7], 600, &sampling));
     for _ in 0..3 {
         assert!(matches!(first.events.recv_timeout(PATIENCE).unwrap(), Event::Read { .. } | Event::Token { .. }));
     }
     let long: Vec<u32> = (0..300).map(|i| i % 300 + 3).collect();
-    let second = served.call(generate(&long, 5, &sampling)).answer();
+    let second = served.call(generate(&long, 5, &sampling));
+    drop(open);
+    let second = second.answer();
     check(&shape, &second, &long, 5, &sampling);
     let mixed = served.reports.lock().unwrap().iter().filter(|r| r.requests == 2 && r.prompt_tokens == 8).count();
     assert!(mixed >= 300 / 8 - 1, "{mixed} steps read the prompt in pieces of 8 beside the answer");
@@ -274,8 +300,11 @@ fn closing_finishes_and_aborting_fails() {
     served.scheduler.join();
 
     let served = serve(&shape, &Limits { parallel: 1, ..Limits::default() }, 1);
-    let calls: Vec<Call> = (0..3).map(|_| served.call(generate(&[5, 6], 900, &sampling))).collect();
+    let (first, open) = served.held_call(generate(&[5, 6], 900, &sampling));
+    let mut calls: Vec<Call> = (0..2).map(|_| served.call(generate(&[5, 6], 900, &sampling))).collect();
+    calls.push(first);
     served.scheduler.abort();
+    drop(open);
     served.scheduler.join();
     let failed = |answer: Answer| answer.failed.is_some_and(|what| what == Error::Interrupted.to_string());
     assert!(calls.into_iter().all(|call| failed(call.answer())));
