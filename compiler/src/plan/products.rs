@@ -11,7 +11,8 @@ use super::planner::{Place, Planner, Share, Split, call};
 use super::program::{Action, Expr, Field};
 use super::quant::CODEBOOK;
 use super::stages::{Rows, Stages, WORD};
-use crate::kernels::{Combine, Epilogue, Interleave, Matmul, MatmulTuning};
+use crate::kernels::{Combine, Epilogue, Interleave, Matmul};
+use crate::target::{ProductShape, ProductTuning};
 use moec_abi::{LANES, round_up};
 use moec_ir::graph::{Dispatch, Mode, NodeId, Role, ValueId, WeightId};
 
@@ -122,9 +123,11 @@ impl Stages<'_> {
         self.planner.cost(bytes, matrices * product.tiles * LANES * product.k);
     }
 
+    fn tuning(&self, product: &Product, epilogue: Epilogue) -> ProductTuning {
+        self.tuning.product(ProductShape { format: product.format, k: product.k, epilogue })
+    }
+
     fn kernel(&self, product: &Product, tokens: usize, results: Results) -> Matmul {
-        let tile = self.tuning.tile(product.format);
-        let tiles = if tokens == 1 { self.tuning.single_rows } else { tile.rows };
         Matmul {
             format: product.format,
             k: product.k,
@@ -133,7 +136,7 @@ impl Stages<'_> {
             // An immediate only where there is more than one row.
             y_stride: if tokens > 1 { results.stride } else { 0 },
             codebook: CODEBOOK,
-            tuning: MatmulTuning { tiles, ..MatmulTuning::plain(product.format) },
+            tuning: self.tuning(product, results.epilogue).kernel(tokens),
         }
     }
 
@@ -150,8 +153,9 @@ impl Stages<'_> {
             actions.push(call(kernel, [w, all.x.clone(), y, units.to - units.from]));
             return;
         }
-        let tile = self.tuning.tile(product.format);
-        let chunk = (self.tuning.activation_bytes / product.x.stride / tile.tokens).max(1) * tile.tokens;
+        let tuning = self.tuning(product, results.epilogue);
+        let tile = tuning.tokens();
+        let chunk = (tuning.activation_bytes / product.x.stride / tile).max(1) * tile;
         let bytes = chunk.min(self.row_limit(Rows::Slots(self.shape.experts_per_token.max(1)))) * product.x.stride;
         let interleaved = self.planner.scratch("interleaved", bytes);
         let var = self.planner.var();
@@ -164,13 +168,13 @@ impl Stages<'_> {
             None => (self.planner.bind(&mut inner, all.x.clone() + first * product.x.stride), None),
         };
         let some = Operands { tokens, y, x, rows, ..all.clone() };
-        self.interleave(&mut inner, product, interleaved.into(), &some);
+        self.interleave(&mut inner, product, tile, interleaved.into(), &some);
         self.unit_loop(&mut inner, product, results, units, &Operands { x: interleaved.into(), ..some });
         actions.push(Action::Loop { var, from: Expr::Int(0), to: all.tokens.clone(), step: chunk as i64, body: inner });
     }
 
     /// Interleaves the tokens' rows at `to`, as many at a time as the kernels take.
-    fn interleave(&mut self, actions: &mut Vec<Action>, product: &Product, to: Expr, from: &Operands) {
+    fn interleave(&mut self, actions: &mut Vec<Action>, product: &Product, tile: usize, to: Expr, from: &Operands) {
         let stride = product.x.stride;
         let gather = from.rows.is_some();
         let one = |tokens: usize, t: Expr| {
@@ -180,18 +184,17 @@ impl Stages<'_> {
             };
             call(Interleave { bytes: stride, stride, tokens, gather }, [x, rows, to.clone() + t * stride])
         };
-        self.token_tiles(actions, product, &from.tokens, one);
+        self.token_tiles(actions, tile, &from.tokens, one);
     }
 
     /// Calls `one` for the tokens, a tile at a time, then for the rest: how many and from which on.
     fn token_tiles(
         &mut self,
         actions: &mut Vec<Action>,
-        product: &Product,
+        tile: usize,
         tokens: &Expr,
         one: impl Fn(usize, Expr) -> Action,
     ) {
-        let tile = self.tuning.tile(product.format).tokens;
         let whole = self.planner.bind(actions, tokens.clone() / tile * tile);
         let share = Share { from: Expr::Int(0), to: whole.clone() };
         self.planner.each(actions, share, tile as i64, |_, actions, t| actions.push(one(tile, t)));
@@ -209,7 +212,8 @@ impl Stages<'_> {
         all: &Operands,
     ) {
         let unit_bytes = results.epilogue.tiles() * product.tile_bytes;
-        let together = (self.tuning.tile(product.format).rows / results.epilogue.tiles()).max(1);
+        let tuning = self.tuning(product, results.epilogue);
+        let (tile, together) = (tuning.tokens(), (tuning.block / results.epilogue.tiles()).max(1));
         let mut inner = Vec::new();
         let var = self.planner.var();
         let unit = Expr::from(var);
@@ -219,9 +223,8 @@ impl Stages<'_> {
             1 => Expr::Int(1),
             _ => self.planner.bind(&mut inner, (units.to.clone() - unit).min(together)),
         };
-        let kernels: Vec<Matmul> =
-            (1..=self.tuning.tile(product.format).tokens).map(|n| self.kernel(product, n, results)).collect();
-        self.token_tiles(&mut inner, product, &all.tokens, |tokens, t| {
+        let kernels: Vec<Matmul> = (1..=tile).map(|n| self.kernel(product, n, results)).collect();
+        self.token_tiles(&mut inner, tile, &all.tokens, |tokens, t| {
             let x = all.x.clone() + t.clone() * product.x.stride;
             call(kernels[tokens - 1].clone(), [w.clone(), x, y.clone() + t * results.stride, count.clone()])
         });
