@@ -8,7 +8,7 @@ use super::PlanError;
 use super::buffers::Scope;
 use super::layout::Format;
 use super::planner::{Place, Planner, Share, Split, call};
-use super::program::{Action, Expr, Field};
+use super::program::{Action, Expr, Field, StageProduct};
 use super::quant::CODEBOOK;
 use super::stages::{Rows, Stages, WORD};
 use crate::kernels::{Combine, Epilogue, Interleave, Matmul};
@@ -117,8 +117,10 @@ impl Stages<'_> {
         }
     }
 
-    /// Notes what products with `matrices` matrices cost for one token.
-    pub(super) fn account(&mut self, product: &Product, matrices: usize) {
+    /// Notes products with `matrices` matrices for one token, whose rows of results lie `stride` bytes apart, and what they cost.
+    pub(super) fn account(&mut self, product: &Product, matrices: usize, epilogue: Epilogue, stride: usize) {
+        let shape = ProductShape { format: product.format, k: product.k, epilogue };
+        self.planner.product(StageProduct { weight: product.index, shape, matrices, stride });
         let bytes = matrices * product.tiles * product.tile_bytes;
         self.planner.cost(bytes, matrices * product.tiles * LANES * product.k);
     }
@@ -259,7 +261,7 @@ impl Stages<'_> {
             let (scope, split) = self.small(rows);
             let to = self.allot(y, scope);
             self.planner.begin("router", split, &[product.x.buffer], &[to.buffer]);
-            self.account(&product, 1);
+            self.account(&product, 1, Epilogue::Store, 0);
             let kernel = self.kernel(&product, 1, Results { epilogue: Epilogue::Store, stride: 0 });
             let tiles = product.tiles;
             self.each_row(rows, |_, actions, t| {
@@ -273,7 +275,7 @@ impl Stages<'_> {
         }
         let to = self.allot(y, Scope::Shared);
         self.planner.begin("matmul", Split::Other, &[product.x.buffer], &[to.buffer]);
-        self.account(&product, 1);
+        self.account(&product, 1, Epilogue::Store, to.stride);
         let mut actions = Vec::new();
         let tiles = self.planner.share(&mut actions, product.tiles);
         self.store_product(&mut actions, &product, to, tiles, count);
@@ -283,7 +285,7 @@ impl Stages<'_> {
 
     fn logits(&mut self, product: &Product, count: Expr) -> Result<(), PlanError> {
         self.planner.begin("logits", Split::Other, &[product.x.buffer], &[]);
-        self.account(product, 1);
+        self.account(product, 1, Epilogue::Store, product.tiles * LANES * WORD);
         let mut actions = Vec::new();
         let tiles = self.planner.share(&mut actions, product.tiles);
         let all = Operands {
@@ -318,7 +320,7 @@ impl Stages<'_> {
         let product = self.product(x, w);
         let to = self.in_place(residual, y, node);
         self.planner.begin("matmul_add", Split::Other, &[product.x.buffer], &[to.buffer]);
-        self.account(&product, 1);
+        self.account(&product, 1, Epilogue::Add, to.stride);
         let mut actions = Vec::new();
         let tiles = self.planner.share(&mut actions, product.tiles);
         let all = Operands {
@@ -338,7 +340,7 @@ impl Stages<'_> {
         let product = self.product(x, w);
         let to = self.allot(y, Scope::Shared);
         self.planner.begin("gate_up", Split::Other, &[product.x.buffer], &[to.buffer]);
-        self.account(&product, 1);
+        self.account(&product, 1, Epilogue::SiluMul, to.stride);
         let mut actions = Vec::new();
         let units = self.planner.share(&mut actions, product.tiles / 2);
         let all = Operands {
@@ -461,7 +463,7 @@ impl Stages<'_> {
         let mut reads = vec![product.x.buffer, chosen.buffer];
         reads.extend(order.map(|o| self.place(o).buffer));
         self.planner.begin("expert_matmul", Split::Other, &reads, &[to.buffer]);
-        self.account(&product, slots);
+        self.account(&product, slots, Epilogue::Store, to.stride);
         let mut actions = Vec::new();
         self.by_slot(&mut actions, &product, Epilogue::Store, chosen, slots, &rows, to);
         self.planner.push(actions);
@@ -484,7 +486,7 @@ impl Stages<'_> {
         let mut reads = vec![product.x.buffer, chosen.buffer];
         reads.extend(order.map(|o| self.place(o).buffer));
         self.planner.begin("expert_gate_up", Split::Other, &reads, &[to.buffer]);
-        self.account(&product, slots);
+        self.account(&product, slots, Epilogue::SiluMul, to.stride);
         let mut actions = Vec::new();
         match (dispatch, order) {
             (Dispatch::Grouped, Some(order)) => {
@@ -515,7 +517,7 @@ impl Stages<'_> {
         let mut reads = vec![product.x.buffer, chosen.buffer, scores.buffer];
         reads.extend(down.order.map(|o| self.place(o).buffer));
         self.planner.begin("expert_down_add", Split::Other, &reads, &[to.buffer, buffer]);
-        self.account(&product, slots);
+        self.account(&product, slots, Epilogue::Store, stride);
 
         // A worker makes its own columns of every slot's result and adds them up itself, so no barrier is needed between.
         let mut actions = Vec::new();

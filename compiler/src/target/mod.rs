@@ -6,6 +6,7 @@
 
 mod detect;
 mod isa;
+pub mod machine;
 mod tuning;
 
 pub use detect::host;
