@@ -2,12 +2,35 @@
 
 use super::output::print_line;
 use clap::Args;
-use moec::target;
+use moec::lower::backend::{self, KernelBackend};
+use moec::target::machine::{self, Machine};
+use moec::target::{self, CpuLevel, Tuning};
 use target_lexicon::Triple;
 
 /// `moec targets`
 #[derive(Debug, Args)]
-pub struct Targets {}
+pub struct Targets {
+    /// Show also how kernels are written for each CPU without a tuning record, and what this machine is
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+/// How kernels of matrix products are written when nothing was measured.
+fn defaults(level: &CpuLevel, triple: &Triple) -> String {
+    let code = match KernelBackend::choose(level.features, triple) {
+        KernelBackend::Cranelift => "128-bit vectors by Cranelift".to_string(),
+        KernelBackend::Wide(cpu) => cpu.to_string(),
+    };
+    let Tuning { quantized, float, single_rows, activation_bytes, .. } = backend::tuning(level, triple);
+    format!(
+        "{code}: {} row tiles × {} tokens for q8 and q4, {} × {} for floats, {single_rows} for one token; {} KiB of activations at a time",
+        quantized.rows,
+        quantized.tokens,
+        float.rows,
+        float.tokens,
+        activation_bytes >> 10
+    )
+}
 
 impl Targets {
     pub fn run(self) -> anyhow::Result<u8> {
@@ -24,6 +47,23 @@ impl Targets {
             let runs = if level.features & !host == 0 { "yes" } else { "no" };
             let features = target::feature_names(level.features).join(" ");
             print_line(format_args!("{:<16} {runs:<5} {:<44} {features}", level.name, level.description))?;
+            if self.verbose {
+                print_line(format_args!("{:<22} {}", "", defaults(level, &triple)))?;
+            }
+        }
+        if self.verbose {
+            let machine = Machine::this();
+            let caches: Vec<String> =
+                machine.caches.iter().map(|&bytes| indicatif::HumanBytes(bytes as u64).to_string()).collect();
+            print_line(format_args!(
+                "\nthis machine     {}, {} cores for this process, caches of {}",
+                machine.cpu,
+                machine::cores(),
+                caches.join(", ")
+            ))?;
+            print_line(
+                "The choices above are moec's for each kind of CPU; `moec tune MODEL -o FILE` measures better ones for a machine and a model.",
+            )?;
         }
         Ok(0)
     }

@@ -93,6 +93,9 @@ impl Tune {
                 .with_context(|| format!("cannot write {}", path.display()))?;
             say(format_args!("drew {}", path.display()));
         }
+        if outcome.busy {
+            say("moec: warning: other programs use the same cores; measure again when the machine is quiet");
+        }
         if outcome.earlier > 0 {
             say(format_args!(
                 "{} of the shapes were in the record already; delete it to measure them anew",

@@ -96,3 +96,73 @@ impl Applied {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::{Epilogue, MatmulTuning};
+    use crate::plan::layout::Format;
+    use crate::target::{ProductShape, ProductTuning, find_levels};
+    use crate::tune::limits::Limits;
+    use crate::tune::search::Found;
+
+    const SHAPE: ProductShape = ProductShape { format: Format::Q4, k: 64, epilogue: Epilogue::Store };
+
+    fn x86() -> Triple {
+        "x86_64-unknown-linux-gnu".parse().unwrap()
+    }
+
+    /// A record for `level` in which a product takes `block` row tiles.
+    fn record(source: &str, level: &str, block: usize) -> Record {
+        let kernels = vec![MatmulTuning::plain(Format::Q4)];
+        let tuning = ProductTuning { kernels, block, activation_bytes: 4096 };
+        Record {
+            source: source.to_string(),
+            moec: env!("CARGO_PKG_VERSION").to_string(),
+            machine: Machine { cpu: "a machine of old".to_string(), caches: vec![32 << 10] },
+            features: find_levels(level, &x86()).unwrap()[0].features,
+            threads: 2,
+            limits: Limits { dots: 1.0, fmas: 1.0, read: 1.0 },
+            products: [(SHAPE, Found { tuning, measured: Vec::new() })].into(),
+        }
+    }
+
+    #[test]
+    fn records_of_several_machines_go_to_their_levels() {
+        let levels = find_levels("znver5,x86-64-v3", &x86()).unwrap();
+        let records = [record("b.toml", "x86-64-v3", 7), record("a.toml", "znver5", 5)];
+        let applied = apply(&records, &levels, &x86()).unwrap();
+        assert_eq!(applied.tunings.iter().map(|t| t.product(SHAPE).block).collect::<Vec<_>>(), [5, 7]);
+        assert_eq!(applied.notes, Vec::<String>::new());
+    }
+
+    #[test]
+    fn records_that_do_not_fit_are_ignored_and_told() {
+        let levels = find_levels("znver4", &x86()).unwrap();
+        let old = Record { moec: "0.0.1".to_string(), ..record("old.toml", "znver4", 5) };
+        let applied = apply(&[record("v3.toml", "x86-64-v3", 5), old], &levels, &x86()).unwrap();
+        assert_eq!(applied.tunings, [backend::tuning(&levels[0], &x86())]);
+        assert!(applied.notes[0].contains("v3.toml is ignored: it is for CPUs with"), "{:?}", applied.notes);
+        assert!(applied.notes[1].contains("made by moec 0.0.1"), "{:?}", applied.notes);
+    }
+
+    #[test]
+    fn native_is_this_machine_only() {
+        let level = CpuLevel { name: "native", ..find_levels("znver4", &x86()).unwrap()[0] };
+        let mut applied = apply(&[record("a.toml", "znver4", 5)], &[level], &x86()).unwrap();
+        assert!(applied.notes[0].contains("measured on a machine of old with caches of 32 KiB"), "{:?}", applied.notes);
+        let here = Record { machine: Machine::this(), ..record("a.toml", "znver4", 5) };
+        applied = apply(std::slice::from_ref(&here), &[level], &x86()).unwrap();
+        assert_eq!(applied.tunings[0].product(SHAPE).block, 5);
+        applied.compare(&[here], &[]);
+        assert!(applied.notes[0].contains("none of its 1 shapes is in this model"), "{:?}", applied.notes);
+    }
+
+    #[test]
+    fn two_records_for_one_level_are_an_error() {
+        let levels = find_levels("znver4", &x86()).unwrap();
+        let records = [record("a.toml", "znver4", 5), record("b.toml", "znver4", 6)];
+        let error = apply(&records, &levels, &x86()).unwrap_err().to_string();
+        assert_eq!(error, "the tuning records a.toml and b.toml are both for znver4; give one of them");
+    }
+}

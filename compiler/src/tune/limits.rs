@@ -6,7 +6,7 @@
 use super::arena::Arena;
 use super::code::{CodeError, Compiler};
 use super::contest::median;
-use super::team::together;
+use super::team::{Took, together};
 use moec_ir::tile::build::Builder;
 use moec_ir::tile::{Binary, Function, Memory, Value};
 
@@ -72,11 +72,12 @@ pub fn sweep_loop() -> Function {
 }
 
 /// Measures the limits with `threads` threads on the memory of `arena`. The peak is the best of several runs, since nothing but disturbance makes
-/// one slower; the rate of reading is their median, since it is what the neighbours leave.
+/// one slower; the rate of reading is their median, since it is what the neighbours leave. Beside them: how much longer threads took than they had a CPU,
+/// which is more than 1 when other programs want the same cores.
 ///
 /// # Errors
 /// A bug of a back end, or no memory for code.
-pub fn measure(compiler: &Compiler, arena: &mut Arena, threads: usize) -> Result<Limits, CodeError> {
+pub fn measure(compiler: &Compiler, arena: &mut Arena, threads: usize) -> Result<(Limits, f64), CodeError> {
     const PASSES: usize = 9;
     let [weights, activations, results] = arena.addresses();
     let share = arena.weight_bytes() / threads / SWEEP_STEP * SWEEP_STEP;
@@ -92,7 +93,7 @@ pub fn measure(compiler: &Compiler, arena: &mut Arena, threads: usize) -> Result
             };
             let adds = 20 * PEAK_LOOPS * sums * threads * if bytes { 64 } else { 16 };
             for _ in 0..PASSES {
-                *peak = peak.max(adds as f64 / together(threads, &work).as_secs_f64());
+                *peak = peak.max(adds as f64 / together(threads, &work).cpu.as_secs_f64());
             }
         }
     }
@@ -102,8 +103,9 @@ pub fn measure(compiler: &Compiler, arena: &mut Arena, threads: usize) -> Result
         // SAFETY: each worker reads its own part of the arena and writes a line of its own.
         unsafe { code.call([from, results + 64 * worker as i64, share as i64, 0]) };
     };
-    let mut rates: Vec<f64> =
-        (0..PASSES).map(|_| (share * threads) as f64 / together(threads, &sweep).as_secs_f64()).collect();
+    let took: Vec<Took> = (0..PASSES).map(|_| together(threads, &sweep)).collect();
+    let mut rates: Vec<f64> = took.iter().map(|took| (share * threads) as f64 / took.cpu.as_secs_f64()).collect();
+    let mut waited: Vec<f64> = took.iter().map(|took| took.wall.as_secs_f64() / took.cpu.as_secs_f64()).collect();
     let [dots, fmas] = peaks;
-    Ok(Limits { dots, fmas, read: median(&mut rates) })
+    Ok((Limits { dots, fmas, read: median(&mut rates) }, median(&mut waited)))
 }

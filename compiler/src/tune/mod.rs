@@ -38,6 +38,9 @@ use workload::Workload;
 /// Products below this share of a step's bytes and multiply-adds are not worth measuring.
 const LEAST_SHARE: f64 = 0.002;
 
+/// How much longer than they have a CPU threads may take on a machine that is not busy.
+const MOST_WAITED: f64 = 1.15;
+
 /// Why nothing could be measured.
 #[derive(Debug, thiserror::Error)]
 pub enum TuneError {
@@ -90,6 +93,8 @@ pub struct Outcome {
     pub products: Vec<Product>,
     /// Shapes that an earlier run had measured.
     pub earlier: usize,
+    /// Whether other programs wanted the same cores, which makes what is measured doubtful.
+    pub busy: bool,
 }
 
 impl Outcome {
@@ -120,6 +125,7 @@ pub fn tune(request: &Request, progress: &dyn Progress) -> Result<Outcome, TuneE
     let compiler = Compiler::new(level)?;
     let earlier = if output.exists() { Some(Record::read(output)?) } else { None };
     let mut workload = Workload::new(compiler, &machine, threads, &wanted)?;
+    let busy = workload.waited() > MOST_WAITED;
     let mut record = Record {
         source: output.display().to_string(),
         moec: env!("CARGO_PKG_VERSION").to_string(),
@@ -158,5 +164,5 @@ pub fn tune(request: &Request, progress: &dyn Progress) -> Result<Outcome, TuneE
     if !output.exists() {
         Unfinished::with_content(output, record.to_toml().as_bytes())?.finish(0o666)?;
     }
-    Ok(Outcome { record, products: wanted, earlier: found_before })
+    Ok(Outcome { record, products: wanted, earlier: found_before, busy })
 }

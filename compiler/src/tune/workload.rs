@@ -42,6 +42,7 @@ pub struct Workload {
     compiler: Compiler,
     threads: usize,
     limits: Limits,
+    waited: f64,
     arena: Arena,
     /// Where each thread's next weights begin, from the start of its part.
     next: usize,
@@ -83,13 +84,18 @@ impl Workload {
             return Err(no_memory(std::io::ErrorKind::OutOfMemory.into()).into());
         }
         let mut arena = Arena::new(weights, activations, results).map_err(no_memory)?;
-        let limits = limits::measure(&compiler, &mut arena, threads)?;
-        Ok(Workload { compiler, threads, limits, arena, next: 0, codes: HashMap::new() })
+        let (limits, waited) = limits::measure(&compiler, &mut arena, threads)?;
+        Ok(Workload { compiler, threads, limits, waited, arena, next: 0, codes: HashMap::new() })
     }
 
     /// The machine's limits, as measured at the start.
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// How much longer threads took than they had a CPU.
+    pub fn waited(&self) -> f64 {
+        self.waited
     }
 
     /// What compiles the kernels.
@@ -189,6 +195,6 @@ impl Workload {
                 }
             }
         };
-        Ok(together(self.threads, &work))
+        Ok(together(self.threads, &work).cpu)
     }
 }

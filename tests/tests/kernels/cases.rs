@@ -83,6 +83,7 @@ fn matmuls() -> Vec<Case> {
         cases.push(matmul(&mut r, kernel, units));
     };
     let epilogues = [Epilogue::Store, Epilogue::Add, Epilogue::SiluMul];
+    let mut choices = Random::new(6);
     for format in FORMATS {
         let default = MatmulTuning::plain(format);
         for (i, k) in [20, 32, 96, 100, 128, 144, 160, 384, 656].into_iter().enumerate() {
@@ -97,6 +98,15 @@ fn matmuls() -> Vec<Case> {
                     add(format, 96 + 192 * unroll, 1 + (tiles + unroll) % 4, epilogue, tuning, tiles + unroll % 3);
                 }
             }
+        }
+        // Whatever a tuning record may say.
+        for _ in 0..6 {
+            let tiles = [1, 2, 4, 8][choices.below(4)];
+            let tokens = 1 + choices.below((64 / tiles).min(16));
+            let unroll = 1 + choices.below(if tiles * tokens > 16 { 2 } else { 4 });
+            let prefetch = (choices.below(2) == 0).then_some(64 * (1 + choices.below(1024)));
+            let epilogue = epilogues[choices.below(3)];
+            add(format, 160, tokens, epilogue, MatmulTuning { tiles, unroll, prefetch }, 1 + choices.below(9));
         }
         add(format, 160, 1, Epilogue::Store, default, 0);
         add(format, 4096, 1, Epilogue::Add, default, 1);

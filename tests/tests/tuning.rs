@@ -1,0 +1,162 @@
+//! Tuning records change how a model is computed, and never a bit of what it computes.
+
+use moec::import;
+use moec::kernels::{Kernel, MatmulTuning};
+use moec::pipeline::{self, Options};
+use moec::plan::layout::Format;
+use moec::target::machine::Machine;
+use moec::target::{self, ProductShape, ProductTuning};
+use moec::tune::limits::Limits;
+use moec::tune::products::products;
+use moec::tune::search::Found;
+use moec::tune::{self, Progress, Record, Request};
+use moec_tests::{Golden, build_with, models};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use target_lexicon::Triple;
+
+/// Numbers by a rule (SplitMix64), so that a failure is found again.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 16) as usize % n
+    }
+}
+
+/// Any choices that a record may hold.
+fn any(format: Format, random: &mut Random) -> ProductTuning {
+    let kernel = |n: usize, random: &mut Random| {
+        let tiles = 1 << random.below(4);
+        MatmulTuning {
+            tiles: if tiles * n > 64 { 1 } else { tiles },
+            unroll: 1 + random.below(if format.is_quantized() { 4 } else { 16 }),
+            prefetch: [None, Some(64 * (1 + random.below(64)))][random.below(2)],
+        }
+    };
+    let tokens = 1 + random.below(9);
+    ProductTuning {
+        kernels: (1..=tokens).map(|n| kernel(n, random)).collect(),
+        block: 1 + random.below(17),
+        activation_bytes: 1 << (10 + random.below(12)),
+    }
+}
+
+/// A record of this machine with these choices.
+fn record(choices: impl IntoIterator<Item = (ProductShape, ProductTuning)>) -> Record {
+    let found = |(shape, tuning)| (shape, Found { tuning, measured: Vec::new() });
+    let record = Record {
+        source: "made up".to_string(),
+        moec: env!("CARGO_PKG_VERSION").to_string(),
+        machine: Machine::this(),
+        features: target::host(),
+        threads: 1,
+        limits: Limits { dots: 1.0, fmas: 1.0, read: 1.0 },
+        products: choices.into_iter().map(found).collect::<BTreeMap<_, _>>(),
+    };
+    // Through the file's form, so that what is tried is what a record can say.
+    Record::parse(&record.to_toml(), "made up").unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn model(name: &str) -> PathBuf {
+    let all = models();
+    all.iter().find(|path| path.ends_with(name)).unwrap_or_else(|| panic!("no model {name}")).clone()
+}
+
+fn tuned(path: &Path, options: &Options, random: &mut Random) -> Options {
+    let opened = import::open(path).unwrap_or_else(|e| panic!("{e}"));
+    let default = pipeline::compile(&opened, options).unwrap_or_else(|e| panic!("{e}"));
+    let choices = products(&default.plan).into_iter().map(|product| (product.shape, any(product.shape.format, random)));
+    let options = Options { tuning: vec![record(choices.collect::<Vec<_>>())], ..options.clone() };
+    let compiled = pipeline::compile(&opened, &options).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(compiled.notes, Vec::<String>::new(), "the record is for this build");
+    let matmuls = |plan: &moec::plan::Plan| {
+        let kernels = plan.levels[0].kernels();
+        kernels.iter().filter(|k| matches!(k, Kernel::Matmul(_))).map(Kernel::name).collect::<Vec<_>>()
+    };
+    assert_ne!(matmuls(&default.plan), matmuls(&compiled.plan), "the record is used");
+    options
+}
+
+#[test]
+fn no_record_changes_a_bit() {
+    let mut random = Random(6);
+    for (name, quants) in [
+        ("mixtral-a", &["none", "q8", "q4"][..]),
+        ("odd-fused-mixed", &["q4"]),
+        ("qwen2-moe-a", &["experts=q4,attention=q8"]),
+        ("llama-c", &["none", "q8"]),
+    ] {
+        let path = model(name);
+        let golden = Golden::read(&path);
+        let limit = import::open(&path).unwrap_or_else(|e| panic!("{e}")).config.context;
+        // Enough for chunks, blocks and what is left of them.
+        let ids: Vec<u32> = golden.full_ids.iter().copied().cycle().take(70.min(limit)).collect();
+        for quant in quants {
+            let options = Options { quant: quant.parse().expect("a --quant option"), ..Options::default() };
+            let default = build_with(&path, &options);
+            let tuned = tuned(&path, &options, &mut random);
+            let choices = || tuned.tuning[0].to_toml();
+            let built = build_with(&path, &tuned);
+            for more in [&[][..], &["--threads", "3"]] {
+                let (expected, found) = (default.logits(&ids, &[]), built.logits(&ids, more));
+                assert!(expected.bits() == found.bits(), "{name} {quant}: other logits with\n{}", choices());
+                assert_eq!(expected.experts, found.experts, "{name} {quant}: other experts");
+            }
+            let prompt = &golden.input_ids;
+            let more = golden.greedy_ids.len();
+            assert_eq!(default.greedy(prompt, more), built.greedy(prompt, more), "{name} {quant}: {}", choices());
+        }
+    }
+}
+
+struct Silent;
+
+impl Progress for Silent {
+    fn at(&self, share: f64, _: &str, _: &str) {
+        assert!((0.0..=1.0).contains(&share), "{share}");
+    }
+}
+
+#[test]
+fn what_is_tuned_is_a_record_that_goes_on_and_is_used() {
+    let directory = tempfile::TempDir::new().expect("a temporary directory");
+    let output = directory.path().join("r.toml");
+    let opened = import::open(&model("mixtral-a")).unwrap_or_else(|e| panic!("{e}"));
+    let options = Options { quant: "q4".parse().expect("a --quant option"), ..Options::default() };
+    let plan = pipeline::compile(&opened, &options).unwrap_or_else(|e| panic!("{e}")).plan;
+    let request = |budget| Request { plan: &plan, level: options.levels[0], threads: 1, budget, output: &output };
+
+    let none = tune::tune(&request(Duration::ZERO), &Silent).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!((none.left(), none.record.products.len()), (none.products.len(), 0), "no time, no result");
+    let all = tune::tune(&request(Duration::from_secs(600)), &Silent).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!((all.left(), all.earlier), (0, 0));
+    let written = Record::read(&output).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(written.products.len(), all.products.len());
+    let again = tune::tune(&request(Duration::ZERO), &Silent).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!((again.left(), again.earlier), (0, all.products.len()), "nothing is measured twice");
+
+    let used = pipeline::compile(&opened, &Options { tuning: vec![written], ..options.clone() });
+    assert_eq!(used.unwrap_or_else(|e| panic!("{e}")).notes, Vec::<String>::new());
+
+    // A record of another machine is not overwritten.
+    let foreign = std::fs::read_to_string(&output).expect("readable").replace("threads = 1\n", "threads = 77\n");
+    std::fs::write(&output, &foreign).expect("writable");
+    let error = tune::tune(&request(Duration::ZERO), &Silent).expect_err("another key").to_string();
+    assert!(error.contains("delete it, or write elsewhere"), "{error}");
+    assert_eq!(std::fs::read_to_string(&output).expect("readable"), foreign);
+}
+
+#[test]
+fn a_level_that_this_machine_lacks_is_refused() {
+    let triple = Triple::host();
+    let Some(level) = target::levels(&triple).iter().find(|level| level.features & !target::host() != 0) else {
+        return; // This machine runs all that moec knows.
+    };
+    let error = tune::code::Compiler::new(*level).err().expect("it lacks something").to_string();
+    assert!(error.contains(level.name) && error.contains("lacks"), "{error}");
+}
