@@ -193,7 +193,7 @@ impl Matmul {
         let unroll = self.tuning.unroll;
         let column = (LANES * memory.bytes()) as i64;
         let steps = |b: &mut Builder, [w, x]: [Value; 2], mut sums: Sums, count: usize| {
-            self.prefetch(b, w, 0, count * column as usize);
+            self.prefetch(b, w, 0, count * column as usize, sums.len() / self.tokens);
             for k in 0..count {
                 let broadcast: Vec<_> =
                     (0..self.tokens).map(|t| b.load_splat(Memory::F32, x, self.word(k, t))).collect();
@@ -254,7 +254,7 @@ impl Matmul {
     ) -> Sums {
         let tile_bytes = self.format.tile_bytes(self.k) as i64;
         let first = (group * self.format.group_bytes(GROUP / BLOCK)) as i64;
-        self.prefetch(b, w, first as usize, self.format.group_bytes(blocks));
+        self.prefetch(b, w, first as usize, self.format.group_bytes(blocks), acc.len() / self.tokens);
         let tokens = 0..self.tokens;
         let mut partial: Vec<Value> = Vec::new();
         for block in 0..blocks {
@@ -360,10 +360,13 @@ impl Matmul {
         }
     }
 
-    fn prefetch(&self, b: &mut Builder, w: Value, first: usize, bytes: usize) {
-        if let Some(ahead) = self.tuning.prefetch {
+    /// Prefetches ahead of bytes `first .. first + bytes` of each of the `tiles` at `w`.
+    fn prefetch(&self, b: &mut Builder, w: Value, first: usize, bytes: usize, tiles: usize) {
+        let Some(ahead) = self.tuning.prefetch else { return };
+        for tile in 0..tiles {
+            let first = ahead + tile * self.format.tile_bytes(self.k) + first;
             for line in (first..first + bytes).step_by(64) {
-                b.prefetch(w, (ahead + line) as i64);
+                b.prefetch(w, line as i64);
             }
         }
     }

@@ -219,8 +219,12 @@ impl Stages<'_> {
             1 => Expr::Int(1),
             _ => self.planner.bind(&mut inner, (units.to.clone() - unit).min(together)),
         };
-        let kernels: Vec<Matmul> =
-            (1..=self.tuning.tile(product.format).tokens).map(|n| self.kernel(product, n, results)).collect();
+        // What is read after these units, while these are computed.
+        let prefetch = self.tuning.prefetch.then_some(together * unit_bytes);
+        let kernels: Vec<Matmul> = (1..=self.tuning.tile(product.format).tokens)
+            .map(|n| self.kernel(product, n, results))
+            .map(|kernel| Matmul { tuning: MatmulTuning { prefetch, ..kernel.tuning }, ..kernel })
+            .collect();
         self.token_tiles(&mut inner, product, &all.tokens, |tokens, t| {
             let x = all.x.clone() + t.clone() * product.x.stride;
             call(kernels[tokens - 1].clone(), [w.clone(), x, y.clone() + t * results.stride, count.clone()])

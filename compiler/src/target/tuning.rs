@@ -6,6 +6,7 @@
 
 use crate::lower::wide::{Cpu, table::Width};
 use crate::plan::layout::Format;
+use moec_abi::features::{AVX_VNNI, AVX512_BF16, AVX512_VBMI};
 
 /// The shape of the sums that one call of a matrix product computes together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -27,6 +28,8 @@ pub struct Tuning {
     pub single_rows: usize,
     /// Bytes of activations that are gone through for one tile of rows, so that they stay in the cache.
     pub activation_bytes: usize,
+    /// Whether a product of several tokens prefetches the weights of the next tiles while it computes.
+    pub prefetch: bool,
 }
 
 impl Tuning {
@@ -36,19 +39,22 @@ impl Tuning {
         float: Tile { rows: 1, tokens: 2 },
         single_rows: 1,
         activation_bytes: 2 << 20,
+        prefetch: false,
     };
 
-    /// For kernels of the wide x86 back end.
-    pub const fn wide(cpu: Cpu) -> Tuning {
+    /// For kernels of the wide x86 back end on a CPU with these [`moec_abi::features`].
+    pub const fn wide(cpu: Cpu, features: u64) -> Tuning {
         match cpu.width {
             Width::Ymm => {
                 Tuning { quantized: Tile { rows: 1, tokens: 6 }, float: Tile { rows: 1, tokens: 6 }, ..Tuning::NARROW }
             }
-            // Two row tiles share each broadcast, for which there are as many ports as for multiply-adds.
             Width::Zmm => Tuning {
-                quantized: Tile { rows: 2, tokens: 6 },
+                // Two row tiles share each broadcast, for which there are as many ports as for multiply-adds. Where those take two passes, ports are
+                // not short, and sums that need no spilling are worth more.
+                quantized: if is_zen4(features) { Tile { rows: 1, tokens: 8 } } else { Tile { rows: 2, tokens: 6 } },
                 float: Tile { rows: 2, tokens: 6 },
                 single_rows: 2,
+                prefetch: true,
                 ..Tuning::NARROW
             },
         }
@@ -58,4 +64,10 @@ impl Tuning {
     pub const fn tile(&self, format: Format) -> Tile {
         if format.is_quantized() { self.quantized } else { self.float }
     }
+}
+
+/// Whether the features are those of Zen 4, the one CPU with AVX-512 whose 512-bit arithmetic takes two passes through 256-bit pipes.
+const fn is_zen4(features: u64) -> bool {
+    let all = AVX512_BF16 | AVX512_VBMI;
+    features & all == all && features & AVX_VNNI == 0
 }

@@ -16,14 +16,19 @@ const PAGE: &str = include_str!("page.html");
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
+/// The model as OpenAI's and Mistral's clients expect one; the latter ask for `type` and `capabilities`.
 fn model(server: &Server) -> Value {
+    let chats = server.model().metadata().chat_template.is_some();
     json!({
         "id": server.model_name,
         "object": "model",
         "created": server.started,
         "owned_by": "moec",
+        "type": "base",
+        "capabilities": { "completion_chat": chats },
+        "max_context_length": server.context,
         "max_model_len": server.context,
-        "has_chat_template": server.model().metadata().chat_template.is_some(),
+        "has_chat_template": chats,
     })
 }
 
