@@ -23,6 +23,7 @@ mod tokenizer;
 pub use architecture::{Architecture, HeadNorm};
 pub use build::{WeightInfo, build_graph};
 pub use config::{Experts, ModelConfig};
+pub use dequantize::codes::{BlockScale, CodedRows};
 pub use dtype::Dtype;
 pub use error::ImportError;
 pub use packed::Packing;
