@@ -12,6 +12,7 @@ use crate::import;
 use crate::passes::QuantConfig;
 use crate::pipeline::{self, BuildError, Options, Progress};
 use crate::target::{self, TargetError};
+use crate::tune::{Record, RecordError};
 use moec_abi::KvType;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -26,6 +27,9 @@ pub enum ScriptError {
     /// There is no code for the target.
     #[error(transparent)]
     Target(#[from] TargetError),
+    /// A tuning record cannot be read.
+    #[error(transparent)]
+    Tuning(#[from] RecordError),
     /// The layouts of weights are not understood.
     #[error("quant({text:?}): {reason}")]
     Quant {
@@ -61,6 +65,7 @@ pub struct Builder {
     context: Option<usize>,
     target: Option<String>,
     target_cpu: Option<String>,
+    tuning: Vec<PathBuf>,
     directory: Option<PathBuf>,
 }
 
@@ -85,6 +90,7 @@ pub fn build(model: impl AsRef<Path>) -> Builder {
         context: None,
         target: None,
         target_cpu: None,
+        tuning: Vec::new(),
         directory: None,
     }
 }
@@ -120,6 +126,12 @@ impl Builder {
         self
     }
 
+    /// A tuning record, as `--tuning`; may be said several times. A warning of cargo tells when it does not fit.
+    pub fn tuning(mut self, record: impl AsRef<Path>) -> Builder {
+        self.tuning.push(record.as_ref().to_path_buf());
+        self
+    }
+
     /// The system to compile for; cargo's `TARGET` without this.
     pub fn target(mut self, triple: &str) -> Builder {
         self.target = Some(triple.to_string());
@@ -150,10 +162,13 @@ impl Builder {
         let cargo = std::env::var_os("OUT_DIR").map(PathBuf::from);
         let directory = self.directory.clone().or_else(|| cargo.clone()).ok_or(ScriptError::NoDirectory)?;
         if cargo.is_some() {
-            println!("cargo::rerun-if-changed={}", self.model.display());
+            for path in std::iter::once(&self.model).chain(&self.tuning) {
+                println!("cargo::rerun-if-changed={}", path.display());
+            }
         }
         let model = import::open(&self.model).map_err(BuildError::from)?;
-        pipeline::build_library(&model, &options, Library::Crate, &directory, &Silent(AtomicBool::new(false)))?;
+        let silent = Silent { cargo: cargo.is_some(), cancelled: AtomicBool::new(false) };
+        pipeline::build_library(&model, &options, Library::Crate, &directory, &silent)?;
         if cargo.is_some() {
             println!("cargo::rustc-link-search=native={}", directory.display());
             println!("cargo::rustc-link-lib=static={}", self.name);
@@ -186,19 +201,28 @@ impl Builder {
             None => QuantConfig::default(),
         };
         let prefix = self.name.clone();
-        Ok(Options { quant, kv: self.kv, context: self.context, target, levels, prefix, ..Options::default() })
+        let tuning = self.tuning.iter().map(|path| Record::read(path)).collect::<Result<_, _>>()?;
+        Ok(Options { quant, kv: self.kv, context: self.context, target, levels, prefix, tuning, ..Options::default() })
     }
 }
 
 /// Cargo shows a build script's output only when it fails.
-struct Silent(AtomicBool);
+struct Silent {
+    cargo: bool,
+    cancelled: AtomicBool,
+}
 
 impl Progress for Silent {
     fn begin(&self, _bytes: u64, _reused: bool) {}
     fn packed(&self, _done: u64, _all: u64) {}
     fn end(&self) {}
+    fn note(&self, text: &str) {
+        if self.cargo {
+            println!("cargo::warning={text}");
+        }
+    }
     fn recording(&self) {}
     fn cancelled(&self) -> &AtomicBool {
-        &self.0
+        &self.cancelled
     }
 }

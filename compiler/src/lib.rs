@@ -14,5 +14,6 @@ pub mod pipeline;
 pub mod plan;
 pub mod synth;
 pub mod target;
+pub mod tune;
 
 pub use build_script::build;

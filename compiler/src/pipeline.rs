@@ -12,10 +12,11 @@ use crate::emit::pack::{PackReport, Packing};
 use crate::emit::{EmitError, library, payload};
 use crate::import::build::build_graph;
 use crate::import::{self, Model};
-use crate::lower::backend;
 use crate::passes::{self, PassError, PassId, QuantConfig, Trace};
 use crate::plan::{ModelShape, Plan, PlanError, plan};
-use crate::target::{self, CpuLevel, TargetError, Tuning};
+use crate::target::{self, CpuLevel, TargetError};
+use crate::tune::apply::{Ambiguous, apply};
+use crate::tune::{Record, worth_measuring};
 use moec_abi::KvType;
 use moec_ir::graph::{Graph, Layout, Mode, Role};
 use std::fs::File;
@@ -45,6 +46,8 @@ pub struct Options {
     pub stop_after: Option<PassId>,
     /// Rewrites to apply at most in each graph.
     pub stop_after_rewrites: Option<usize>,
+    /// What was measured of kernels, for levels and shapes that may or may not be those of this build.
+    pub tuning: Vec<Record>,
 }
 
 impl Default for Options {
@@ -60,6 +63,7 @@ impl Default for Options {
             disabled: Vec::new(),
             stop_after: None,
             stop_after_rewrites: None,
+            tuning: Vec::new(),
         }
     }
 }
@@ -89,6 +93,9 @@ pub enum BuildError {
     /// There is no code for the target.
     #[error(transparent)]
     Target(#[from] TargetError),
+    /// Tuning records contradict each other.
+    #[error(transparent)]
+    Tuning(#[from] Ambiguous),
     /// Only objects can be made for other systems.
     #[error(
         "limit of moec: it carries the runtime for {host} only, and cannot link it for {target}; build with --emit object, which needs no runtime"
@@ -121,6 +128,8 @@ pub struct Compiled {
     pub traces: [Trace; 2],
     /// What is to be made of them.
     pub plan: Plan,
+    /// What the user should know of tuning records that do not fit, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// The longest sequence to compile for.
@@ -170,10 +179,11 @@ pub fn compile(model: &Model, options: &Options) -> Result<Compiled, BuildError>
     let (decode, first) = rewrite(model, options, Mode::Decode)?;
     let (batch, second) = rewrite(model, options, Mode::Batch)?;
     let shape = ModelShape::new(&model.name, &model.config, options.kv, context(model, options)?);
-    let tunings: Vec<Tuning> = options.levels.iter().map(|l| backend::tuning(l, &options.target)).collect();
-    let mut plan = plan(&decode, &batch, shape, &tunings)?;
+    let mut tuned = apply(&options.tuning, &options.levels, &options.target)?;
+    let mut plan = plan(&decode, &batch, shape, &tuned.tunings)?;
+    tuned.compare(&options.tuning, &worth_measuring(&plan));
     payload::seal(&mut plan, model);
-    Ok(Compiled { decode, batch, traces: [first, second], plan })
+    Ok(Compiled { decode, batch, traces: [first, second], plan, notes: tuned.notes })
 }
 
 /// How the building goes.
@@ -184,6 +194,8 @@ pub trait Progress: Sync {
     fn packed(&self, done: u64, all: u64);
     /// All weights are in place.
     fn end(&self);
+    /// Something that the user should know.
+    fn note(&self, text: &str);
     /// The executable runs for the first time, to record what `selftest` compares with.
     fn recording(&self);
     /// Set when the user wants to stop.
@@ -234,6 +246,7 @@ fn go_on(progress: &dyn Progress) -> Result<(), BuildError> {
 pub fn build(model: &Model, options: &Options, output: &Path, progress: &dyn Progress) -> Result<Built, BuildError> {
     check_runtime(&options.target)?;
     let compiled = compile(model, options)?;
+    compiled.notes.iter().for_each(|note| progress.note(note));
     let plan = &compiled.plan;
     let key = payload::key(plan, model);
     let isa = target::isa_for(options.levels[0].features, &options.target)?;
@@ -273,6 +286,7 @@ pub fn build_library(
         check_runtime(&options.target)?;
     }
     let compiled = compile(model, options)?;
+    compiled.notes.iter().for_each(|note| progress.note(note));
     let plan = &compiled.plan;
     let key = payload::key(plan, model);
     let prefix = &options.prefix;

@@ -108,6 +108,7 @@ impl Progress for Quiet {
     fn begin(&self, _: u64, _: bool) {}
     fn packed(&self, _: u64, _: u64) {}
     fn end(&self) {}
+    fn note(&self, _: &str) {}
     fn recording(&self) {}
     fn cancelled(&self) -> &AtomicBool {
         &self.0

@@ -12,6 +12,7 @@ use moec::import::{self, Dtype, Model};
 use moec::passes::{PassId, QuantConfig};
 use moec::pipeline::{self, Options, Progress};
 use moec::target;
+use moec::tune::Record;
 use moec_abi::KvType;
 use moec_ir::graph::{Layout, Role};
 use std::collections::BTreeMap;
@@ -46,6 +47,13 @@ pub struct BuildOptions {
     /// Without this: native, or what every CPU of another --target has.
     #[arg(long, value_name = "CPU,…")]
     target_cpu: Option<String>,
+    /// Tuning records, made by `moec tune` on the machines that this is for: kernels are written as was fastest there
+    ///
+    /// A record is for the CPU level with exactly its features, and says something about some shapes of products; the rest is written by
+    /// moec's defaults. One that is for no level of this build, or (for native) was measured on another machine, or by another version of moec, is
+    /// ignored with a warning; two for one level are an error. Results never depend on it, to the last bit.
+    #[arg(long, value_name = "FILE,…", value_delimiter = ',')]
+    tuning: Vec<PathBuf>,
     /// System to make code for, e.g. aarch64-unknown-linux-gnu; this one without this
     #[arg(long, value_name = "TRIPLE", value_parser = triple)]
     target: Option<Triple>,
@@ -108,6 +116,7 @@ impl BuildOptions {
             disabled: self.disable_pass.clone(),
             stop_after: None,
             stop_after_rewrites: self.stop_after_rewrites,
+            tuning: self.tuning.iter().map(|path| Record::read(path)).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -320,6 +329,10 @@ impl Progress for Bar {
 
     fn end(&self) {
         self.finish();
+    }
+
+    fn note(&self, text: &str) {
+        say(format_args!("moec: warning: {text}"));
     }
 
     fn recording(&self) {

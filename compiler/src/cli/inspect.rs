@@ -1,7 +1,7 @@
 //! `moec inspect`
 
 use super::build::BuildOptions;
-use super::output::print_line;
+use super::output::{print_line, say};
 use anyhow::bail;
 use clap::Args;
 use moec::import;
@@ -73,6 +73,9 @@ impl Inspect {
             return Ok(0);
         }
         let compiled = pipeline::compile(&model, &options)?;
+        for note in &compiled.notes {
+            say(format_args!("moec: warning: {note}"));
+        }
         if self.rewrites {
             for (graph, trace) in [&compiled.decode, &compiled.batch].into_iter().zip(&compiled.traces) {
                 print_line(format_args!("{}:\n{trace}", graph.mode()))?;

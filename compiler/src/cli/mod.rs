@@ -9,6 +9,8 @@ mod output;
 mod report;
 mod synth;
 mod targets;
+mod tune;
+mod tune_plot;
 
 use clap::{Parser, Subcommand};
 
@@ -38,6 +40,8 @@ enum Command {
     Run(build::Run),
     /// Show what the compiler makes of a model: graphs, plan, kernels, machine code
     Inspect(inspect::Inspect),
+    /// Measure on this machine how a model's kernels are best written, for --tuning
+    Tune(tune::Tune),
     /// Write a model of full shape with random weights, for measurements
     Synth(synth::Synth),
     /// List the CPUs that code can be made for, what each needs, and what this machine has
@@ -55,6 +59,7 @@ impl Cli {
             Command::Run(run) => run.run(),
             Command::Inspect(inspect) => inspect.run(),
             Command::Synth(synth) => synth.run(),
+            Command::Tune(tune) => tune.run(),
             Command::Targets(targets) => targets.run(),
         }
     }

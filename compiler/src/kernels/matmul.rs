@@ -34,7 +34,8 @@ impl Epilogue {
         }
     }
 
-    const fn name(self) -> &'static str {
+    /// The name in kernels' names and tuning records.
+    pub const fn name(self) -> &'static str {
         match self {
             Epilogue::Store => "store",
             Epilogue::Add => "add",

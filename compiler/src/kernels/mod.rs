@@ -26,7 +26,7 @@ pub use elementwise::{Elementwise, ElementwiseOp};
 pub use embed::Embed;
 pub use gate::GateRow;
 pub use interleave::Interleave;
-pub use matmul::{Epilogue, Matmul, MatmulTuning};
+pub use matmul::{Epilogue, MAX_TOKENS, Matmul, MatmulTuning};
 pub use norm::{Norm, Outputs, Quantize};
 pub use rope::{Rope, StoreKey, StoreValue};
 pub use router::{SortByExpert, TopK};

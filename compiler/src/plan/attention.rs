@@ -7,7 +7,7 @@ use super::buffers::Scope;
 use super::planner::{Place, Planner, Share, Split, call};
 use super::program::{Action, Expr, Field};
 use super::stages::{Rows, Stages, WORD};
-use crate::kernels::{Attention, ElementwiseOp, KvFormat, Rope, StoreKey, StoreValue};
+use crate::kernels::{Attention, ElementwiseOp, Epilogue, KvFormat, Rope, StoreKey, StoreValue};
 use moec_abi::{LANES, PAGE_TOKENS, padded_head_dim};
 use moec_ir::graph::{NodeId, ValueId, WeightId};
 
@@ -123,7 +123,7 @@ impl Stages<'_> {
         let place = self.set(q, Place { buffer, offset: 0, stride });
         let pages = self.allot(kv, Scope::Shared);
         self.planner.begin("qkv_rope_store", Split::Other, &[product.x.buffer], &[place.buffer, pages.buffer]);
-        self.account(&product, 1);
+        self.account(&product, 1, Epilogue::Store, place.stride);
 
         let mut actions = Vec::new();
         let share = self.planner.share(&mut actions, heads + 2 * kv_heads);

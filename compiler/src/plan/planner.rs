@@ -7,7 +7,7 @@
 //! Deliberately absent: what an operation of the graph means.
 
 use super::buffers::{BufferId, Buffers, Scope};
-use super::program::{Action, Expr, Field, PlacedWeight, Program, Stage, Var};
+use super::program::{Action, Expr, Field, PlacedWeight, Program, Stage, StageProduct, Var};
 use crate::kernels::Kernel;
 use std::collections::HashMap;
 
@@ -125,6 +125,11 @@ impl Planner {
     pub fn cost(&mut self, weight_bytes: usize, multiply_adds: usize) {
         self.stage.weight_bytes += weight_bytes;
         self.stage.multiply_adds += multiply_adds;
+    }
+
+    /// Notes that the current stage has a product.
+    pub fn product(&mut self, product: StageProduct) {
+        self.stage.products.push(product);
     }
 
     /// Notes that the current stage writes buffers of which one worker alone writes each part, and that nothing else reads in this step.

@@ -8,10 +8,11 @@ use super::PlanError;
 use super::buffers::Scope;
 use super::layout::Format;
 use super::planner::{Place, Planner, Share, Split, call};
-use super::program::{Action, Expr, Field};
+use super::program::{Action, Expr, Field, StageProduct};
 use super::quant::CODEBOOK;
 use super::stages::{Rows, Stages, WORD};
-use crate::kernels::{Combine, Epilogue, Interleave, Matmul, MatmulTuning};
+use crate::kernels::{Combine, Epilogue, Interleave, Matmul};
+use crate::target::{ProductShape, ProductTuning};
 use moec_abi::{LANES, round_up};
 use moec_ir::graph::{Dispatch, Mode, NodeId, Role, ValueId, WeightId};
 
@@ -116,15 +117,19 @@ impl Stages<'_> {
         }
     }
 
-    /// Notes what products with `matrices` matrices cost for one token.
-    pub(super) fn account(&mut self, product: &Product, matrices: usize) {
+    /// Notes products with `matrices` matrices for one token, whose rows of results lie `stride` bytes apart, and what they cost.
+    pub(super) fn account(&mut self, product: &Product, matrices: usize, epilogue: Epilogue, stride: usize) {
+        let shape = ProductShape { format: product.format, k: product.k, epilogue };
+        self.planner.product(StageProduct { weight: product.index, shape, matrices, stride });
         let bytes = matrices * product.tiles * product.tile_bytes;
         self.planner.cost(bytes, matrices * product.tiles * LANES * product.k);
     }
 
+    fn tuning(&self, product: &Product, epilogue: Epilogue) -> ProductTuning {
+        self.tuning.product(ProductShape { format: product.format, k: product.k, epilogue })
+    }
+
     fn kernel(&self, product: &Product, tokens: usize, results: Results) -> Matmul {
-        let tile = self.tuning.tile(product.format);
-        let tiles = if tokens == 1 { self.tuning.single_rows } else { tile.rows };
         Matmul {
             format: product.format,
             k: product.k,
@@ -133,7 +138,7 @@ impl Stages<'_> {
             // An immediate only where there is more than one row.
             y_stride: if tokens > 1 { results.stride } else { 0 },
             codebook: CODEBOOK,
-            tuning: MatmulTuning { tiles, ..MatmulTuning::plain(product.format) },
+            tuning: self.tuning(product, results.epilogue).kernel(tokens),
         }
     }
 
@@ -150,8 +155,9 @@ impl Stages<'_> {
             actions.push(call(kernel, [w, all.x.clone(), y, units.to - units.from]));
             return;
         }
-        let tile = self.tuning.tile(product.format);
-        let chunk = (self.tuning.activation_bytes / product.x.stride / tile.tokens).max(1) * tile.tokens;
+        let tuning = self.tuning(product, results.epilogue);
+        let tile = tuning.tokens();
+        let chunk = (tuning.activation_bytes / product.x.stride / tile).max(1) * tile;
         let bytes = chunk.min(self.row_limit(Rows::Slots(self.shape.experts_per_token.max(1)))) * product.x.stride;
         let interleaved = self.planner.scratch("interleaved", bytes);
         let var = self.planner.var();
@@ -164,13 +170,13 @@ impl Stages<'_> {
             None => (self.planner.bind(&mut inner, all.x.clone() + first * product.x.stride), None),
         };
         let some = Operands { tokens, y, x, rows, ..all.clone() };
-        self.interleave(&mut inner, product, interleaved.into(), &some);
+        self.interleave(&mut inner, product, tile, interleaved.into(), &some);
         self.unit_loop(&mut inner, product, results, units, &Operands { x: interleaved.into(), ..some });
         actions.push(Action::Loop { var, from: Expr::Int(0), to: all.tokens.clone(), step: chunk as i64, body: inner });
     }
 
     /// Interleaves the tokens' rows at `to`, as many at a time as the kernels take.
-    fn interleave(&mut self, actions: &mut Vec<Action>, product: &Product, to: Expr, from: &Operands) {
+    fn interleave(&mut self, actions: &mut Vec<Action>, product: &Product, tile: usize, to: Expr, from: &Operands) {
         let stride = product.x.stride;
         let gather = from.rows.is_some();
         let one = |tokens: usize, t: Expr| {
@@ -180,18 +186,17 @@ impl Stages<'_> {
             };
             call(Interleave { bytes: stride, stride, tokens, gather }, [x, rows, to.clone() + t * stride])
         };
-        self.token_tiles(actions, product, &from.tokens, one);
+        self.token_tiles(actions, tile, &from.tokens, one);
     }
 
     /// Calls `one` for the tokens, a tile at a time, then for the rest: how many and from which on.
     fn token_tiles(
         &mut self,
         actions: &mut Vec<Action>,
-        product: &Product,
+        tile: usize,
         tokens: &Expr,
         one: impl Fn(usize, Expr) -> Action,
     ) {
-        let tile = self.tuning.tile(product.format).tokens;
         let whole = self.planner.bind(actions, tokens.clone() / tile * tile);
         let share = Share { from: Expr::Int(0), to: whole.clone() };
         self.planner.each(actions, share, tile as i64, |_, actions, t| actions.push(one(tile, t)));
@@ -209,7 +214,8 @@ impl Stages<'_> {
         all: &Operands,
     ) {
         let unit_bytes = results.epilogue.tiles() * product.tile_bytes;
-        let together = (self.tuning.tile(product.format).rows / results.epilogue.tiles()).max(1);
+        let tuning = self.tuning(product, results.epilogue);
+        let (tile, together) = (tuning.tokens(), (tuning.block / results.epilogue.tiles()).max(1));
         let mut inner = Vec::new();
         let var = self.planner.var();
         let unit = Expr::from(var);
@@ -219,13 +225,10 @@ impl Stages<'_> {
             1 => Expr::Int(1),
             _ => self.planner.bind(&mut inner, (units.to.clone() - unit).min(together)),
         };
-        // What is read after these units, while these are computed.
-        let prefetch = self.tuning.prefetch.then_some(together * unit_bytes);
-        let kernels: Vec<Matmul> = (1..=self.tuning.tile(product.format).tokens)
-            .map(|n| self.kernel(product, n, results))
-            .map(|kernel| Matmul { tuning: MatmulTuning { prefetch, ..kernel.tuning }, ..kernel })
-            .collect();
-        self.token_tiles(&mut inner, product, &all.tokens, |tokens, t| {
+        let in_walk = |n| tuning.kernel_in_walk(n, together * unit_bytes);
+        let kernels: Vec<Matmul> =
+            (1..=tile).map(|n| Matmul { tuning: in_walk(n), ..self.kernel(product, n, results) }).collect();
+        self.token_tiles(&mut inner, tile, &all.tokens, |tokens, t| {
             let x = all.x.clone() + t.clone() * product.x.stride;
             call(kernels[tokens - 1].clone(), [w.clone(), x, y.clone() + t * results.stride, count.clone()])
         });
@@ -260,7 +263,7 @@ impl Stages<'_> {
             let (scope, split) = self.small(rows);
             let to = self.allot(y, scope);
             self.planner.begin("router", split, &[product.x.buffer], &[to.buffer]);
-            self.account(&product, 1);
+            self.account(&product, 1, Epilogue::Store, 0);
             let kernel = self.kernel(&product, 1, Results { epilogue: Epilogue::Store, stride: 0 });
             let tiles = product.tiles;
             self.each_row(rows, |_, actions, t| {
@@ -274,7 +277,7 @@ impl Stages<'_> {
         }
         let to = self.allot(y, Scope::Shared);
         self.planner.begin("matmul", Split::Other, &[product.x.buffer], &[to.buffer]);
-        self.account(&product, 1);
+        self.account(&product, 1, Epilogue::Store, to.stride);
         let mut actions = Vec::new();
         let tiles = self.planner.share(&mut actions, product.tiles);
         self.store_product(&mut actions, &product, to, tiles, count);
@@ -284,7 +287,7 @@ impl Stages<'_> {
 
     fn logits(&mut self, product: &Product, count: Expr) -> Result<(), PlanError> {
         self.planner.begin("logits", Split::Other, &[product.x.buffer], &[]);
-        self.account(product, 1);
+        self.account(product, 1, Epilogue::Store, product.tiles * LANES * WORD);
         let mut actions = Vec::new();
         let tiles = self.planner.share(&mut actions, product.tiles);
         let all = Operands {
@@ -319,7 +322,7 @@ impl Stages<'_> {
         let product = self.product(x, w);
         let to = self.in_place(residual, y, node);
         self.planner.begin("matmul_add", Split::Other, &[product.x.buffer], &[to.buffer]);
-        self.account(&product, 1);
+        self.account(&product, 1, Epilogue::Add, to.stride);
         let mut actions = Vec::new();
         let tiles = self.planner.share(&mut actions, product.tiles);
         let all = Operands {
@@ -339,7 +342,7 @@ impl Stages<'_> {
         let product = self.product(x, w);
         let to = self.allot(y, Scope::Shared);
         self.planner.begin("gate_up", Split::Other, &[product.x.buffer], &[to.buffer]);
-        self.account(&product, 1);
+        self.account(&product, 1, Epilogue::SiluMul, to.stride);
         let mut actions = Vec::new();
         let units = self.planner.share(&mut actions, product.tiles / 2);
         let all = Operands {
@@ -462,7 +465,7 @@ impl Stages<'_> {
         let mut reads = vec![product.x.buffer, chosen.buffer];
         reads.extend(order.map(|o| self.place(o).buffer));
         self.planner.begin("expert_matmul", Split::Other, &reads, &[to.buffer]);
-        self.account(&product, slots);
+        self.account(&product, slots, Epilogue::Store, to.stride);
         let mut actions = Vec::new();
         self.by_slot(&mut actions, &product, Epilogue::Store, chosen, slots, &rows, to);
         self.planner.push(actions);
@@ -485,7 +488,7 @@ impl Stages<'_> {
         let mut reads = vec![product.x.buffer, chosen.buffer];
         reads.extend(order.map(|o| self.place(o).buffer));
         self.planner.begin("expert_gate_up", Split::Other, &reads, &[to.buffer]);
-        self.account(&product, slots);
+        self.account(&product, slots, Epilogue::SiluMul, to.stride);
         let mut actions = Vec::new();
         match (dispatch, order) {
             (Dispatch::Grouped, Some(order)) => {
@@ -516,7 +519,7 @@ impl Stages<'_> {
         let mut reads = vec![product.x.buffer, chosen.buffer, scores.buffer];
         reads.extend(down.order.map(|o| self.place(o).buffer));
         self.planner.begin("expert_down_add", Split::Other, &reads, &[to.buffer, buffer]);
-        self.account(&product, slots);
+        self.account(&product, slots, Epilogue::Store, stride);
 
         // A worker makes its own columns of every slot's result and adds them up itself, so no barrier is needed between.
         let mut actions = Vec::new();

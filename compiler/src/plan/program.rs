@@ -9,6 +9,7 @@
 
 use super::buffers::{BufferId, Buffers, Scope};
 use crate::kernels::Kernel;
+use crate::target::ProductShape;
 use std::fmt;
 
 /// A loop variable or a named intermediate value of a [`Program`].
@@ -283,6 +284,21 @@ pub struct Stage {
     pub weight_bytes: usize,
     /// Multiply-adds with weights for one token, as laid out.
     pub multiply_adds: usize,
+    /// The products with weights in it.
+    pub products: Vec<StageProduct>,
+}
+
+/// A product with a weight in a stage.
+#[derive(Clone, PartialEq, Debug)]
+pub struct StageProduct {
+    /// The weight, by its index in [`Program::weights`].
+    pub weight: usize,
+    /// What it is tuned by.
+    pub shape: ProductShape,
+    /// Matrices that one token meets: more than one where the weight has experts.
+    pub matrices: usize,
+    /// Bytes from a token's row of results to the next.
+    pub stride: usize,
 }
 
 /// All that a worker does in one step.

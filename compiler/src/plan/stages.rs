@@ -78,7 +78,7 @@ pub fn plan_stages(
         shape,
         payload,
         heads,
-        tuning: *tuning,
+        tuning,
         planner,
         places: HashMap::new(),
         by_expert: HashMap::new(),
@@ -109,7 +109,7 @@ pub(super) struct Stages<'a> {
     pub(super) shape: &'a ModelShape,
     pub(super) payload: &'a PayloadMap,
     pub(super) heads: &'a HeadLayout,
-    pub(super) tuning: Tuning,
+    pub(super) tuning: &'a Tuning,
     pub(super) planner: Planner,
     pub(super) places: HashMap<ValueId, Place>,
     /// Values whose rows, one for each (token, slot), lie by expert and not by token, with the order that they lie in.

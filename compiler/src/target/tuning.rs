@@ -1,12 +1,16 @@
 //! How kernels are best written for a CPU: the choices that change speed and never a bit.
 //!
 //! A matrix product keeps `rows × tokens` sums in registers. More tokens share each weight that is loaded and expanded; more row tiles share each
-//! activation that is broadcast. What fits and what is short differs from CPU to CPU. Deliberately absent: measuring, and what the
+//! activation that is broadcast. What fits and what is short differs from CPU to CPU, and from shape to shape. A [`Tuning`] has choices for whole
+//! kinds of products, and for shapes that were measured choices of their own. Deliberately absent: measuring, and what the
 //! numbers of a model are.
 
+use crate::kernels::{Epilogue, MatmulTuning};
 use crate::lower::wide::{Cpu, table::Width};
 use crate::plan::layout::Format;
 use moec_abi::features::{AVX_VNNI, AVX512_BF16, AVX512_VBMI};
+use std::collections::BTreeMap;
+use std::fmt;
 
 /// The shape of the sums that one call of a matrix product computes together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,8 +21,57 @@ pub struct Tile {
     pub tokens: usize,
 }
 
+/// What products are tuned by: all with the same three have the same kernels, but for strides.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ProductShape {
+    /// The weight's format.
+    pub format: Format,
+    /// Its columns as laid out.
+    pub k: usize,
+    /// What becomes of the sums.
+    pub epilogue: Epilogue,
+}
+
+impl fmt::Display for ProductShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ProductShape { format, k, epilogue } = self;
+        write!(f, "{format} k={k} {}", epilogue.name())
+    }
+}
+
+/// Choices for products of one shape.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ProductTuning {
+    /// How the kernels for 1, 2, … tokens at once are written; as many as there are, tokens are taken at a time.
+    pub kernels: Vec<MatmulTuning>,
+    /// Tiles of rows that are gone through for one walk over the tokens.
+    pub block: usize,
+    /// Bytes of activations that are gone through for one block of rows, so that they stay in the cache.
+    pub activation_bytes: usize,
+    /// Whether the walk over the tokens prefetches the weights of the next block while it computes this one.
+    pub ahead: bool,
+}
+
+impl ProductTuning {
+    /// Tokens taken at a time.
+    pub fn tokens(&self) -> usize {
+        self.kernels.len()
+    }
+
+    /// How the kernel for `tokens` tokens at once is written in a walk over tokens, where a block of rows has so many bytes.
+    pub fn kernel_in_walk(&self, tokens: usize, block_bytes: usize) -> MatmulTuning {
+        let kernel = self.kernel(tokens);
+        MatmulTuning { prefetch: if self.ahead { Some(block_bytes) } else { kernel.prefetch }, ..kernel }
+    }
+
+    /// How the kernel for `tokens` tokens at once is written where it goes through all rows by itself.
+    pub fn kernel(&self, tokens: usize) -> MatmulTuning {
+        self.kernels[tokens - 1]
+    }
+}
+
 /// Choices for one CPU level.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Tuning {
     /// For products of quantized weights.
     pub quantized: Tile,
@@ -30,6 +83,8 @@ pub struct Tuning {
     pub activation_bytes: usize,
     /// Whether a product of several tokens prefetches the weights of the next tiles while it computes.
     pub prefetch: bool,
+    /// For shapes that were measured, instead of all of the above.
+    pub products: BTreeMap<ProductShape, ProductTuning>,
 }
 
 impl Tuning {
@@ -40,10 +95,11 @@ impl Tuning {
         single_rows: 1,
         activation_bytes: 2 << 20,
         prefetch: false,
+        products: BTreeMap::new(),
     };
 
     /// For kernels of the wide x86 back end on a CPU with these [`moec_abi::features`].
-    pub const fn wide(cpu: Cpu, features: u64) -> Tuning {
+    pub fn wide(cpu: Cpu, features: u64) -> Tuning {
         match cpu.width {
             Width::Ymm => {
                 Tuning { quantized: Tile { rows: 1, tokens: 6 }, float: Tile { rows: 1, tokens: 6 }, ..Tuning::NARROW }
@@ -60,9 +116,20 @@ impl Tuning {
         }
     }
 
-    /// The tile for weights of a format.
-    pub const fn tile(&self, format: Format) -> Tile {
-        if format.is_quantized() { self.quantized } else { self.float }
+    /// The choices for products of a shape: those that were measured, or else those of its kind.
+    pub fn product(&self, shape: ProductShape) -> ProductTuning {
+        if let Some(measured) = self.products.get(&shape) {
+            return measured.clone();
+        }
+        let tile = if shape.format.is_quantized() { self.quantized } else { self.float };
+        let rows = |tokens: usize| if tokens == 1 { self.single_rows } else { tile.rows };
+        let kernel = |tokens| MatmulTuning { tiles: rows(tokens), ..MatmulTuning::plain(shape.format) };
+        ProductTuning {
+            kernels: (1..=tile.tokens).map(kernel).collect(),
+            block: tile.rows,
+            activation_bytes: self.activation_bytes,
+            ahead: self.prefetch,
+        }
     }
 }
 

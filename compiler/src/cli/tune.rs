@@ -1,0 +1,184 @@
+//! `moec tune`
+
+use super::build::BuildOptions;
+use super::failure::Usage;
+use super::output::{print_line, say};
+use super::tune_plot;
+use anyhow::Context as _;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use moec::import;
+use moec::pipeline;
+use moec::target::machine;
+use moec::tune::{self, Outcome, Progress, Request};
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::time::Duration;
+use target_lexicon::Triple;
+
+/// `moec tune`
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Give the same --quant as to the build: what is tuned are the shapes and formats of the model's products. \
+    The record is text; `moec build MODEL --tuning FILE` uses it. Stopped or out of time, it keeps the shapes that are done, and the next run goes on. \
+    Nothing else should run meanwhile."
+)]
+pub struct Tune {
+    /// The model's directory, or a .gguf file; its weights are not read
+    model: PathBuf,
+    /// The record to write; one that is there is gone on with
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Stop after this time, e.g. 60s or 5m, and keep what is done
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
+    budget: Duration,
+    /// Threads that work together; all physical cores without this
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Draw the result as well
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
+    #[command(flatten)]
+    options: BuildOptions,
+}
+
+/// A time such as `90`, `90s` or `2m`.
+fn time(text: &str) -> Result<Duration, String> {
+    let (number, factor) = match text.strip_suffix('m') {
+        Some(minutes) => (minutes, 60.0),
+        None => (text.strip_suffix('s').unwrap_or(text), 1.0),
+    };
+    match number.parse::<f64>() {
+        Ok(n) if n > 0.0 && n * factor <= 86400.0 => Ok(Duration::from_secs_f64(n * factor)),
+        _ => Err("a time is a number of seconds such as 60s, or of minutes such as 5m, up to a day".to_string()),
+    }
+}
+
+/// The progress bar.
+struct Bar(ProgressBar);
+
+impl Progress for Bar {
+    fn at(&self, share: f64, shape: &str, what: &str) {
+        self.0.set_position((1000.0 * share) as u64);
+        self.0.set_message(format!("{shape}: {what}"));
+    }
+}
+
+impl Tune {
+    pub fn run(self) -> anyhow::Result<u8> {
+        let options = self.options.resolve()?;
+        if options.target.architecture != Triple::host().architecture {
+            return Err(Usage::new("moec tune measures on this machine; leave out --target").into());
+        }
+        if options.levels.len() != 1 {
+            return Err(Usage::new("moec tune measures one CPU level at a time; name one with --target-cpu").into());
+        }
+        let model = import::open(&self.model)?;
+        let compiled = pipeline::compile(&model, &options)?;
+        let bar = ProgressBar::new(1000)
+            .with_style(ProgressStyle::with_template("{bar:40} {elapsed} {wide_msg}").expect("a valid template"));
+        let request = Request {
+            plan: &compiled.plan,
+            level: options.levels[0],
+            threads: self.threads.map_or_else(machine::cores, usize::from),
+            budget: self.budget,
+            output: &self.output,
+        };
+        let result = tune::tune(&request, &Bar(bar.clone()));
+        bar.finish_and_clear();
+        let outcome = result?;
+        print_line(table(&outcome).trim_end())?;
+        if let Some(path) = &self.plot {
+            std::fs::write(path, tune_plot::svg(&outcome))
+                .with_context(|| format!("cannot write {}", path.display()))?;
+            say(format_args!("drew {}", path.display()));
+        }
+        if outcome.earlier > 0 {
+            say(format_args!(
+                "{} of the shapes were in the record already; delete it to measure them anew",
+                outcome.earlier
+            ));
+        }
+        if outcome.left() > 0 {
+            say(format_args!(
+                "the time was over before {} of the shapes; the same command goes on with them",
+                outcome.left()
+            ));
+        }
+        say(format_args!("wrote {}", self.output.display()));
+        Ok(0)
+    }
+}
+
+/// How a step is named.
+pub fn step_name(step: usize) -> String {
+    if step == 1 { "decode".to_string() } else { format!("prefill {step}") }
+}
+
+/// Default against tuned, for people.
+fn table(outcome: &Outcome) -> String {
+    let limits = outcome.record.limits;
+    let mut text = format!(
+        "limits of {} threads: {:.1} G multiply-adds/s of bytes, {:.1} of f32, {:.1} GB/s from memory\n{:<20} {:<12} {:>7} {:>8} {:>7} {:>7}  choices\n",
+        outcome.record.threads,
+        limits.dots / 1e9,
+        limits.fmas / 1e9,
+        limits.read / 1e9,
+        "product",
+        "step",
+        "tokens",
+        "default",
+        "tuned",
+        "faster",
+    );
+    for product in &outcome.products {
+        let Some(found) = outcome.record.products.get(&product.shape) else {
+            let _ = writeln!(text, "{:<20} not measured yet", product.shape.to_string());
+            continue;
+        };
+        for (i, m) in found.measured.iter().enumerate() {
+            let name = if i == 0 { product.shape.to_string() } else { String::new() };
+            let kernel = found.tuning.kernel(m.tokens.min(found.tuning.tokens()));
+            let choices = match m.step {
+                1 => format!(
+                    "{} rows, unroll {}{}",
+                    kernel.tiles,
+                    kernel.unroll,
+                    kernel.prefetch.map_or(String::new(), |n| format!(", prefetch {n}"))
+                ),
+                _ => format!(
+                    "{} rows × {} tokens, unroll {}, block {}, chunk {} KiB",
+                    kernel.tiles,
+                    m.tokens.min(found.tuning.tokens()),
+                    kernel.unroll,
+                    found.tuning.block,
+                    found.tuning.activation_bytes >> 10
+                ),
+            };
+            let _ = writeln!(
+                text,
+                "{name:<20} {:<12} {:>7} {:>6.1} % {:>5.1} % {:>5.1} %  {choices}",
+                step_name(m.step),
+                m.tokens,
+                100.0 * m.default_share,
+                100.0 * m.tuned_share,
+                100.0 * (m.tuned_share / m.default_share - 1.0),
+            );
+        }
+    }
+    text + "default and tuned are shares of the machine's limit: reading the weights, or the multiply-adds, whichever takes longer\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_seconds_or_minutes() {
+        assert_eq!(time("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(time("1.5m"), Ok(Duration::from_secs(90)));
+        for wrong in ["", "s", "-1s", "0", "1h", "nan", "inf", "1e9m"] {
+            assert!(time(wrong).is_err(), "{wrong}");
+        }
+    }
+}

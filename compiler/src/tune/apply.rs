@@ -1,0 +1,98 @@
+//! Which record is for which level of a build.
+//!
+//! A record is for the level with exactly its features, whatever machine builds; for `native` it must be of this machine's CPU, too. A record that is for no
+//! level, of another version of moec, or without any of the model's shapes is left aside, and the user told: the build is as good as without it. Two records
+//! for one level are an error, since nothing says which is meant.
+
+use super::products::Product;
+use super::record::Record;
+use crate::lower::backend;
+use crate::target::machine::Machine;
+use crate::target::{CpuLevel, Tuning, feature_names};
+use target_lexicon::Triple;
+
+/// Two records for one level.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the tuning records {first} and {second} are both for {level}; give one of them")]
+pub struct Ambiguous {
+    /// The level's name.
+    pub level: &'static str,
+    /// A record.
+    pub first: String,
+    /// Another.
+    pub second: String,
+}
+
+/// The choices for each level, and what the user should know of records that do not fit.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Applied {
+    /// One for each level.
+    pub tunings: Vec<Tuning>,
+    /// The record of each level, by its index, if it has one.
+    pub records: Vec<Option<usize>>,
+    /// For people, a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// The choices for `levels` out of `records`, or else the defaults.
+///
+/// # Errors
+/// When two records are for one level.
+pub fn apply(records: &[Record], levels: &[CpuLevel], target: &Triple) -> Result<Applied, Ambiguous> {
+    let tunings = levels.iter().map(|level| backend::tuning(level, target)).collect();
+    let mut applied = Applied { tunings, records: vec![None; levels.len()], notes: Vec::new() };
+    for (index, record) in records.iter().enumerate() {
+        let mut ignore =
+            |why: String| applied.notes.push(format!("the tuning record {} is ignored: {why}", record.source));
+        if record.moec != env!("CARGO_PKG_VERSION") {
+            let this = env!("CARGO_PKG_VERSION");
+            ignore(format!("it was made by moec {}, and this is {this}, whose kernels may differ", record.moec));
+            continue;
+        }
+        let Some(at) = levels.iter().position(|level| level.features == record.features) else {
+            let features = feature_names(record.features).join(" ");
+            let built: Vec<&str> = levels.iter().map(|level| level.name).collect();
+            ignore(format!("it is for CPUs with {features}, and this build is for {}", built.join(", ")));
+            continue;
+        };
+        let this = Machine::this();
+        if levels[at].name == "native" && record.machine != this {
+            ignore(format!("it was measured on {}, and this machine is {}", told(&record.machine), told(&this)));
+            continue;
+        }
+        if let Some(first) = applied.records[at] {
+            let (first, second) = (records[first].source.clone(), record.source.clone());
+            return Err(Ambiguous { level: levels[at].name, first, second });
+        }
+        applied.records[at] = Some(index);
+        let products = record.products.iter().map(|(shape, found)| (*shape, found.tuning.clone()));
+        applied.tunings[at].products.extend(products);
+    }
+    Ok(applied)
+}
+
+/// A machine in words.
+fn told(machine: &Machine) -> String {
+    let caches: Vec<String> = machine.caches.iter().map(|bytes| format!("{} KiB", bytes >> 10)).collect();
+    format!("{} with caches of {}", machine.cpu, caches.join(", "))
+}
+
+impl Applied {
+    /// Notes how many of the model's shapes the records say something about.
+    pub fn compare(&mut self, records: &[Record], products: &[Product]) {
+        for record in self.records.iter().flatten().map(|&index| &records[index]) {
+            let known = products.iter().filter(|product| record.products.contains_key(&product.shape)).count();
+            let (source, all) = (&record.source, products.len());
+            if known == 0 {
+                self.notes.push(format!(
+                    "the tuning record {source} is ignored: none of its {} shapes is in this model as it is built; was it made with another --quant?",
+                    record.products.len()
+                ));
+            } else if known < all {
+                self.notes.push(format!(
+                    "the tuning record {source} knows {known} of {all} shapes of products; the others are written by the defaults"
+                ));
+            }
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Kernels as machine code in executable memory of this process.
+//!
+//! Deliberately absent: memory for what they work on ([`super::workload`]).
+
+use crate::kernels::Kernel;
+use crate::lower::backend::{CompileError, KernelBackend};
+use crate::target::{self, CpuLevel, TargetError};
+use cranelift_codegen::isa::OwnedTargetIsa;
+use memmap2::{Mmap, MmapMut};
+use moec_ir::tile::Function;
+use target_lexicon::Triple;
+
+/// Why kernels cannot be run here.
+#[derive(Debug, thiserror::Error)]
+pub enum CodeError {
+    /// The level needs what this CPU has not.
+    #[error(
+        "this machine cannot run code for {level}: it lacks {missing}; tune for a CPU that it can run (`moec targets`)"
+    )]
+    CannotRun {
+        /// The level's name.
+        level: &'static str,
+        /// The features that are missing.
+        missing: String,
+    },
+    /// There is no code for the target.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// A kernel does not compile.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// The system gives no memory for code.
+    #[error("cannot get executable memory: {0}; measuring needs a system that allows it")]
+    Memory(std::io::Error),
+}
+
+/// Compiles kernels for one level and runs them here.
+pub struct Compiler {
+    level: CpuLevel,
+    backend: KernelBackend,
+    isa: OwnedTargetIsa,
+}
+
+impl Compiler {
+    /// For `level`, whose features this machine has.
+    ///
+    /// # Errors
+    /// When it has not, or there is no code generator.
+    pub fn new(level: CpuLevel) -> Result<Compiler, CodeError> {
+        let missing = level.features & !target::host();
+        if missing != 0 {
+            let missing = target::feature_names(missing).join(", ");
+            return Err(CodeError::CannotRun { level: level.name, missing });
+        }
+        let triple = Triple::host();
+        let backend = KernelBackend::choose(level.features, &triple);
+        Ok(Compiler { level, backend, isa: target::isa_for(level.features, &triple)? })
+    }
+
+    /// The level.
+    pub fn level(&self) -> CpuLevel {
+        self.level
+    }
+
+    /// The back end that models get for this level.
+    pub fn backend(&self) -> KernelBackend {
+        self.backend
+    }
+
+    /// Compiles a kernel.
+    ///
+    /// # Errors
+    /// A bug of a back end, or no memory for code.
+    pub fn kernel(&self, kernel: impl Into<Kernel>) -> Result<Code, CodeError> {
+        self.function(&kernel.into().generate())
+    }
+
+    /// Bytes of the code of a function; `None` when it does not compile.
+    pub fn kernel_bytes(&self, function: &Function) -> Option<usize> {
+        Some(self.backend.compile(function, &*self.isa).ok()?.code.len())
+    }
+
+    /// Compiles any function of up to eight integers.
+    ///
+    /// # Errors
+    /// As [`Compiler::kernel`].
+    pub fn function(&self, function: &Function) -> Result<Code, CodeError> {
+        let compiled = self.backend.compile(function, &*self.isa)?;
+        let mut code = MmapMut::map_anon(compiled.code.len()).map_err(CodeError::Memory)?;
+        code.copy_from_slice(&compiled.code);
+        Ok(Code { code: code.make_exec().map_err(CodeError::Memory)? })
+    }
+}
+
+/// Machine code that can be called.
+pub struct Code {
+    code: Mmap,
+}
+
+impl Code {
+    /// Calls it with four integers; a function of fewer ignores the rest.
+    ///
+    /// # Safety
+    /// The arguments must be what the function's contract asks for, and nobody else may touch the memory that it writes.
+    pub unsafe fn call(&self, args: [i64; 4]) {
+        // SAFETY: the memory holds a function of at most four integers by the C convention, which ignores surplus ones.
+        let f: extern "C" fn(i64, i64, i64, i64) = unsafe { std::mem::transmute(self.code.as_ptr()) };
+        f(args[0], args[1], args[2], args[3]);
+    }
+}

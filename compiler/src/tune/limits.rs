@@ -1,0 +1,109 @@
+//! What the machine can do at a CPU level: multiply-adds out of registers, and bytes out of memory.
+//!
+//! Both are loops in tile IR through the same back end as kernels, so that a share of a limit says what the kernel loses and not what the level lacks.
+//! Deliberately absent: caches, latencies, writes.
+
+use super::arena::Arena;
+use super::code::{CodeError, Compiler};
+use super::contest::median;
+use super::team::together;
+use moec_ir::tile::build::Builder;
+use moec_ir::tile::{Binary, Function, Memory, Value};
+
+/// Iterations of the loop that measures the peak.
+pub const PEAK_LOOPS: usize = 10_000;
+
+/// Bytes that one iteration of the sweep reads.
+pub const SWEEP_STEP: usize = 256;
+
+/// Numbers of sums in flight that are tried: which keeps all pipes busy depends on latency and registers.
+pub const PEAK_SUMS: [usize; 3] = [4, 6, 12];
+
+/// What all threads do together in a second.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Limits {
+    /// Multiply-adds of bytes.
+    pub dots: f64,
+    /// Multiply-adds of f32.
+    pub fmas: f64,
+    /// Bytes read from memory.
+    pub read: f64,
+}
+
+impl Limits {
+    /// The least seconds for so many multiply-adds (of bytes with `quantized`) over so many bytes from memory.
+    pub fn seconds(&self, quantized: bool, multiply_adds: f64, bytes: f64) -> f64 {
+        let peak = if quantized { self.dots } else { self.fmas };
+        (multiply_adds / peak).max(bytes / self.read)
+    }
+}
+
+/// A loop of multiply-adds out of registers: dot products of bytes, or f32. Parameters: 128 bytes to read, 64 to write. An iteration does
+/// `sums` × 64 of bytes or `sums` × 16 of f32.
+pub fn peak_loop(bytes: bool, sums: usize) -> Function {
+    let (mut b, [x, y]) = Builder::new("peak", ["x", "y"]);
+    let initial: Vec<Value> = (0..sums).map(|_| if bytes { b.lanes([0; 16]) } else { b.splat_f32(0.0) }).collect();
+    let [u, v] = [0, 64].map(|at| if bytes { b.load_bytes(x, at) } else { b.load(Memory::F32, x, at) });
+    let (start, end) = (b.int(0), b.int(PEAK_LOOPS as i64));
+    let sums = b.for_loop(start, end, 1, &initial, |b, _, sums| {
+        sums.iter().map(|&sum| if bytes { b.dot_u8s8(sum, u, v) } else { b.fma(u, v, sum) }).collect()
+    });
+    let all = sums.into_iter().reduce(|a, c| b.add(a, c)).expect("there are sums");
+    b.store(if bytes { Memory::I32 } else { Memory::F32 }, all, y, 0);
+    b.finish()
+}
+
+/// A loop that reads. Parameters: the memory, 64 bytes to write, and how many bytes to read: a multiple of [`SWEEP_STEP`].
+pub fn sweep_loop() -> Function {
+    let (mut b, [x, y, bytes]) = Builder::new("sweep", ["x", "y", "bytes"]);
+    let zero = b.lanes([0; 16]);
+    let start = b.int(0);
+    let sums = b.for_loop(start, bytes, SWEEP_STEP as i64, &[zero; 4], |b, at, sums| {
+        let from = b.add(x, at);
+        let xor = |(i, &sum): (usize, &Value)| {
+            let v = b.load(Memory::I32, from, 64 * i as i64);
+            b.binary(Binary::Xor, sum, v)
+        };
+        sums.iter().enumerate().map(xor).collect()
+    });
+    let all = sums.into_iter().reduce(|a, c| b.binary(Binary::Xor, a, c)).expect("there are sums");
+    b.store(Memory::I32, all, y, 0);
+    b.finish()
+}
+
+/// Measures the limits with `threads` threads on the memory of `arena`. The peak is the best of several runs, since nothing but disturbance makes
+/// one slower; the rate of reading is their median, since it is what the neighbours leave.
+///
+/// # Errors
+/// A bug of a back end, or no memory for code.
+pub fn measure(compiler: &Compiler, arena: &mut Arena, threads: usize) -> Result<Limits, CodeError> {
+    const PASSES: usize = 9;
+    let [weights, activations, results] = arena.addresses();
+    let share = arena.weight_bytes() / threads / SWEEP_STEP * SWEEP_STEP;
+    let mut peaks = [0f64; 2];
+    for (peak, bytes) in peaks.iter_mut().zip([true, false]) {
+        for sums in PEAK_SUMS {
+            let code = compiler.function(&peak_loop(bytes, sums))?;
+            let work = |worker: usize| {
+                for _ in 0..20 {
+                    // SAFETY: the arena has at least so many activations and a line of results for each worker.
+                    unsafe { code.call([activations, results + 64 * worker as i64, 0, 0]) };
+                }
+            };
+            let adds = 20 * PEAK_LOOPS * sums * threads * if bytes { 64 } else { 16 };
+            for _ in 0..PASSES {
+                *peak = peak.max(adds as f64 / together(threads, &work).as_secs_f64());
+            }
+        }
+    }
+    let code = compiler.function(&sweep_loop())?;
+    let sweep = |worker: usize| {
+        let from = weights + (worker * share) as i64;
+        // SAFETY: each worker reads its own part of the arena and writes a line of its own.
+        unsafe { code.call([from, results + 64 * worker as i64, share as i64, 0]) };
+    };
+    let mut rates: Vec<f64> =
+        (0..PASSES).map(|_| (share * threads) as f64 / together(threads, &sweep).as_secs_f64()).collect();
+    let [dots, fmas] = peaks;
+    Ok(Limits { dots, fmas, read: median(&mut rates) })
+}

@@ -1,0 +1,162 @@
+//! `moec tune`: measuring, on the machine it runs on, the choices that the kernels of a model leave open.
+//!
+//! Shapes ([`products`]) come from the plan. For each, [`search`] proposes ways by a [`cost`] model and lets a [`contest`] decide, on a [`workload`] that runs
+//! kernels ([`code`]) in this process on memory of its own ([`arena`]): no linker, no model file, no weights. The result is a [`record`], which
+//! [`apply`] gives to the levels of a build. Only speed depends on it. Deliberately absent: choices at run time (threads), and kernels other than products,
+//! which take little of a step.
+
+pub mod apply;
+mod arena;
+pub mod code;
+mod contest;
+mod cost;
+pub mod limits;
+pub mod products;
+pub mod record;
+pub mod search;
+mod team;
+mod workload;
+
+pub use record::{Record, RecordError};
+
+use crate::emit::EmitError;
+use crate::emit::files::Unfinished;
+use crate::lower::backend;
+use crate::plan::Plan;
+use crate::target::CpuLevel;
+use crate::target::machine::Machine;
+use code::{CodeError, Compiler};
+use contest::Ended;
+use products::{Product, products};
+use search::Search;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use target_lexicon::Triple;
+use workload::Workload;
+
+/// Products below this share of a step's bytes and multiply-adds are not worth measuring.
+const LEAST_SHARE: f64 = 0.002;
+
+/// Why nothing could be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum TuneError {
+    /// Kernels cannot be compiled or run here.
+    #[error(transparent)]
+    Code(#[from] CodeError),
+    /// No memory.
+    #[error(transparent)]
+    Memory(#[from] workload::NoMemory),
+    /// The record that is there cannot be read.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The record cannot be written.
+    #[error(transparent)]
+    Emit(#[from] EmitError),
+    /// The record that is there is another machine's.
+    #[error(
+        "{0}: holds a record of another machine, CPU level, number of threads or version of moec, which would be lost; delete it, or write elsewhere"
+    )]
+    OtherKey(String),
+}
+
+/// What to measure.
+#[derive(Debug)]
+pub struct Request<'a> {
+    /// The model, planned for `level`.
+    pub plan: &'a Plan,
+    /// The level.
+    pub level: CpuLevel,
+    /// Threads that work together, as many as the model will have.
+    pub threads: usize,
+    /// How long it may take.
+    pub budget: Duration,
+    /// The record to write, or to go on with.
+    pub output: &'a Path,
+}
+
+/// How it goes.
+pub trait Progress {
+    /// So many of all shapes are behind; this is what is measured now.
+    fn at(&self, share: f64, shape: &str, what: &str);
+}
+
+/// What was measured.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The record, as written.
+    pub record: Record,
+    /// The model's shapes that are worth measuring, those that read most first.
+    pub products: Vec<Product>,
+    /// Shapes that an earlier run had measured.
+    pub earlier: usize,
+}
+
+impl Outcome {
+    /// Shapes for which there was no time.
+    pub fn left(&self) -> usize {
+        self.products.iter().filter(|product| !self.record.products.contains_key(&product.shape)).count()
+    }
+}
+
+/// The products of `plan` that are worth measuring.
+pub fn worth_measuring(plan: &Plan) -> Vec<Product> {
+    let mut all = products(plan);
+    let sum = |part: fn(&Product) -> usize| all.iter().map(part).sum::<usize>().max(1) as f64;
+    let (bytes, adds) = (sum(|p| p.decode_bytes), sum(|p| p.multiply_adds));
+    all.retain(|p| p.decode_bytes as f64 / bytes > LEAST_SHARE || p.multiply_adds as f64 / adds > LEAST_SHARE);
+    all
+}
+
+/// Measures what is not yet in the record at the output, shape by shape, and writes the record after each.
+///
+/// # Errors
+/// When kernels cannot be run, or the record that is there is not one to go on with.
+pub fn tune(request: &Request, progress: &dyn Progress) -> Result<Outcome, TuneError> {
+    let Request { plan, level, threads, budget, output } = *request;
+    let until = Instant::now() + budget;
+    let machine = Machine::this();
+    let wanted = worth_measuring(plan);
+    let compiler = Compiler::new(level)?;
+    let earlier = if output.exists() { Some(Record::read(output)?) } else { None };
+    let mut workload = Workload::new(compiler, &machine, threads, &wanted)?;
+    let mut record = Record {
+        source: output.display().to_string(),
+        moec: env!("CARGO_PKG_VERSION").to_string(),
+        machine,
+        features: level.features,
+        threads,
+        limits: workload.limits(),
+        products: BTreeMap::new(),
+    };
+    let mut found_before = 0;
+    if let Some(earlier) = earlier {
+        if !earlier.same_key(&record) {
+            return Err(TuneError::OtherKey(record.source));
+        }
+        found_before = wanted.iter().filter(|product| earlier.products.contains_key(&product.shape)).count();
+        // What is kept was measured against the limits of its own run.
+        record = earlier;
+    }
+    let default = backend::tuning(&level, &Triple::host());
+    for (index, product) in wanted.iter().enumerate() {
+        if record.products.contains_key(&product.shape) {
+            continue;
+        }
+        let shape = product.shape.to_string();
+        let at = |what: &str, share: f64| progress.at((index as f64 + share) / wanted.len() as f64, &shape, what);
+        let search = Search { workload: &mut workload, product, until, progress: &at };
+        match search.run(&default.product(product.shape)) {
+            Ok(found) => {
+                record.products.insert(product.shape, found);
+                Unfinished::with_content(output, record.to_toml().as_bytes())?.finish(0o666)?;
+            }
+            Err(Ended::Time) => break,
+            Err(Ended::Failed(error)) => return Err(error.into()),
+        }
+    }
+    if !output.exists() {
+        Unfinished::with_content(output, record.to_toml().as_bytes())?.finish(0o666)?;
+    }
+    Ok(Outcome { record, products: wanted, earlier: found_before })
+}

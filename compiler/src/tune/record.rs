@@ -1,0 +1,375 @@
+//! Tuning records: choices that were measured, as a file.
+//!
+//! ```toml
+//! version = 1                       # of this form
+//! moec = "0.1.0"                    # whose kernels were measured
+//! threads = 2
+//!
+//! [machine]
+//! cpu = "AMD EPYC, family 25 model 17"
+//! features = ["avx2", "fma", …]     # of the level that was measured
+//! caches = [32768, 1048576, 33554432]
+//!
+//! [limits]                          # in units a second, all threads together
+//! dots = 460e9
+//! fmas = 115e9
+//! read = 57e9
+//!
+//! [[product]]                       # one for each shape
+//! format = "q4"
+//! k = 4096
+//! epilogue = "silu"
+//! rows = [2, 4, 4, 2, 2, 2]         # row tiles of the kernels for 1, 2, … tokens at once
+//! unroll = [1, 1, 1, 1, 1, 1]
+//! prefetch = [0, 0, 0, 0, 0, 0]     # bytes ahead; 0 leaves it to the CPU
+//! block = 2                         # row tiles for one walk over the tokens
+//! activation_bytes = 2097152        # of one walk over the rows
+//! ahead = true                      # whether a walk over the tokens prefetches the next rows; then `prefetch` is for calls without one
+//! measured = [{ step = 512, tokens = 128, default_share = 0.71, tuned_share = 0.74 }]
+//! ```
+//! What is not understood, or would not be legal for a kernel, is an error that names the key. Deliberately absent: which record is for which build
+//! ([`super::apply`]).
+
+use super::limits::Limits;
+use super::search::{Found, Measured};
+use crate::kernels::{Epilogue, MAX_TOKENS, MatmulTuning};
+use crate::plan::layout::Format;
+use crate::target::machine::Machine;
+use crate::target::{ProductShape, ProductTuning, feature_names};
+use moec_abi::features::NAMES;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// The version of the form that this moec reads and writes.
+pub const VERSION: i64 = 1;
+
+/// Most bytes of a record that are read.
+const MOST_BYTES: u64 = 4 << 20;
+
+/// Most sums that a kernel may keep: far more than registers, and few enough to compile in no time.
+const MOST_SUMS: usize = 64;
+
+/// What was measured on one machine for one CPU level.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Record {
+    /// Where it comes from, for messages.
+    pub source: String,
+    /// The version of moec.
+    pub moec: String,
+    /// The machine.
+    pub machine: Machine,
+    /// The level: bits of [`moec_abi::features`].
+    pub features: u64,
+    /// Threads that measured together.
+    pub threads: usize,
+    /// What the machine can do.
+    pub limits: Limits,
+    /// The choices, by shape.
+    pub products: BTreeMap<ProductShape, Found>,
+}
+
+/// Why a record cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The file cannot be read.
+    #[error("cannot read the tuning record {path}: {source}")]
+    Read {
+        /// Which.
+        path: String,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// It is no TOML.
+    #[error("the tuning record {path} is not TOML: {reason}")]
+    Syntax {
+        /// Which.
+        path: String,
+        /// Where, and what is wrong.
+        reason: String,
+    },
+    /// It is of another version.
+    #[error(
+        "the tuning record {path} is of version {found}, and this moec reads version {VERSION}; make a new one with `moec tune`"
+    )]
+    Version {
+        /// Which.
+        path: String,
+        /// What it says.
+        found: String,
+    },
+    /// A key has a value that is not understood.
+    #[error("the tuning record {path}: `{key}`: {reason}")]
+    Key {
+        /// Which.
+        path: String,
+        /// The key.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+/// A record as the file has it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    version: i64,
+    moec: String,
+    threads: usize,
+    machine: MachineTable,
+    limits: LimitsTable,
+    #[serde(default)]
+    product: Vec<ProductTable>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MachineTable {
+    cpu: String,
+    features: Vec<String>,
+    caches: Vec<usize>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LimitsTable {
+    dots: f64,
+    fmas: f64,
+    read: f64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ProductTable {
+    format: String,
+    k: usize,
+    epilogue: String,
+    rows: Vec<usize>,
+    unroll: Vec<usize>,
+    prefetch: Vec<usize>,
+    block: usize,
+    activation_bytes: usize,
+    ahead: bool,
+    #[serde(default)]
+    measured: Vec<MeasuredTable>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MeasuredTable {
+    step: usize,
+    tokens: usize,
+    default_share: f64,
+    tuned_share: f64,
+}
+
+const EPILOGUES: [Epilogue; 3] = [Epilogue::Store, Epilogue::Add, Epilogue::SiluMul];
+
+impl Record {
+    /// Reads the record at `path`.
+    ///
+    /// # Errors
+    /// When it is not there, or not understood.
+    pub fn read(path: &Path) -> Result<Record, RecordError> {
+        let name = path.display().to_string();
+        let failed = |source| RecordError::Read { path: name.clone(), source };
+        let metadata = std::fs::metadata(path).map_err(failed)?;
+        if metadata.len() > MOST_BYTES {
+            return Err(failed(std::io::Error::other(format!(
+                "it has more than {MOST_BYTES} bytes, which no record has"
+            ))));
+        }
+        let text = std::fs::read_to_string(path).map_err(failed)?;
+        Record::parse(&text, &name)
+    }
+
+    /// The record that `text` from `path` says.
+    ///
+    /// # Errors
+    /// When it is not understood.
+    pub fn parse(text: &str, path: &str) -> Result<Record, RecordError> {
+        let path = path.to_string();
+        let table: toml::Table = text
+            .parse()
+            .map_err(|e: toml::de::Error| RecordError::Syntax { path: path.clone(), reason: e.to_string() })?;
+        match table.get("version") {
+            Some(toml::Value::Integer(VERSION)) => {}
+            found => {
+                let found = found.map_or("no number".to_string(), ToString::to_string);
+                return Err(RecordError::Version { path, found });
+            }
+        }
+        let file: File = serde_path_to_error::deserialize(toml::Value::Table(table)).map_err(|e| RecordError::Key {
+            path: path.clone(),
+            key: e.path().to_string(),
+            reason: e.inner().message().trim().to_string(),
+        })?;
+        file.check()
+            .map_err(|(key, reason)| RecordError::Key { path: path.clone(), key, reason })
+            .map(|record| Record { source: path.clone(), ..record })
+    }
+
+    /// Whether two records were measured on the same machine for the same level by the same moec, so that they can be one.
+    pub fn same_key(&self, other: &Record) -> bool {
+        (&self.machine, self.features, &self.moec, self.threads)
+            == (&other.machine, other.features, &other.moec, other.threads)
+    }
+
+    /// As the file has it.
+    pub fn to_toml(&self) -> String {
+        let product = |(shape, found): (&ProductShape, &Found)| {
+            let kernels = || found.tuning.kernels.iter();
+            ProductTable {
+                format: shape.format.name().to_string(),
+                k: shape.k,
+                epilogue: shape.epilogue.name().to_string(),
+                rows: kernels().map(|k| k.tiles).collect(),
+                unroll: kernels().map(|k| k.unroll).collect(),
+                prefetch: kernels().map(|k| k.prefetch.unwrap_or(0)).collect(),
+                block: found.tuning.block,
+                activation_bytes: found.tuning.activation_bytes,
+                ahead: found.tuning.ahead,
+                measured: found.measured.iter().map(MeasuredTable::from).collect(),
+            }
+        };
+        let file = File {
+            version: VERSION,
+            moec: self.moec.clone(),
+            threads: self.threads,
+            machine: MachineTable {
+                cpu: self.machine.cpu.clone(),
+                features: feature_names(self.features).into_iter().map(str::to_string).collect(),
+                caches: self.machine.caches.clone(),
+            },
+            limits: LimitsTable {
+                dots: self.limits.dots.round(),
+                fmas: self.limits.fmas.round(),
+                read: self.limits.read.round(),
+            },
+            product: self.products.iter().map(product).collect(),
+        };
+        let text = toml::to_string(&file).expect("a record is plain tables and numbers");
+        format!(
+            "# A tuning record: `moec tune` measured it, `moec build --tuning` uses it. Speed depends on it, results never.\n{text}"
+        )
+    }
+}
+
+impl From<&Measured> for MeasuredTable {
+    fn from(m: &Measured) -> MeasuredTable {
+        let round = |x: f64| (x * 1e4).round() / 1e4;
+        let (default_share, tuned_share) = (round(m.default_share), round(m.tuned_share));
+        MeasuredTable { step: m.step, tokens: m.tokens, default_share, tuned_share }
+    }
+}
+
+/// A key, and what is wrong with it.
+type Wrong = (String, String);
+
+impl File {
+    /// The record, when all its values are legal.
+    fn check(self) -> Result<Record, Wrong> {
+        let mut features = 0;
+        for (i, name) in self.machine.features.iter().enumerate() {
+            let known = NAMES.iter().find(|(_, known)| known == name);
+            let (bit, _) = known.ok_or_else(|| {
+                let all: Vec<&str> = NAMES.iter().map(|(_, name)| *name).collect();
+                (
+                    format!("machine.features[{i}]"),
+                    format!("no feature is named `{name}`; there are {}", all.join(", ")),
+                )
+            })?;
+            features |= bit;
+        }
+        for (key, value) in [("dots", self.limits.dots), ("fmas", self.limits.fmas), ("read", self.limits.read)] {
+            if !(value.is_finite() && value > 0.0) {
+                return Err((format!("limits.{key}"), format!("{value} is no rate; it must be above 0")));
+            }
+        }
+        let mut products = BTreeMap::new();
+        for (i, table) in self.product.iter().enumerate() {
+            let (shape, found) = table.check().map_err(|(key, reason)| (format!("product[{i}].{key}"), reason))?;
+            if products.insert(shape, found).is_some() {
+                return Err((format!("product[{i}]"), format!("there is another for {shape}; leave one of them")));
+            }
+        }
+        let machine = Machine { cpu: self.machine.cpu, caches: self.machine.caches };
+        let LimitsTable { dots, fmas, read } = self.limits;
+        let limits = Limits { dots, fmas, read };
+        Ok(Record {
+            source: String::new(),
+            moec: self.moec,
+            machine,
+            features,
+            threads: self.threads,
+            limits,
+            products,
+        })
+    }
+}
+
+/// Fails unless `value` is one of `legal`.
+fn within(key: impl Into<String>, value: usize, legal: std::ops::RangeInclusive<usize>) -> Result<(), Wrong> {
+    if legal.contains(&value) {
+        return Ok(());
+    }
+    Err((key.into(), format!("{value} is not within {} and {}", legal.start(), legal.end())))
+}
+
+impl ProductTable {
+    fn check(&self) -> Result<(ProductShape, Found), Wrong> {
+        let named = |key: &str, name: &str, all: Vec<&'static str>| {
+            let at = all.iter().position(|known| *known == name);
+            at.ok_or_else(|| (key.to_string(), format!("there is no `{name}`; there are {}", all.join(", "))))
+        };
+        let format = Format::ALL[named("format", &self.format, Format::ALL.map(Format::name).to_vec())?];
+        let epilogue = EPILOGUES[named("epilogue", &self.epilogue, EPILOGUES.map(Epilogue::name).to_vec())?];
+        within("k", self.k, 1..=1 << 24)?;
+        within("block", self.block, 1..=64)?;
+        within("activation_bytes", self.activation_bytes, 1 << 10..=1 << 30)?;
+        let tokens = self.rows.len();
+        if !(1..=MAX_TOKENS).contains(&tokens) {
+            return Err(("rows".to_string(), format!("{tokens} numbers; there must be 1 to {MAX_TOKENS}")));
+        }
+        for (key, list) in [("unroll", &self.unroll), ("prefetch", &self.prefetch)] {
+            if list.len() != tokens {
+                let reason = format!("{} numbers, and `rows` has {tokens}: there must be one for each", list.len());
+                return Err((key.to_string(), reason));
+            }
+        }
+        let mut kernels = Vec::new();
+        for (i, &tiles) in self.rows.iter().enumerate() {
+            if !matches!(tiles, 1 | 2 | 4 | 8) {
+                return Err((format!("rows[{i}]"), format!("{tiles} is none of 1, 2, 4, 8")));
+            }
+            if tiles * (i + 1) > MOST_SUMS {
+                let reason = format!("{tiles} row tiles of {} tokens are more than {MOST_SUMS} sums", i + 1);
+                return Err((format!("rows[{i}]"), reason));
+            }
+            let unroll = self.unroll[i];
+            within(format!("unroll[{i}]"), unroll, 1..=if format.is_quantized() { 4 } else { 16 })?;
+            let prefetch = match self.prefetch[i] {
+                0 => None,
+                bytes => {
+                    within(format!("prefetch[{i}]"), bytes, 64..=1 << 16)?;
+                    Some(bytes)
+                }
+            };
+            kernels.push(MatmulTuning { tiles, unroll, prefetch });
+        }
+        let measured = |m: &MeasuredTable| Measured {
+            step: m.step,
+            tokens: m.tokens,
+            default_share: m.default_share,
+            tuned_share: m.tuned_share,
+        };
+        let tuning =
+            ProductTuning { kernels, block: self.block, activation_bytes: self.activation_bytes, ahead: self.ahead };
+        let found = Found { tuning, measured: self.measured.iter().map(measured).collect() };
+        Ok((ProductShape { format, k: self.k, epilogue }, found))
+    }
+}
+
+#[cfg(test)]
+mod tests;

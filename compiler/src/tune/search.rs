@@ -1,0 +1,241 @@
+//! The search for one shape: what is tried, in which order, and what must hold in the end.
+//!
+//! One choice after another, each against the best so far: the kernel of a single token; the tile of many; the kernels of the few tokens that are left
+//! over, or that an expert has in a short prompt; then block and chunk. For each the [cost model](super::cost) proposes and a [contest](super::contest)
+//! decides. At last the whole is compared with the default for one token and for prompts of all [`STEPS`]: where it is slower anywhere, it is not taken.
+//! Deliberately absent: what is known of other shapes.
+
+use super::code::CodeError;
+use super::contest::{Ended, Ratio, contest, duel, median};
+use super::cost::{Cost, cost};
+use super::products::Product;
+use super::workload::{Workload, kernel};
+use crate::kernels::MatmulTuning;
+use crate::target::ProductTuning;
+use std::time::Instant;
+
+/// Tokens of the steps that are measured: one, and prompts.
+pub const STEPS: [usize; 4] = [1, 16, 64, 512];
+
+/// Ways that are measured at most for one choice.
+const PROPOSED: usize = 8;
+
+/// What was measured for one length of a step.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Measured {
+    /// Tokens of the step.
+    pub step: usize,
+    /// Tokens that meet one matrix.
+    pub tokens: usize,
+    /// Share of the machine's limit that the default reaches.
+    pub default_share: f64,
+    /// Share that the choices reach.
+    pub tuned_share: f64,
+}
+
+/// The result for one shape.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Found {
+    /// The choices.
+    pub tuning: ProductTuning,
+    /// What they are worth, for each step that was measured.
+    pub measured: Vec<Measured>,
+}
+
+/// A search under way.
+pub struct Search<'a> {
+    /// Where products run.
+    pub workload: &'a mut Workload,
+    /// What is tuned.
+    pub product: &'a Product,
+    /// When it must end.
+    pub until: Instant,
+    /// Told what is tried, and what share of the search is behind it.
+    pub progress: &'a dyn Fn(&str, f64),
+}
+
+type Result<T> = std::result::Result<T, Ended<CodeError>>;
+
+impl Search<'_> {
+    /// Searches, beginning from `default`.
+    ///
+    /// # Errors
+    /// When the time ends before the search, or a measurement fails.
+    pub fn run(mut self, default: &ProductTuning) -> Result<Found> {
+        let mut best = default.clone();
+        if self.product.decode_bytes > 0 {
+            (self.progress)("one token", 0.0);
+            self.single(&mut best)?;
+        }
+        if self.product.multiply_adds > 0 {
+            (self.progress)("tokens × rows", 0.2);
+            self.tile(&mut best)?;
+            (self.progress)("few tokens", 0.4);
+            self.few(&mut best)?;
+            (self.progress)("block and chunk", 0.6);
+            self.block(&mut best)?;
+        }
+        (self.progress)("against the default", 0.8);
+        best = self.approve(default, best)?;
+        let measured = self.measure(default, &best)?;
+        self.workload.forget();
+        Ok(Found { tuning: best, measured })
+    }
+
+    /// Replaces `best` by the fastest of `ways` with `tokens` tokens, if it is faster.
+    fn choose(&mut self, best: &mut ProductTuning, ways: Vec<ProductTuning>, tokens: usize) -> Result<()> {
+        let mut all = vec![best.clone()];
+        all.extend(ways.into_iter().filter(|way| way != best));
+        let Search { workload, product, until, .. } = self;
+        let winner = contest(all.len(), *until, &mut |way| workload.run(product, &all[way], tokens))?;
+        *best = all.swap_remove(winner);
+        Ok(())
+    }
+
+    /// The ways that the cost model thinks best, cheapest first, without those that spill more than the cheapest.
+    fn propose(&self, ways: Vec<ProductTuning>, tokens: impl Fn(&ProductTuning) -> usize) -> Vec<ProductTuning> {
+        let priced = |way: ProductTuning| {
+            let cost = cost(self.workload.compiler(), &kernel(self.product, &way, tokens(&way), false))?;
+            Some((cost, way))
+        };
+        let mut priced: Vec<(Cost, ProductTuning)> = ways.into_iter().filter_map(priced).collect();
+        priced.sort_by(|a, b| a.0.instructions.total_cmp(&b.0.instructions));
+        priced.truncate(PROPOSED);
+        priced.into_iter().map(|(_, way)| way).collect()
+    }
+
+    fn unrolls(&self) -> [usize; 2] {
+        if self.product.shape.format.is_quantized() { [1, 2] } else { [4, 8] }
+    }
+
+    /// Row tiles, unrolling and prefetching for a single token. Its weights come from memory, so instructions are not what it waits for: all that
+    /// do not spill are measured.
+    fn single(&mut self, best: &mut ProductTuning) -> Result<()> {
+        let with = |best: &ProductTuning, kernel: MatmulTuning| {
+            let mut way = best.clone();
+            way.kernels[0] = kernel;
+            way
+        };
+        let mut ways = Vec::new();
+        for tiles in [1, 2, 4, 8] {
+            for unroll in self.unrolls() {
+                ways.push(with(best, MatmulTuning { tiles, unroll, prefetch: None }));
+            }
+        }
+        let ways = self.propose(ways, |_| 1);
+        self.choose(best, ways, 1)?;
+        let found = best.kernels[0];
+        let ahead = [512, 1024, 2048, 4096].map(|n| with(best, MatmulTuning { prefetch: Some(n), ..found }));
+        self.choose(best, ahead.to_vec(), 1)
+    }
+
+    /// How many tokens at a time, and row tiles for them.
+    fn tile(&mut self, best: &mut ProductTuning) -> Result<()> {
+        let single = best.kernels[0];
+        let mut ways = Vec::new();
+        for tokens in 2..=12 {
+            for tiles in [1, 2, 4] {
+                for unroll in self.unrolls() {
+                    let several = MatmulTuning { tiles, unroll, prefetch: None };
+                    let mut kernels = vec![several; tokens];
+                    kernels[0] = single;
+                    ways.push(ProductTuning { kernels, block: best.block.max(tiles), ..best.clone() });
+                }
+            }
+        }
+        let most = self.product.tokens(super::workload::MOST_TOKENS);
+        let ways = self.propose(ways, |way| way.tokens().min(most));
+        self.choose(best, ways, most)
+    }
+
+    /// Row tiles for fewer tokens than a tile has: their sums leave registers for more rows.
+    fn few(&mut self, best: &mut ProductTuning) -> Result<()> {
+        for tokens in 2..best.tokens() {
+            let mut ways = Vec::new();
+            for tiles in [1, 2, 4, 8] {
+                for unroll in self.unrolls() {
+                    let mut way = best.clone();
+                    way.kernels[tokens - 1] = MatmulTuning { tiles, unroll, prefetch: None };
+                    way.block = way.block.max(tiles);
+                    ways.push(way);
+                }
+            }
+            let mut ways = self.propose(ways, |_| tokens);
+            ways.truncate(PROPOSED / 2);
+            self.choose(best, ways, tokens)?;
+        }
+        Ok(())
+    }
+
+    /// Rows for one walk over the tokens, bytes of activations for one walk over the rows, and whether the next rows are prefetched.
+    fn block(&mut self, best: &mut ProductTuning) -> Result<()> {
+        let most = self.product.tokens(super::workload::MOST_TOKENS);
+        let widest = best.kernels.iter().map(|kernel| kernel.tiles).max().unwrap_or(1);
+        let blocks = [1, 2, 4, 8, 16].map(|block| ProductTuning { block, ..best.clone() });
+        self.choose(best, blocks.into_iter().filter(|way| way.block >= widest).collect(), most)?;
+        let chunks = [256, 512, 1024, 2048, 4096].map(|n| ProductTuning { activation_bytes: n << 10, ..best.clone() });
+        self.choose(best, chunks.to_vec(), most)?;
+        let ahead = [false, true].map(|ahead| ProductTuning { ahead, ..best.clone() });
+        self.choose(best, ahead.to_vec(), most)
+    }
+
+    /// `best` if it is nowhere slower than `default`, else what is left of it: the kernel of one token or those of several.
+    fn approve(&mut self, default: &ProductTuning, best: ProductTuning) -> Result<ProductTuning> {
+        let (mut single, mut several) = (true, true);
+        for (step, tokens) in self.steps() {
+            if best == *default {
+                break;
+            }
+            let both = [default, &best];
+            let Search { workload, product, until, .. } = self;
+            let ratio = duel(1, *until, &mut |way| workload.run(product, both[way], tokens))?;
+            if ratio.loses() {
+                if step == 1 { single = false } else { several = false }
+            }
+        }
+        Ok(match (single, several) {
+            (true, true) => best,
+            (false, false) => default.clone(),
+            (true, false) => {
+                let mut kept = default.clone();
+                kept.kernels[0] = best.kernels[0];
+                kept
+            }
+            (false, true) => {
+                let mut kept = best;
+                kept.kernels[0] = default.kernels[0];
+                kept
+            }
+        })
+    }
+
+    /// The steps that this product is part of, with the tokens that meet one of its matrices.
+    fn steps(&self) -> Vec<(usize, usize)> {
+        let part = |&step: &usize| match step {
+            1 => self.product.decode_bytes > 0,
+            _ => self.product.multiply_adds > 0,
+        };
+        STEPS.iter().copied().filter(part).map(|step| (step, self.product.tokens(step))).collect()
+    }
+
+    /// What share of the limit default and choices reach.
+    fn measure(&mut self, default: &ProductTuning, tuning: &ProductTuning) -> Result<Vec<Measured>> {
+        let mut all = Vec::new();
+        for (step, tokens) in self.steps() {
+            let (mut times, mut ratios) = (Vec::new(), Vec::new());
+            for _ in 0..15 {
+                if Instant::now() >= self.until {
+                    return Err(Ended::Time);
+                }
+                let default = self.workload.run(self.product, default, tokens)?.as_secs_f64();
+                let tuned = self.workload.run(self.product, tuning, tokens)?.as_secs_f64();
+                times.push(default);
+                ratios.push(tuned);
+            }
+            let ratio = if default == tuning { 1.0 } else { Ratio::of(&ratios, &times).median };
+            let default_share = self.workload.limit_of_run(self.product, tokens) / median(&mut times);
+            all.push(Measured { step, tokens, default_share, tuned_share: default_share / ratio });
+        }
+        Ok(all)
+    }
+}

@@ -1,0 +1,196 @@
+//! A product as a step of a model does it, on memory of the tuner's own.
+//!
+//! The loops are those of the plan ([`crate::plan`]): for one token, one call goes through all rows; for more, chunks of interleaved activations, blocks of rows,
+//! tiles of tokens. Every run goes on to other weights, so that they come from memory as they do in a model whose weights are larger than the caches.
+//! Deliberately absent: interleaving, which takes the same time whatever is chosen; and more rows than make a measurement of a few milliseconds.
+
+use super::arena::Arena;
+use super::code::{Code, CodeError, Compiler};
+use super::limits::{self, Limits};
+use super::products::Product;
+use super::team::together;
+use crate::kernels::Matmul;
+use crate::plan::layout::QuantizedRow;
+use crate::plan::quant::CODEBOOK;
+use crate::target::machine::{Machine, available_memory};
+use crate::target::{ProductShape, ProductTuning};
+use moec_abi::{LANES, ROW_ALIGN, round_up};
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// Seconds that one run should take: long against the start of threads, short against what a busy machine does to a minute.
+const RUN_SECONDS: f64 = 4e-3;
+
+/// Most tokens of a workload.
+pub const MOST_TOKENS: usize = crate::plan::MAX_STEP_TOKENS;
+
+/// Row tiles are taken in multiples of this, so that every block and tile of rows comes out even.
+const EVEN_TILES: usize = 16;
+
+/// Memory that is not there.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot get {bytes} bytes of memory to measure on: {source}; close other programs, or tune on a machine that has them"
+)]
+pub struct NoMemory {
+    bytes: usize,
+    source: std::io::Error,
+}
+
+/// Runs products on `threads` threads.
+pub struct Workload {
+    compiler: Compiler,
+    threads: usize,
+    limits: Limits,
+    arena: Arena,
+    /// Where each thread's next weights begin, from the start of its part.
+    next: usize,
+    codes: HashMap<Matmul, Code>,
+}
+
+/// Bytes of a row of activations as interleaved.
+fn activation_stride(shape: ProductShape) -> usize {
+    if shape.format.is_quantized() { QuantizedRow::new(shape.k).stride() } else { 4 * round_up(shape.k, ROW_ALIGN) }
+}
+
+/// The kernel of a product for `tokens` tokens at once, in a walk over tokens or as the one call of a single token.
+pub fn kernel(product: &Product, tuning: &ProductTuning, tokens: usize, walk: bool) -> Matmul {
+    let ProductShape { format, k, epilogue } = product.shape;
+    let y_stride = if tokens > 1 { product.stride } else { 0 };
+    let block = (tuning.block / epilogue.tiles()).max(1) * epilogue.tiles();
+    let tuning = if walk { tuning.kernel_in_walk(tokens, block * product.tile_bytes()) } else { tuning.kernel(tokens) };
+    Matmul { format, k, tokens, epilogue, y_stride, codebook: CODEBOOK, tuning }
+}
+
+impl Workload {
+    /// Memory for `products`, and the machine's limits.
+    ///
+    /// # Errors
+    /// When there is no memory, or a bug of a back end.
+    pub fn new(
+        compiler: Compiler,
+        machine: &Machine,
+        threads: usize,
+        products: &[Product],
+    ) -> Result<Workload, super::TuneError> {
+        let rows = |product: &Product| if product.multiply_adds > 0 { product.tokens(MOST_TOKENS) } else { 1 };
+        let most = |bytes: &dyn Fn(&Product) -> usize| products.iter().map(bytes).max().unwrap_or(0);
+        let one_block = most(&|p| EVEN_TILES * p.tile_bytes());
+        let weights = (4 * machine.largest_cache()).clamp(128 << 20, 1 << 30).max(threads * one_block);
+        let activations = threads * most(&|p| rows(p) * activation_stride(p.shape));
+        let results = most(&|p| rows(p) * p.stride.max(p.tiles * LANES * 4)) + threads * 64;
+        let bytes = weights + activations + results;
+        let no_memory = |source| NoMemory { bytes, source };
+        if bytes > available_memory() {
+            return Err(no_memory(std::io::ErrorKind::OutOfMemory.into()).into());
+        }
+        let mut arena = Arena::new(weights, activations, results).map_err(no_memory)?;
+        let limits = limits::measure(&compiler, &mut arena, threads)?;
+        Ok(Workload { compiler, threads, limits, arena, next: 0, codes: HashMap::new() })
+    }
+
+    /// The machine's limits, as measured at the start.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// What compiles the kernels.
+    pub fn compiler(&self) -> &Compiler {
+        &self.compiler
+    }
+
+    /// Threads that work together.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Forgets the kernels compiled so far.
+    pub fn forget(&mut self) {
+        self.codes.clear();
+    }
+
+    /// Row tiles for each thread in a run with `tokens` tokens.
+    fn tiles(&self, product: &Product, tokens: usize) -> usize {
+        let part = self.arena.weight_bytes() / self.threads;
+        let one = self.limit(product, tokens, 1) * self.threads as f64;
+        let wanted = (RUN_SECONDS / one) as usize / EVEN_TILES * EVEN_TILES;
+        let there = product.tiles / self.threads / product.shape.epilogue.tiles() * product.shape.epilogue.tiles();
+        wanted.clamp(EVEN_TILES, part / product.tile_bytes()).min(there.max(product.shape.epilogue.tiles()))
+    }
+
+    /// The least seconds that the machine needs for `tiles` row tiles with `tokens` tokens.
+    fn limit(&self, product: &Product, tokens: usize, tiles: usize) -> f64 {
+        let adds = (tiles * LANES * product.shape.k * tokens) as f64;
+        self.limits.seconds(product.shape.format.is_quantized(), adds, (tiles * product.tile_bytes()) as f64)
+    }
+
+    /// The least seconds that the machine needs for what [`run`](Workload::run) does.
+    pub fn limit_of_run(&self, product: &Product, tokens: usize) -> f64 {
+        self.limit(product, tokens, self.tiles(product, tokens) * self.threads)
+    }
+
+    /// Runs `product` with `tokens` tokens, written as `tuning` says; the time it took.
+    ///
+    /// # Errors
+    /// A bug of a back end, or no memory for code.
+    pub fn run(&mut self, product: &Product, tuning: &ProductTuning, tokens: usize) -> Result<Duration, CodeError> {
+        let kernels: Vec<Matmul> = (1..=tuning.tokens()).map(|n| kernel(product, tuning, n, tokens > 1)).collect();
+        let needed = |n: usize| n == tokens.min(tuning.tokens()) || n == tokens % tuning.tokens();
+        for (i, kernel) in kernels.iter().enumerate() {
+            if needed(i + 1) && !self.codes.contains_key(kernel) {
+                self.codes.insert(kernel.clone(), self.compiler.kernel(kernel.clone())?);
+            }
+        }
+        let codes: Vec<Option<&Code>> = kernels.iter().map(|kernel| self.codes.get(kernel)).collect();
+
+        let tiles = self.tiles(product, tokens);
+        let (part, bytes) = (self.arena.weight_bytes() / self.threads, tiles * product.tile_bytes());
+        let part = part / 64 * 64;
+        if self.next + bytes > part {
+            self.next = 0;
+        }
+        let (next, shape) = (self.next, product.shape);
+        self.next += bytes;
+
+        let stride = activation_stride(shape);
+        let rows = (self.arena.activation_bytes() / self.threads / stride).min(tokens);
+        assert!(rows == tokens, "{shape}: the arena has activations for {tokens} tokens and each thread");
+        let units = tiles / shape.epilogue.tiles();
+        let unit_bytes = shape.epilogue.tiles() * product.tile_bytes();
+        assert!((tokens - 1) * product.stride + self.threads * units * 64 <= self.arena.result_bytes());
+        let chunk = (tuning.activation_bytes / stride / tuning.tokens()).max(1) * tuning.tokens();
+        let block = (tuning.block / shape.epilogue.tiles()).max(1);
+        let (tile, y_stride) = (tuning.tokens(), product.stride);
+        let [weights, activations, results] = self.arena.addresses();
+        let work = |worker: usize| {
+            let w = weights + (worker * part + next) as i64;
+            let x = activations + (worker * rows * stride) as i64;
+            let y = results + (worker * units * 64) as i64;
+            let call = |n: usize, unit: usize, at: usize, first: usize, count: usize| {
+                let code = codes[n - 1].expect("compiled above");
+                let args = [
+                    w + (unit * unit_bytes) as i64,
+                    x + (at * stride) as i64,
+                    y + (first * y_stride + 64 * unit) as i64,
+                    count as i64,
+                ];
+                // SAFETY: the arena holds the weights of this thread's part from `next` on, a chunk of its activations, and results of all tokens, as asserted;
+                // nobody reads the results.
+                unsafe { code.call(args) };
+            };
+            if tokens == 1 {
+                return call(1, 0, 0, 0, units);
+            }
+            for first in (0..tokens).step_by(chunk) {
+                let some = chunk.min(tokens - first);
+                for unit in (0..units).step_by(block) {
+                    let count = block.min(units - unit);
+                    for at in (0..some).step_by(tile) {
+                        call(tile.min(some - at), unit, at, first + at, count);
+                    }
+                }
+            }
+        };
+        Ok(together(self.threads, &work))
+    }
+}
