@@ -168,6 +168,7 @@ impl Build {
         if library.is_some() && self.output.exists() && !self.output.is_dir() {
             bail!("{}: is a file; name the directory to write into", self.output.display());
         }
+        warn(&model);
         let repacked = repacked(&model, &options);
         for line in &repacked {
             say(line);
@@ -204,6 +205,13 @@ impl Build {
             say(format_args!("link it: {}", kind.link_line(&options.prefix, &self.output)));
         }
         Ok(0)
+    }
+}
+
+/// Says what the importer wants to be known.
+fn warn(model: &Model) {
+    for warning in &model.warnings {
+        say(format_args!("warning: {warning}"));
     }
 }
 
@@ -244,6 +252,7 @@ impl Run {
     pub fn run(self) -> anyhow::Result<u8> {
         let options = self.options.resolve()?;
         let model = import::open(&self.model)?;
+        warn(&model);
         let executable = cached(&model, &options)?;
         if !executable.is_file() {
             let bar = Bar::start();

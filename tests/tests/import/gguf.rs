@@ -225,6 +225,27 @@ fn headers_that_lie() {
     refused(&none.bytes(), &["llama.context_length", "none"]);
 }
 
+#[test]
+fn windows_are_taken_or_missed() {
+    let mut file = small();
+    file.key("general.name", Value::Text("Mistral-7B-Instruct-v0.1".into()));
+    let without = open(&file);
+    assert_eq!((without.config.architecture, without.config.sliding_window), (Architecture::Llama, None));
+    let [warning] = without.warnings.as_slice() else { panic!("{:?}", without.warnings) };
+    assert!(warning.contains("llama.attention.sliding_window") && warning.contains("--context 4096"), "{warning}");
+
+    file.key("llama.attention.sliding_window", Value::U32(16));
+    let with = open(&file);
+    assert_eq!((with.config.architecture, with.config.sliding_window), (Architecture::Mistral, Some(16)));
+    assert_eq!(with.warnings, [""; 0]);
+
+    file.set("general.name", Value::Text("Llama".into()));
+    file.set("llama.attention.sliding_window", Value::U32(0));
+    let none = open(&file);
+    assert_eq!((none.config.architecture, none.config.sliding_window), (Architecture::Llama, None));
+    assert_eq!(none.warnings, [""; 0]);
+}
+
 /// A small file that claims to hold more than there is in the world is refused at once.
 #[test]
 fn huge_claims_cost_nothing() {
