@@ -91,7 +91,7 @@ impl<'a> Metadata<'a> {
         let text = |key: &str| self.text(key).ok().flatten().unwrap_or_default().to_lowercase();
         let name = [text("general.name"), text("general.version"), text("general.basename")].join(" ");
         let lost = name.contains("mistral") && name.contains("v0.1") && self.window("llama").is_none();
-        let dense = !self.get("llama.expert_count").and_then(whole).is_some_and(|count| count > 0);
+        let dense = self.get("llama.expert_count").and_then(whole).is_none_or(|count| count == 0);
         if !(lost && dense && text("general.architecture") == "llama") {
             return Vec::new();
         }
