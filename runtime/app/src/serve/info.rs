@@ -4,6 +4,7 @@ use super::error::Answer;
 use super::state::Server;
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::response::IntoResponse;
 use serde_json::{Value, json};
@@ -48,9 +49,15 @@ pub async fn one_model(State(server): State<Arc<Server>>, Path(id): Path<String>
 }
 
 /// Whether the server can take requests.
-#[utoipa::path(get, path = "/health", tag = "server", responses((status = 200, description = "It can")))]
-pub async fn health(State(server): State<Arc<Server>>) -> Json<Value> {
-    Json(json!({ "status": "ok", "model": server.model_name, "requests": server.scheduler.open_requests() }))
+#[utoipa::path(get, path = "/health", tag = "server", responses(
+    (status = 200, description = "It can"), (status = 503, description = "It cannot: it is stopping, or the model's thread has died")
+))]
+pub async fn health(State(server): State<Arc<Server>>) -> (StatusCode, Json<Value>) {
+    let (code, status) = match server.scheduler.is_running() {
+        true => (StatusCode::OK, "ok"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
+    };
+    (code, Json(json!({ "status": status, "model": server.model_name, "requests": server.scheduler.open_requests() })))
 }
 
 /// Figures for Prometheus.
