@@ -234,6 +234,29 @@ fn two_models_in_one_process() {
 }
 
 #[test]
+fn two_shared_libraries_in_one_process() {
+    let directory = TempDir::new().expect("a temporary directory");
+    let path = directory.path();
+    // The same model with a chat template, which asks for the last message as it is.
+    let model = path.join("model");
+    std::fs::create_dir(&model).expect("a new directory");
+    for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(numerals().join(file), model.join(file)).expect("the model is shipped");
+    }
+    std::fs::write(model.join("chat_template.jinja"), "{{ bos_token }}{{ messages[-1]['content'].strip() }}")
+        .expect("writable");
+    build(&numerals(), "cdylib", "plain", path, &[]);
+    build(&model, "cdylib", "chatty", path, &[]);
+    let program = compile("cc", C, &source("two_libraries.c"), path, &["-lpthread", "-ldl"]);
+    for mode in ["local", "global"] {
+        let mut command = Command::new(&program);
+        command.arg(mode);
+        command.args(["libplain.so", "plain.weights", "libchatty.so", "chatty.weights"].map(|file| path.join(file)));
+        assert_eq!(run(command.arg(path)), "two libraries: done\n", "{mode}");
+    }
+}
+
+#[test]
 fn misuse_is_refused_and_harms_nobody() {
     let directory = two_libraries(&[]);
     let path = directory.path();

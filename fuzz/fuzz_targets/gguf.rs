@@ -1,4 +1,4 @@
-//! Opening a hostile GGUF file and reading all of it: an error or a model, never a panic, and no more memory than the file is long.
+//! Opening a hostile GGUF file and reading all of it, numbers and codes: an error or a model, never a panic, and no more memory than the file is long.
 //!
 //! `seeds/gguf` has a sound one. The file is kept in memory where the system has such a place (`/dev/shm`).
 
@@ -25,8 +25,13 @@ fuzz_target!(|input: &[u8]| {
         let experts = if let [experts, _] = rows { *experts } else { 1 };
         let rows = rows.last().copied().unwrap_or(1);
         let mut values = vec![0.0; rows * cols];
+        let mut codes = moec::import::CodedRows::default();
         for expert in 0..experts {
             model.tensors.read_rows(name, expert, 0..rows, &mut values);
+            if model.tensors.info(name).exact.is_some() {
+                codes.reset(rows, *cols);
+                model.tensors.read_codes(name, expert, 0..rows, &mut codes, 0);
+            }
         }
     }
 });

@@ -292,7 +292,9 @@ fn closing_finishes_and_aborting_fails() {
     let sampling = Sampling::default();
     let served = serve(&shape, &Limits { parallel: 2, ..Limits::default() }, 1);
     let calls: Vec<Call> = (0..6).map(|i| served.call(generate(&[5 + i, 6], 30, &sampling))).collect();
+    assert!(served.scheduler.is_running());
     served.scheduler.close();
+    assert!(!served.scheduler.is_running());
     assert!(matches!(served.try_call(generate(&[5], 3, &sampling)), Err(Refusal::Closed)));
     for (i, call) in calls.into_iter().enumerate() {
         check(&shape, &call.answer(), &[5 + i as u32, 6], 30, &sampling);

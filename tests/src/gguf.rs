@@ -365,3 +365,52 @@ pub fn write(file: &Gguf, directory: &Path) -> std::path::PathBuf {
     std::fs::write(&path, file.bytes()).expect("writable");
     path
 }
+
+/// The hidden size of [`small`]: a block of every type.
+pub const SMALL_HIDDEN: usize = 256;
+/// The vocabulary of [`small`].
+pub const SMALL_VOCAB: usize = 262;
+
+/// A Llama of one layer whose matrices have two rows, and a tokenizer of bytes.
+pub fn small() -> Gguf {
+    let mut file = Gguf::default();
+    file.key("general.architecture", Value::Text("llama".into()));
+    for (key, value) in [
+        ("block_count", 1),
+        ("context_length", 64),
+        ("embedding_length", SMALL_HIDDEN as u32),
+        ("feed_forward_length", 2),
+        ("attention.head_count", 1),
+        ("attention.key_length", 2),
+    ] {
+        file.key(&format!("llama.{key}"), Value::U32(value));
+    }
+    file.key("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5));
+    let special = ["<unk>", "<s>", "</s>", "▁", "▁▁", "t"].map(String::from);
+    let tokens: Vec<String> = special.into_iter().chain((0..=255u8).map(|byte| format!("<0x{byte:02X}>"))).collect();
+    file.key("tokenizer.ggml.model", Value::Text("llama".into()));
+    file.key("tokenizer.ggml.scores", Value::F32s((0..tokens.len()).map(|id| -(id as f32)).collect()));
+    let kinds = (0..tokens.len()).map(|id| [2, 3, 3, 1, 1, 1].get(id).copied().unwrap_or(6));
+    file.key("tokenizer.ggml.token_type", Value::I32s(kinds.collect()));
+    file.key("tokenizer.ggml.tokens", Value::Texts(tokens));
+    file.key("tokenizer.ggml.bos_token_id", Value::U32(1));
+    file.key("tokenizer.ggml.eos_token_id", Value::U32(2));
+    for (name, shape) in [
+        ("token_embd.weight", vec![SMALL_VOCAB, SMALL_HIDDEN]),
+        ("output_norm.weight", vec![SMALL_HIDDEN]),
+        ("blk.0.attn_norm.weight", vec![SMALL_HIDDEN]),
+        ("blk.0.attn_q.weight", vec![2, SMALL_HIDDEN]),
+        ("blk.0.attn_k.weight", vec![2, SMALL_HIDDEN]),
+        ("blk.0.attn_v.weight", vec![2, SMALL_HIDDEN]),
+        ("blk.0.attn_output.weight", vec![SMALL_HIDDEN, 2]),
+        ("blk.0.ffn_norm.weight", vec![SMALL_HIDDEN]),
+        ("blk.0.ffn_gate.weight", vec![2, SMALL_HIDDEN]),
+        ("blk.0.ffn_up.weight", vec![2, SMALL_HIDDEN]),
+        ("blk.0.ffn_down.weight", vec![SMALL_HIDDEN, 2]),
+    ] {
+        let count: usize = shape.iter().product();
+        let bytes = (0..count).flat_map(|i| (i as f32 / 64.0).to_le_bytes()).collect();
+        file.tensors.push(Tensor { name: name.into(), kind: 0, shape, bytes });
+    }
+    file
+}

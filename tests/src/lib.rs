@@ -1,5 +1,6 @@
 //! Helpers shared by the end-to-end tests: tiny models with golden outputs, and compiled models to run.
 
+pub mod blocks;
 pub mod filetest;
 pub mod gguf;
 pub mod native;

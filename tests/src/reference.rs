@@ -4,7 +4,7 @@ use std::path::Path;
 
 use moec::emit::pack::{Stored, float_rows, frequencies, quantized_rows};
 use moec::import::{self, Model};
-use moec::plan::layout::Format;
+use moec::plan::layout::{Format, Scales};
 use moec_ir::graph::eval::{Numbers, WeightSource};
 use moec_ir::graph::{Layout, Weight};
 use safetensors::SafeTensors;
@@ -66,15 +66,8 @@ impl<'a> ModelWeights<'a> {
 
 impl WeightSource for ModelWeights<'_> {
     fn numbers(&self, weight: &Weight, layout: Layout, heads: Option<usize>) -> Result<Numbers, String> {
-        let format = match layout {
-            Layout::F32 => Format::F32,
-            Layout::Bf16 => Format::Bf16,
-            Layout::F16 => Format::F16,
-            Layout::Q8 => Format::Q8,
-            Layout::Q4 => Format::Q4,
-            Layout::Stored => return Err("the layout is not resolved".into()),
-        };
-        let (mut floats, mut codes, mut scales) = (Vec::new(), Vec::new(), Vec::new());
+        let format = Format::of(layout).ok_or("the layout is not resolved")?;
+        let (mut floats, mut codes, mut scales, mut offsets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for expert in 0..weight.experts() {
             let stored = Stored {
                 tensor: &weight.name,
@@ -84,14 +77,16 @@ impl WeightSource for ModelWeights<'_> {
             };
             if layout.is_quantized() {
                 let matrix = quantized_rows(&self.model.tensors, &stored, heads, format).map_err(|e| e.to_string())?;
-                assert!(matrix.scales.iter().all(|scale| scale.to_bits() & 0xffff == 0), "scales are bf16");
+                let bf16 = format.scales() == Some(Scales::Bf16);
+                assert!(!bf16 || matrix.scales.iter().all(|scale| scale.to_bits() & 0xffff == 0), "scales are bf16");
                 codes.extend(matrix.codes);
                 scales.extend(matrix.scales);
+                offsets.extend(matrix.offsets);
             } else {
                 floats.extend(float_rows(&self.model.tensors, &stored, format).map_err(|e| e.to_string())?);
             }
         }
-        Ok(if layout.is_quantized() { Numbers::Codes { codes, scales } } else { Numbers::Float(floats) })
+        Ok(if layout.is_quantized() { Numbers::Codes { codes, scales, offsets } } else { Numbers::Float(floats) })
     }
 
     fn rotation(&self, position: usize, cos: &mut [f32], sin: &mut [f32]) {

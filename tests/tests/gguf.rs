@@ -1,7 +1,12 @@
 //! Models as GGUF files: the same bits as the directories that they were converted from, and the same tokens.
 
-use moec::import::{self, RopeScaling};
+use moec::import::{self, RopeScaling, build_graph};
+use moec::passes::QuantConfig;
+use moec::pipeline::{self, Options};
+use moec_ir::graph::eval::{Evaluator, KvType};
+use moec_ir::graph::{Mode, Role};
 use moec_tests::gguf::{Kind, convert, numbers, write};
+use moec_tests::reference::ModelWeights;
 use moec_tests::{Golden, build, models};
 use safetensors::tensor::TensorView;
 use std::collections::BTreeMap;
@@ -87,7 +92,7 @@ fn write_dequantized(model: &import::Model, like: &Path, directory: &Path) {
     }
 }
 
-/// A quantized file is, in every layout, what the directory of its dequantized weights is.
+/// A quantized file is, in every layout that can be asked for, what the directory of its dequantized weights is.
 #[test]
 fn quantized_files_are_repacked_from_their_exact_values() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/models/mixtral-a");
@@ -102,6 +107,47 @@ fn quantized_files_are_repacked_from_their_exact_values() {
         let found_all = build(&path, &named, "f16").logits(&golden.full_ids, &[]);
         assert!(expected.bits() == found_all.bits(), "{quant}");
         assert_eq!(found.logits.len(), expected.logits.len());
+    }
+}
+
+/// The logits of the graph's evaluator.
+fn evaluate(model: &import::Model, quant: &str, ids: &[u32]) -> Vec<f32> {
+    let mut graph = build_graph(&model.config, &model.tensors, Mode::Batch);
+    quant.parse::<QuantConfig>().expect("a --quant option").assign(&mut graph);
+    let weights = ModelWeights::new(model);
+    let mut evaluator = Evaluator::new(&graph, &weights, ids.len(), KvType::F16).expect("the model has its weights");
+    let positions: Vec<usize> = (0..ids.len()).collect();
+    evaluator.step(ids, &positions, &positions).expect("the step fits").logits.concat()
+}
+
+/// Models of every type of codes: compiled code gives the bits of the evaluator, and nearly what the weights as f32 give, from which only the
+/// rounding of activations separates it.
+#[test]
+fn codes_that_are_kept_compute_what_they_stand_for() {
+    let ids: Vec<u32> = (0..40).map(|i| i * 89 % 255 + 6).collect();
+    for name in moec_tests::blocks::types() {
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let path = write(&moec_tests::blocks::mixtral(name), place.path());
+        let model = import::open(&path).unwrap_or_else(|e| panic!("{name}: {e}"));
+        let gate = pipeline::layouts(&model, &Options { quant: "none".parse().expect("none"), ..Options::default() });
+        let kept = gate.iter().filter(|(role, _, layout)| *role == Role::Experts && layout.is_exact()).count();
+        assert_eq!(kept, if name == "Q6_K" { 0 } else { 6 }, "{name}: of 6 weights of experts");
+
+        let found = build(&path, "none", "f16").logits(&ids, &[]);
+        let expected = evaluate(&model, "none", &ids);
+        let first = expected.iter().zip(&found.logits).position(|(a, b)| a.to_bits() != b.to_bits());
+        assert_eq!(first, None, "{name}: {:?}", first.map(|i| (expected[i], found.logits[i])));
+
+        let floats = evaluate(&model, "f32", &ids);
+        let of_token = |(a, b): (&[f32], &[f32])| {
+            let error: f64 = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2)).sum();
+            (error / a.iter().map(|a| f64::from(*a).powi(2)).sum::<f64>()).sqrt()
+        };
+        let rows = floats.chunks(model.config.vocab).zip(found.logits.chunks(model.config.vocab));
+        let mut errors: Vec<f64> = rows.map(of_token).collect();
+        errors.sort_by(f64::total_cmp);
+        // The median: where experts are nearly tied, rounding chooses others.
+        assert!(errors[errors.len() / 2] < 0.05, "{name}: relative errors {errors:?}");
     }
 }
 

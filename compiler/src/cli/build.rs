@@ -31,8 +31,9 @@ pub struct BuildOptions {
     /// Weights: none (as stored), f32, bf16, f16, q8, q4, or by role, e.g. q4,attention=q8
     ///
     /// Roles: embedding, norm, attention, router, experts, ffn, output. One layout without a role is for all others. Embedding and
-    /// router are never quantized: they cost no time. Weights that are stored in blocks of integers (GGUF, GPTQ, AWQ, FP8) stay quantized with
-    /// none, in the next wider type: q8, or f16 for the embedding. q4 alone means experts=q4,ffn=q4,attention=q8,output=q8, which loses far less than 4 bits for all.
+    /// router are never quantized: they cost no time. With none, weights that are stored in blocks of integers keep their codes and scales to the
+    /// bit (GGUF's Q8_0, Q5_0, Q5_1, Q5_K, Q4_0, Q4_1, Q4_K, IQ4_NL and MXFP4; GPTQ and AWQ with f16 scales for whole groups of 128); of other
+    /// types they become q8, and the build says so. Embedding and router are then f32, which holds all. q4 alone means experts=q4,ffn=q4,attention=q8,output=q8, which loses far less than 4 bits for all.
     #[arg(long, value_name = "LAYOUT|ROLE=LAYOUT,…", default_value = "q8")]
     quant: QuantConfig,
     /// Element type of the KV cache
@@ -167,8 +168,10 @@ impl Build {
         if library.is_some() && self.output.exists() && !self.output.is_dir() {
             bail!("{}: is a file; name the directory to write into", self.output.display());
         }
-        for line in repacked(&model, &options) {
-            eprintln!("{line}");
+        warn(&model);
+        let repacked = repacked(&model, &options);
+        for line in &repacked {
+            say(line);
         }
         let bar = Bar::start();
         let built = match library {
@@ -186,7 +189,7 @@ impl Build {
         if self.report {
             let plan = &pipeline::compile(&model, &options)?.plan;
             let (levels, packed, bytes) = (&options.levels, built.packed.as_ref(), built.bytes);
-            print_line(Report { plan, levels, packed, bytes })?;
+            print_line(Report { plan, levels, repacked: &repacked, packed, bytes })?;
         } else if let Some(report) = &built.packed {
             for role in report.by_role().iter().filter(|r| r.error > 0.0) {
                 let name = role.role.map_or("rope", |r| r.name());
@@ -205,7 +208,14 @@ impl Build {
     }
 }
 
-/// For each role whose weights are stored in blocks of integers: in which, and in what they will be.
+/// Says what the importer wants to be known.
+fn warn(model: &Model) {
+    for warning in &model.warnings {
+        say(format_args!("warning: {warning}"));
+    }
+}
+
+/// For each role whose weights are stored in blocks of integers: in which, and what becomes of them.
 fn repacked(model: &Model, options: &Options) -> Vec<String> {
     let mut counts: BTreeMap<(Role, Dtype, Layout), usize> = BTreeMap::new();
     for (role, stored, layout) in pipeline::layouts(model, options) {
@@ -215,7 +225,13 @@ fn repacked(model: &Model, options: &Options) -> Vec<String> {
     }
     let line = |((role, stored, layout), count): ((Role, Dtype, Layout), usize)| {
         let tensors = if count == 1 { "weight" } else { "weights" };
-        format!("{:>10}: {count} {tensors} stored as {stored}, to be {layout}", role.name())
+        let (kept, wider) = (layout.is_exact() || layout == Layout::F32, options.quant.layout(role) == Layout::Stored);
+        let becomes = match (kept, wider) {
+            (true, _) => format!("kept to the bit, as {layout}"),
+            (false, true) => format!("quantized again to {layout}, as no layout of moec holds {stored}"),
+            (false, false) => format!("to be {layout}"),
+        };
+        format!("{:>10}: {count} {tensors} stored as {stored}, {becomes}", role.name())
     };
     counts.into_iter().map(line).collect()
 }
@@ -236,6 +252,7 @@ impl Run {
     pub fn run(self) -> anyhow::Result<u8> {
         let options = self.options.resolve()?;
         let model = import::open(&self.model)?;
+        warn(&model);
         let executable = cached(&model, &options)?;
         if !executable.is_file() {
             let bar = Bar::start();

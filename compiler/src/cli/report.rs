@@ -17,6 +17,8 @@ pub struct Report<'a> {
     pub plan: &'a Plan,
     /// For which CPUs.
     pub levels: &'a [CpuLevel],
+    /// What becomes of weights that are stored as codes, a line for each kind.
+    pub repacked: &'a [String],
     /// What packing lost; `None` when the weights came from an earlier build.
     pub packed: Option<&'a PackReport>,
     /// Size of all that was written.
@@ -45,7 +47,10 @@ fn rows(plan: &Plan) -> Vec<Row> {
 
 impl fmt::Display for Report<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report { plan, levels, packed, bytes } = self;
+        let Report { plan, levels, repacked, packed, bytes } = self;
+        for line in *repacked {
+            writeln!(f, "{line}")?;
+        }
         writeln!(f, "{:<10} {:<6} {:>15} {:>12} {:>6}  relative RMS error", "weights", "as", "number", "size", "bits")?;
         let packed = packed.map(PackReport::by_role);
         for row in rows(plan) {

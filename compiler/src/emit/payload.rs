@@ -1,7 +1,7 @@
 //! What surrounds the weights in a payload: its key, its header, the metadata and the tokenizer.
 //!
-//! The key names the content: equal keys mean equal bytes, so that a second build for another CPU need not pack again. It is made
-//! from what the bytes are made from — the weight files' identities, the payload's map, the tokenizer — and not from the bytes, which would have to be read to be hashed.
+//! The key names the model: equal keys mean equal bytes and an equal configuration, so that a second build for another CPU need not pack again. It is made
+//! from what they are made from — the weight files' identities, the configuration, the payload's map, the tokenizer — and not from the bytes, which would have to be read to be hashed.
 //! Deliberately absent: the weights ([`super::pack`]).
 
 use super::EmitError;
@@ -42,7 +42,7 @@ pub fn key(plan: &Plan, model: &Model) -> [u8; 32] {
         part(&shard.header_hash);
     }
     part(plan.payload.to_string().as_bytes());
-    part(format!("{:?}", model.config.rope).as_bytes());
+    part(format!("{:?}", model.config).as_bytes());
     part(&model.tokenizer.json);
     part(json(&metadata(plan, model, None)).as_bytes());
     *hash.finalize().as_bytes()
@@ -125,5 +125,31 @@ fn metadata(plan: &Plan, model: &Model, report: Option<&PackReport>) -> Metadata
         eos_token: model.tokenizer.eos_token.clone(),
         packed_by: concat!("moec ", env!("CARGO_PKG_VERSION")).to_string(),
         weights,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::key;
+    use crate::import;
+    use crate::pipeline::{Options, compile};
+    use crate::target::find_level;
+    use std::path::Path;
+    use target_lexicon::Triple;
+
+    #[test]
+    fn a_key_is_of_weights_and_configuration_and_not_of_the_cpu() {
+        let mut model = import::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/numerals")).unwrap();
+        let key_for = |model: &import::Model, cpu: &str| {
+            let triple = Triple { architecture: target_lexicon::Architecture::X86_64, ..Triple::host() };
+            let options =
+                Options { levels: vec![find_level(cpu, &triple).unwrap()], target: triple, ..Options::default() };
+            key(&compile(model, &options).unwrap().plan, model)
+        };
+        let first = key_for(&model, "x86-64-v3");
+        assert_eq!(first, key_for(&model, "znver4"));
+        // Leaves no trace in the bytes, yet sessions of the one are wrong for the other.
+        model.config.norm_eps *= 2.0;
+        assert_ne!(first, key_for(&model, "x86-64-v3"));
     }
 }

@@ -19,11 +19,12 @@ pub trait WeightInfo {
 impl WeightInfo for TensorTable {
     fn weight_info(&self, name: &str) -> Option<(DType, Vec<usize>)> {
         let info = self.info(name);
-        let stored = match info.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::Bf16 => DType::Bf16,
-            Dtype::F16 => DType::F16,
-            _ => DType::Packed,
+        let stored = match (info.exact, info.dtype) {
+            (Some(exact), _) => DType::Codes(exact),
+            (None, Dtype::F32) => DType::F32,
+            (None, Dtype::Bf16) => DType::Bf16,
+            (None, Dtype::F16) => DType::F16,
+            (None, _) => DType::Packed,
         };
         Some((stored, info.shape.clone()))
     }

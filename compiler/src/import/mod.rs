@@ -23,6 +23,7 @@ mod tokenizer;
 pub use architecture::{Architecture, HeadNorm};
 pub use build::{WeightInfo, build_graph};
 pub use config::{Experts, ModelConfig};
+pub use dequantize::codes::{BlockScale, CodedRows};
 pub use dtype::Dtype;
 pub use error::ImportError;
 pub use packed::Packing;
@@ -46,6 +47,8 @@ pub struct Model {
     pub tensors: TensorTable,
     /// Its tokenizer.
     pub tokenizer: TokenizerFiles,
+    /// What users should know of it although it can be compiled, a sentence each.
+    pub warnings: Vec<String>,
 }
 
 /// Opens a model directory (`config.json`, `*.safetensors`, `tokenizer.json`, and what else there is beside them) or a GGUF file.
@@ -66,7 +69,8 @@ pub fn open(path: &Path) -> Result<Model, ImportError> {
     let tensors = TensorTable::open(&directory, &config)?;
     config.tied = tensors.is_tied();
     let name = directory.canonicalize().ok().and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
-    Ok(Model { name: name.unwrap_or_else(|| "model".into()), directory, config, tensors, tokenizer })
+    let name = name.unwrap_or_else(|| "model".into());
+    Ok(Model { name, directory, config, tensors, tokenizer, warnings: Vec::new() })
 }
 
 fn directory(path: &Path) -> Result<PathBuf, ImportError> {

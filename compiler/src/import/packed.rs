@@ -4,12 +4,14 @@
 //! minus zero points, times scales, in f32. The formats are those of transformers' `finegrained_fp8`, AutoGPTQ and AutoAWQ. Deliberately
 //! absent: other widths than 4 and 8 bits, and formats that quantize activations only.
 
+use super::dequantize::codes::{self, BlockScale};
 use super::dtype::Dtype;
 use super::error::ImportError;
 use super::header::{Element, Entry};
 use super::json::{Object, describe, quote};
 use super::shards::Shard;
 use super::{dequantize, names};
+use moec_ir::graph;
 use serde_json::Value;
 use std::ops::Range;
 
@@ -236,7 +238,9 @@ pub(crate) fn find(
                 return Err(ImportError::tensor(&shards[at.shard].path, &name, expected, (index as i32).to_string()));
             }
         }
-        groups = Some(at);
+        // Most files have the list even if it says nothing.
+        let in_order = (0..columns).all(|k| word(shards, at, k) as usize == k / group);
+        groups = Some(at).filter(|_| !in_order);
     }
     if !rows.is_multiple_of(8) {
         let expected = "a number of rows that is a multiple of 8";
@@ -252,6 +256,14 @@ fn word(shards: &[Shard], at: At, index: usize) -> u32 {
     u32::from_le_bytes(*shards[at.shard].bytes(start..start + 4).first_chunk().expect("four bytes"))
 }
 
+/// Columns whose scales have common factors in [`graph::Layout::Q4K`].
+const GROUP: usize = 128;
+
+/// Nibble `place` of a word.
+fn nibble(word: u32, place: usize) -> u8 {
+    ((word >> (4 * place)) & 15) as u8
+}
+
 /// In which nibble of a word AWQ keeps each of eight rows.
 const AWQ_ORDER: [usize; 8] = [0, 4, 1, 5, 2, 6, 3, 7];
 
@@ -259,6 +271,54 @@ impl Packed {
     /// Whether these are all the rows that the matrix should have.
     pub(crate) fn shape(&self) -> [usize; 2] {
         [self.rows, self.columns]
+    }
+
+    /// The layout that holds it exactly: with f16 scales for whole groups of [`GROUP`] columns in order, zero points are steps of scales.
+    pub(crate) fn exact(&self) -> Option<graph::Layout> {
+        let Layout::Words { group, groups: None, .. } = self.layout else { return None };
+        let fits = self.columns.is_multiple_of(codes::BLOCK) && (group.is_multiple_of(GROUP) || group >= self.columns);
+        (fits && self.scale_type == Dtype::F16).then_some(graph::Layout::Q4K)
+    }
+
+    /// Reads the codes and scales of rows, row after row.
+    ///
+    /// # Panics
+    /// When [`Packed::exact`] has no layout for them.
+    pub(crate) fn read_codes(&self, shards: &[Shard], rows: Range<usize>, out: &mut [u8], scales: &mut [BlockScale]) {
+        let Layout::Words { zeros, group, groups: None, zero, by_rows } = self.layout else {
+            unreachable!("only words in order are exact")
+        };
+        let rows = self.first + rows.start..self.first + rows.end;
+        for (i, row) in rows.enumerate() {
+            let out = &mut out[i * self.columns..][..self.columns];
+            for (k, out) in out.iter_mut().enumerate() {
+                *out = self.code(shards, by_rows, row, k);
+            }
+            let blocks = self.columns / codes::BLOCK;
+            for (block, scale) in scales[i * blocks..][..blocks].iter_mut().enumerate() {
+                let index = block * codes::BLOCK / group;
+                let at = self.scales.offset + 2 * (index * self.rows + row);
+                let bytes = shards[self.scales.shard].bytes(at..at + 2);
+                let factor = u16::from_le_bytes([bytes[0], bytes[1]]);
+                let zero = self.zero(shards, zeros, by_rows, index, row) + zero;
+                *scale = BlockScale { scale: factor, offset: factor, steps: [1, zero] };
+            }
+        }
+    }
+
+    /// The code of a row and column in words.
+    fn code(&self, shards: &[Shard], by_rows: bool, row: usize, k: usize) -> u8 {
+        if by_rows {
+            nibble(word(shards, self.weight, k * (self.rows / 8) + row / 8), AWQ_ORDER[row % 8])
+        } else {
+            nibble(word(shards, self.weight, k / 8 * self.rows + row), k % 8)
+        }
+    }
+
+    /// The stored zero point of a row in a group.
+    fn zero(&self, shards: &[Shard], zeros: At, by_rows: bool, index: usize, row: usize) -> u8 {
+        let place = if by_rows { AWQ_ORDER[row % 8] } else { row % 8 };
+        nibble(word(shards, zeros, index * (self.rows / 8) + row / 8), place)
     }
 
     /// The part of a file that holds the codes of rows, when they lie together.
@@ -294,25 +354,19 @@ impl Packed {
                 }
             }
             Layout::Words { zeros, group, groups, zero, by_rows } => {
-                let nibble = |word: u32, place: usize| ((word >> (4 * place)) & 15) as f32;
                 // Zero points and scales of the wanted rows in the group at hand.
                 let mut known = (usize::MAX, Vec::new());
                 for k in 0..self.columns {
                     let index = groups.map_or(k / group, |groups| word(shards, groups, k) as usize);
                     if known.0 != index {
                         let of = |row: usize| {
-                            let place = if by_rows { AWQ_ORDER[row % 8] } else { row % 8 };
-                            let stored = nibble(word(shards, zeros, index * (self.rows / 8) + row / 8), place);
-                            (stored + f32::from(zero), scale(index * self.rows + row))
+                            let zero = self.zero(shards, zeros, by_rows, index, row) + zero;
+                            (f32::from(zero), scale(index * self.rows + row))
                         };
                         known = (index, rows.clone().map(of).collect());
                     }
                     for (i, row) in rows.clone().enumerate() {
-                        let code = if by_rows {
-                            nibble(word(shards, self.weight, k * (self.rows / 8) + row / 8), AWQ_ORDER[row % 8])
-                        } else {
-                            nibble(word(shards, self.weight, k / 8 * self.rows + row), k % 8)
-                        };
+                        let code = f32::from(self.code(shards, by_rows, row, k));
                         let (zero, scale) = known.1[i];
                         out[i * self.columns + k] = (code - zero) * scale;
                     }

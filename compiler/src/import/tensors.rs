@@ -5,12 +5,14 @@
 
 use super::config::ModelConfig;
 use super::dequantize;
+use super::dequantize::codes::{self, CodedRows};
 use super::dtype::Dtype;
 use super::error::{ImportError, clip};
 use super::header::{Element, Entry};
 use super::names::{self, Naming, Part, Slot};
 use super::packed::{self, Packed, Packing, Stored};
 use super::shards::{self, Files, Shard, ShardIdentity};
+use moec_ir::graph::Layout;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::Path;
@@ -20,6 +22,8 @@ use std::path::Path;
 pub struct TensorInfo {
     /// The type all elements fit in exactly: the stored one, or f32 where the pieces (experts) differ.
     pub dtype: Dtype,
+    /// The layout that holds its codes and scales as they are; `None` when there is none, and for weights of floats.
+    pub exact: Option<Layout>,
     /// `[n]` for norms, `[rows, cols]` for matrices, `[experts, rows, cols]` for experts.
     pub shape: Vec<usize>,
 }
@@ -176,6 +180,28 @@ impl TensorTable {
         }
     }
 
+    /// Reads the codes and scales of rows as they are. Rows `first ..` of `out`, which has the weight's columns, take them.
+    ///
+    /// # Panics
+    /// When [`TensorInfo::exact`] says that no layout holds them.
+    pub fn read_codes(&self, name: &str, expert: usize, rows: Range<usize>, out: &mut CodedRows, first: usize) {
+        let (weight, piece) = self.piece(name, expert, &rows);
+        assert_eq!(out.columns, weight.cols, "reading `{name}` into rows of another size");
+        let (columns, blocks) = (weight.cols, weight.cols / codes::BLOCK);
+        let (codes, scales) = (&mut out.codes[first * columns..], &mut out.scales[first * blocks..]);
+        match piece {
+            Piece::Packed(packed) => packed.read_codes(&self.shards, rows, codes, scales),
+            Piece::Blocks(stored) => {
+                let shard = &self.shards[stored.shard];
+                let places = codes.chunks_exact_mut(columns).zip(scales.chunks_exact_mut(blocks));
+                for (row, (codes, scales)) in rows.zip(places) {
+                    let row = stored.interleaved.map_or(row, |head_dim| interleaved_place(row, head_dim));
+                    codes::read(stored.dtype, shard.bytes(stored.range(columns, row..row + 1)), codes, scales);
+                }
+            }
+        }
+    }
+
     /// Rows as they are stored.
     ///
     /// # Panics
@@ -242,6 +268,14 @@ impl TensorTable {
 }
 
 impl Piece {
+    /// The layout that holds it exactly.
+    fn exact(&self) -> Option<Layout> {
+        match self {
+            Piece::Blocks(blocks) => codes::exact(blocks.dtype),
+            Piece::Packed(packed) => packed.exact(),
+        }
+    }
+
     fn dtype(&self) -> Dtype {
         match self {
             Piece::Blocks(blocks) => blocks.dtype,
@@ -359,7 +393,9 @@ impl<'a> Finder<'a> {
         let rows = rows.last().copied().unwrap_or(1);
         let Some(first) = pieces.first().map(Piece::dtype) else { return Ok(None) };
         let dtype = if pieces.iter().all(|piece| piece.dtype() == first) { first } else { Dtype::F32 };
-        let info = TensorInfo { dtype, shape: slot.shape };
+        let exact = pieces[0].exact().filter(|_| slot.shape.len() > 1);
+        let exact = exact.filter(|&exact| pieces.iter().all(|piece| piece.exact() == Some(exact)));
+        let info = TensorInfo { dtype, exact, shape: slot.shape };
         Ok(Some(Weight { name: slot.weight, info, rows, cols, pieces }))
     }
 

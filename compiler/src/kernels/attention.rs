@@ -2,8 +2,8 @@
 //!
 //! One pass over the pages, with the running maximum, sum and weighted values of the online softmax (Milakov and Gimelshein,
 //! 2018). A page of 64 keys is reduced by itself, and the pages' results are combined in order; so the bits do not depend on
-//! how many tokens a step has. Lanes are keys for the scores and dimensions for the values. Deliberately absent: several
-//! tokens at once, and finding the pages (the caller passes the page table and the offsets of layer and head).
+//! how many tokens a step has. Lanes are keys for the scores and dimensions for the values. While a page is worked on, the next one
+//! is prefetched: pages lie apart, and what follows one is not what is read next. Deliberately absent: several tokens at once, and finding the pages (the caller passes the page table and the offsets of layer and head).
 
 use moec_abi::{LANES, PAGE_TOKENS, padded_head_dim, round_up};
 use moec_ir::math::build_exp;
@@ -21,12 +21,15 @@ const HEADS_TOGETHER: usize = 4;
 /// Vectors of a value that are summed together.
 const VALUES_TOGETHER: usize = 2;
 
+/// Tiles of keys whose scores are computed together, sharing each element of the queries.
+const TILES_TOGETHER: usize = 2;
+
 /// Dimensions of the scores' sum that are written out in one iteration.
 const SCORES_UNROLL: usize = 8;
 
-/// Log2 of the keys in a page, and of a tile of keys.
+/// Log2 of the keys in a page, and of those in tiles that are taken together.
 const PAGE_SHIFT: u8 = PAGE_TOKENS.trailing_zeros() as u8;
-const TILE_SHIFT: u8 = LANES.trailing_zeros() as u8;
+const TILES_SHIFT: u8 = (TILES_TOGETHER * LANES).trailing_zeros() as u8;
 
 /// `out[g] = Σ_key softmax(q[g] · k[key]) × v[key]` over keys `lo ≤ key < hi`, for `group` query heads `g`.
 ///
@@ -94,6 +97,8 @@ struct Page {
     values: Value,
     from: Value,
     to: Value,
+    /// Bytes from this page to the next one; 0 in the last one.
+    next: Value,
 }
 
 impl Attention {
@@ -136,13 +141,15 @@ impl Attention {
         let entry = b.add(pages, skipped);
         b.for_loop(first, end, 1, &[entry], |b, p, carried| {
             let page = b.load_int(carried[0], 0);
+            let next = self.next_page(b, carried[0], p, end);
+            let next = b.sub(next, page);
             let base = b.shift(Shift::Left, p, PAGE_SHIFT);
             let (zero, all) = (b.int(0), b.int(PAGE_TOKENS as i64));
             let from = b.sub(inputs.lo, base);
             let from = b.max(from, zero);
             let to = b.sub(inputs.hi, base);
             let to = b.min(to, all);
-            let page = Page { keys: b.add(page, k_offset), values: b.add(page, v_offset), from, to };
+            let page = Page { keys: b.add(page, k_offset), values: b.add(page, v_offset), from, to, next };
             self.scores(b, inputs, page);
             self.exponentials(b, inputs);
             self.combine(b, inputs);
@@ -151,6 +158,16 @@ impl Attention {
         });
         self.finish(b, inputs);
         builder.finish()
+    }
+
+    /// The address of the page after page `p` of `.. end`, whose entry in the table is at `entry`; that of the last one is its own.
+    fn next_page(&self, b: &mut Builder, entry: Value, p: Value, end: Value) -> Value {
+        let (one, left) = (b.int(1), b.sub(end, p));
+        let left = b.sub(left, one);
+        let step = b.min(left, one);
+        let step = b.mul_int(step, 8);
+        let entry = b.add(entry, step);
+        b.load_int(entry, 0)
     }
 
     fn scratch(&self) -> Scratch {
@@ -209,46 +226,60 @@ impl Attention {
             }
             vec![b.add_int(carried[0], row)]
         });
-        let first = b.shift(Shift::RightUnsigned, page.from, TILE_SHIFT);
-        let end = b.add_int(page.to, LANES as i64 - 1);
-        let end = b.shift(Shift::RightUnsigned, end, TILE_SHIFT);
+        let tile_bytes = self.padded() as i64 * dim;
+        let first = b.shift(Shift::RightUnsigned, page.from, TILES_SHIFT);
+        let end = b.add_int(page.to, (TILES_TOGETHER * LANES) as i64 - 1);
+        let end = b.shift(Shift::RightUnsigned, end, TILES_SHIFT);
         self.each_heads(b, [inputs.q, inputs.scratch], [self.head_bytes(), row], |b, [q, scores], heads| {
-            let skipped = b.mul_int(first, self.padded() as i64 * dim);
+            let skipped = b.mul_int(first, TILES_TOGETHER as i64 * tile_bytes);
             let keys = b.add(page.keys, skipped);
-            let skipped = b.mul_int(first, VECTOR);
+            let skipped = b.mul_int(first, TILES_TOGETHER as i64 * VECTOR);
             let scores = b.add(scores, skipped);
-            b.for_loop(first, end, 1, &[keys, scores], |b, tile, carried| {
-                let mut carried_in = vec![carried[0], q];
-                carried_in.extend((0..heads).map(|_| zeros(b)));
+            b.for_loop(first, end, 1, &[keys, scores], |b, tiles, carried| {
+                let ahead = b.add(carried[0], page.next);
+                let mut carried_in = vec![carried[0], ahead, q];
+                carried_in.extend((0..TILES_TOGETHER * heads).map(|_| zeros(b)));
                 let after = counted(b, self.padded() / SCORES_UNROLL, carried_in, |b, carried| {
-                    let (keys, q, mut sums) = (carried[0], carried[1], carried[2..].to_vec());
+                    let (keys, ahead, q, mut sums) = (carried[0], carried[1], carried[2], carried[3..].to_vec());
+                    let step = SCORES_UNROLL as i64 * dim;
+                    for tile in 0..TILES_TOGETHER as i64 {
+                        prefetch(b, ahead, tile * tile_bytes, step);
+                    }
                     for d in 0..SCORES_UNROLL as i64 {
-                        let k = b.load(self.kv.memory(), keys, d * dim);
-                        for (head, sum) in sums.iter_mut().enumerate() {
+                        let k: Vec<Value> = (0..TILES_TOGETHER as i64)
+                            .map(|tile| b.load(self.kv.memory(), keys, tile * tile_bytes + d * dim))
+                            .collect();
+                        for (head, sums) in sums.chunks_mut(TILES_TOGETHER).enumerate() {
                             let q = b.load_splat(Memory::F32, q, head as i64 * self.head_bytes() + 4 * d);
-                            *sum = b.fma(q, k, *sum);
+                            for (sum, &k) in sums.iter_mut().zip(&k) {
+                                *sum = b.fma(q, k, *sum);
+                            }
                         }
                     }
-                    let unroll = SCORES_UNROLL as i64;
-                    let mut next = vec![b.add_int(keys, unroll * dim), b.add_int(q, 4 * unroll)];
+                    let mut next =
+                        vec![b.add_int(keys, step), b.add_int(ahead, step), b.add_int(q, 4 * SCORES_UNROLL as i64)];
                     next.extend(sums);
                     next
                 });
-                let key = b.shift(Shift::Left, tile, TILE_SHIFT);
+                let key = b.shift(Shift::Left, tiles, TILES_SHIFT);
                 let from = b.sub(page.from, key);
                 let from = b.splat(from);
                 let to = b.sub(page.to, key);
                 let to = b.splat(to);
-                let lane = lane_numbers(b, 0);
-                let started = b.compare(Compare::GreaterEqual, lane, from);
-                let ended = b.compare(Compare::GreaterEqual, lane, to);
                 let lowest = b.splat_f32(LOWEST);
-                for (head, &sum) in after[2..].iter().enumerate() {
-                    let s = b.select(started, sum, lowest);
-                    let s = b.select(ended, lowest, s);
-                    store_f32(b, s, carried[1], self.scratch().scores + head as i64 * row);
+                for tile in 0..TILES_TOGETHER {
+                    let lane = lane_numbers(b, (tile * LANES) as i32);
+                    let started = b.compare(Compare::GreaterEqual, lane, from);
+                    let ended = b.compare(Compare::GreaterEqual, lane, to);
+                    for (head, sums) in after[3..].chunks(TILES_TOGETHER).enumerate() {
+                        let s = b.select(started, sums[tile], lowest);
+                        let s = b.select(ended, lowest, s);
+                        let at = self.scratch().scores + head as i64 * row + tile as i64 * VECTOR;
+                        store_f32(b, s, carried[1], at);
+                    }
                 }
-                vec![after[0], b.add_int(carried[1], VECTOR)]
+                let together = TILES_TOGETHER as i64;
+                vec![b.add_int(carried[0], together * tile_bytes), b.add_int(carried[1], together * VECTOR)]
             });
         });
     }
@@ -317,10 +348,12 @@ impl Attention {
             let vectors = self.padded() / LANES;
             counted(b, vectors / VALUES_TOGETHER, vec![values, out], |b, carried| {
                 let (values, out) = (carried[0], carried[1]);
-                let mut initial = vec![values, weights];
+                let ahead = b.add(values, page.next);
+                let mut initial = vec![values, ahead, weights];
                 initial.extend((0..heads * VALUES_TOGETHER).map(|_| zeros(b)));
                 let after = b.for_loop(page.from, page.to, 1, &initial, |b, _, carried| {
-                    let (value, weight, mut sums) = (carried[0], carried[1], carried[2..].to_vec());
+                    let (value, ahead, weight, mut sums) = (carried[0], carried[1], carried[2], carried[3..].to_vec());
+                    prefetch(b, ahead, 0, VALUES_TOGETHER as i64 * vector);
                     let v: Vec<Value> =
                         (0..VALUES_TOGETHER as i64).map(|i| b.load(self.kv.memory(), value, i * vector)).collect();
                     for (head, sums) in sums.chunks_mut(VALUES_TOGETHER).enumerate() {
@@ -329,11 +362,11 @@ impl Attention {
                             *sum = b.fma(e, v, *sum);
                         }
                     }
-                    let mut next = vec![b.add_int(value, key_bytes), b.add_int(weight, 4)];
+                    let mut next = vec![b.add_int(value, key_bytes), b.add_int(ahead, key_bytes), b.add_int(weight, 4)];
                     next.extend(sums);
                     next
                 });
-                for (head, sums) in after[2..].chunks(VALUES_TOGETHER).enumerate() {
+                for (head, sums) in after[3..].chunks(VALUES_TOGETHER).enumerate() {
                     let old = b.load_splat(Memory::F32, arrays, at.old_factor + 4 * head as i64);
                     let new = b.load_splat(Memory::F32, arrays, at.new_factor + 4 * head as i64);
                     for (i, &sum) in sums.iter().enumerate() {
@@ -368,5 +401,12 @@ impl Attention {
             }
             vec![b.add_int(carried[0], self.head_bytes()), b.add_int(carried[1], 4)]
         });
+    }
+}
+
+/// Prefetches the lines of `bytes` at `base + offset`.
+fn prefetch(b: &mut Builder, base: Value, offset: i64, bytes: i64) {
+    for line in (0..bytes).step_by(64) {
+        b.prefetch(base, offset + line);
     }
 }

@@ -36,7 +36,7 @@ impl Embed {
             Format::F32 => Memory::F32,
             Format::Bf16 => Memory::Bf16,
             Format::F16 => Memory::F16,
-            Format::Q8 | Format::Q4 => panic!("{}: embedding tables are f32, bf16 or f16", self.name()),
+            _ => panic!("{}: embedding tables are f32, bf16 or f16", self.name()),
         }
     }
 

@@ -1,15 +1,15 @@
 //! Matrix products: row tiles of a packed weight times a few activation rows.
 //!
 //! The kernel that the time goes into. Weights are read once, in the order in which they lie; the lanes are 16 output rows and
-//! K is walked in order in one accumulator for each output (for `q8`/`q4`: exact integer sums of 32, scaled and added in
-//! order), so the tuning never changes a bit. Deliberately absent: which rows a worker takes, and quantizing the activations.
+//! K is walked in order in one accumulator for each output (for quantized formats: exact integer sums of 32, scaled and added in
+//! order, each followed by its offset times the sum of the activations where the format has offsets), so the tuning never changes a bit. Deliberately absent: which rows a worker takes, and quantizing the activations.
 
 use moec_abi::LANES;
 use moec_ir::math::build_silu;
 use moec_ir::tile::{Binary, Function, Memory, Value, build::Builder};
 
 use super::common::{VECTOR, counted, load_f32, store_f32, zeros};
-use crate::plan::layout::{BLOCK, Format, GROUP, QuantizedRow, SPAN, scale_bytes};
+use crate::plan::layout::{BLOCK, Codes, Format, GROUP, QuantizedRow, SPAN, STEPS_AT, Scales};
 
 /// Most activation rows of one call.
 pub const MAX_TOKENS: usize = 16;
@@ -85,7 +85,7 @@ pub struct Matmul {
     pub epilogue: Epilogue,
     /// Bytes between output rows.
     pub y_stride: usize,
-    /// The values + 128 of `q4`'s codes; ignored by the other formats. One for the whole model: it is not part of the name.
+    /// The values + 128 of the codes of [`Codes::Book`]; ignored by the other formats. One for the whole model: it is not part of the name.
     pub codebook: [u8; 16],
     /// How it is written.
     pub tuning: MatmulTuning,
@@ -194,7 +194,7 @@ impl Matmul {
         let unroll = self.tuning.unroll;
         let column = (LANES * memory.bytes()) as i64;
         let steps = |b: &mut Builder, [w, x]: [Value; 2], mut sums: Sums, count: usize| {
-            self.prefetch(b, w, 0, count * column as usize);
+            self.prefetch(b, w, 0, count * column as usize, sums.len() / self.tokens);
             for k in 0..count {
                 let broadcast: Vec<_> =
                     (0..self.tokens).map(|t| b.load_splat(Memory::F32, x, self.word(k, t))).collect();
@@ -255,23 +255,27 @@ impl Matmul {
     ) -> Sums {
         let tile_bytes = self.format.tile_bytes(self.k) as i64;
         let first = (group * self.format.group_bytes(GROUP / BLOCK)) as i64;
-        self.prefetch(b, w, first as usize, self.format.group_bytes(blocks));
+        self.prefetch(b, w, first as usize, self.format.group_bytes(blocks), acc.len() / self.tokens);
         let tokens = 0..self.tokens;
         let mut partial: Vec<Value> = Vec::new();
         for block in 0..blocks {
-            let at = first + (scale_bytes(blocks) + block * self.format.block_bytes()) as i64;
+            let at = first + (self.format.scale_bytes(blocks) + block * self.format.block_bytes()) as i64;
             let number = group * (GROUP / BLOCK) + block;
             let corrected: Vec<Value> =
                 tokens.clone().map(|t| b.load_splat(Memory::I32, corrections, self.word(number, t))).collect();
-            let mut dots = corrected.repeat(acc.len() / self.tokens);
+            // Codes that stand for values less 128 begin at the correction; those with an offset meet the sums later.
+            let shifted = self.format.has_offsets();
+            let start = if shifted { vec![b.splat_i32(0); self.tokens] } else { corrected.clone() };
+            let mut dots = start.repeat(acc.len() / self.tokens);
             let broadcast = |b: &mut Builder, k: usize| -> Vec<Value> {
                 let word = (group * GROUP + block * BLOCK + k) / 4;
                 tokens.clone().map(|t| b.load_splat_bytes(codes, self.word(word, t))).collect()
             };
             for v in 0..self.format.block_bytes() / 64 {
-                let x: Vec<Vec<Value>> = match self.format {
-                    Format::Q4 => vec![broadcast(b, 4 * v), broadcast(b, BLOCK / 2 + 4 * v)],
-                    _ => vec![broadcast(b, 4 * v)],
+                let x: Vec<Vec<Value>> = if self.format.block_bytes() < BLOCK * LANES {
+                    vec![broadcast(b, 4 * v), broadcast(b, BLOCK / 2 + 4 * v)]
+                } else {
+                    vec![broadcast(b, 4 * v)]
                 };
                 for (tile, dots) in dots.chunks_mut(self.tokens).enumerate() {
                     let raw = b.load_bytes(w, at + tile as i64 * tile_bytes + 64 * v as i64);
@@ -287,12 +291,16 @@ impl Matmul {
             if new_span {
                 partial = acc.iter().map(|_| zeros(b)).collect();
             }
+            let sums: Vec<Value> =
+                if shifted { corrected.iter().map(|&sum| b.int_to_float(sum)).collect() } else { Vec::new() };
             for tile in 0..acc.len() / self.tokens {
-                let at = first + tile as i64 * tile_bytes + (block * LANES * 2) as i64;
-                let scale = b.load(Memory::Bf16, w, at);
+                let (scale, offset) = self.scales(b, w, first + tile as i64 * tile_bytes, block);
                 for i in tile * self.tokens..(tile + 1) * self.tokens {
                     let dot = b.int_to_float(dots[i]);
                     partial[i] = b.fma(dot, scale, partial[i]);
+                    if let Some(offset) = offset {
+                        partial[i] = b.fma(sums[i % self.tokens], offset, partial[i]);
+                    }
                 }
             }
             let elements = (block + 1) * BLOCK;
@@ -307,19 +315,59 @@ impl Matmul {
         acc
     }
 
-    /// The unsigned bytes of part `part` of a vector of codes.
-    fn codes(&self, b: &mut Builder, raw: Value, part: usize) -> Value {
-        if self.format != Format::Q4 {
-            return raw;
+    /// The scales of block `block` of the group at `w + group`, and the offsets divided by −128, as the sums of activations are multiplied by that.
+    fn scales(&self, b: &mut Builder, w: Value, group: i64, block: usize) -> (Value, Option<Value>) {
+        const HALVES: i64 = 2 * LANES as i64;
+        let block = block as i64;
+        match self.format.scales().expect("a quantized format") {
+            Scales::Bf16 => (b.load(Memory::Bf16, w, group + HALVES * block), None),
+            Scales::F16 => (b.load(Memory::F16, w, group + HALVES * block), None),
+            Scales::Pairs => {
+                let at = group + 2 * HALVES * block;
+                let scale = b.load(Memory::F16, w, at);
+                let offset = b.load(Memory::F16, w, at + HALVES);
+                let unit = b.splat_f32(-1.0 / 128.0);
+                (scale, Some(b.mul(offset, unit)))
+            }
+            Scales::Steps => {
+                let at = group + STEPS_AT as i64 + HALVES * block;
+                let mut product = |factor: i64, step: i64| {
+                    let factor = b.load(Memory::F16, w, group + factor);
+                    let step = b.load(Memory::I8, w, step);
+                    let step = b.int_to_float(step);
+                    b.mul(step, factor)
+                };
+                let (scale, offset) = (product(0, at), product(HALVES, at + LANES as i64));
+                let unit = b.splat_f32(1.0 / 128.0);
+                (scale, Some(b.mul(offset, unit)))
+            }
         }
-        let nibbles = if part == 0 { b.nibble_low(raw) } else { b.nibble_high(raw) };
-        b.lookup(self.codebook, nibbles)
     }
 
-    fn prefetch(&self, b: &mut Builder, w: Value, first: usize, bytes: usize) {
-        if let Some(ahead) = self.tuning.prefetch {
+    /// The unsigned bytes of part `part` of a vector of codes.
+    fn codes(&self, b: &mut Builder, raw: Value, part: usize) -> Value {
+        let mut nibbles = || if part == 0 { b.nibble_low(raw) } else { b.nibble_high(raw) };
+        match self.format.codes().expect("a quantized format") {
+            Codes::Bytes | Codes::PlainBytes => raw,
+            Codes::Nibbles => nibbles(),
+            Codes::Book => {
+                let places = nibbles();
+                b.lookup(self.codebook, places)
+            }
+            Codes::FixedBook(book) => {
+                let places = nibbles();
+                b.lookup(book, places)
+            }
+        }
+    }
+
+    /// Prefetches ahead of bytes `first .. first + bytes` of each of the `tiles` at `w`.
+    fn prefetch(&self, b: &mut Builder, w: Value, first: usize, bytes: usize, tiles: usize) {
+        let Some(ahead) = self.tuning.prefetch else { return };
+        for tile in 0..tiles {
+            let first = ahead + tile * self.format.tile_bytes(self.k) + first;
             for line in (first..first + bytes).step_by(64) {
-                b.prefetch(w, (ahead + line) as i64);
+                b.prefetch(w, line as i64);
             }
         }
     }
@@ -331,7 +379,7 @@ const fn widening(format: Format) -> Option<Memory> {
         Format::F32 => Some(Memory::F32),
         Format::Bf16 => Some(Memory::Bf16),
         Format::F16 => Some(Memory::F16),
-        Format::Q8 | Format::Q4 => None,
+        _ => None,
     }
 }
 

@@ -56,7 +56,7 @@ impl CompileError {
 pub fn tuning(level: &CpuLevel, target: &Triple) -> Tuning {
     match KernelBackend::choose(level.features, target) {
         KernelBackend::Cranelift => Tuning::NARROW,
-        KernelBackend::Wide(cpu) => Tuning::wide(cpu),
+        KernelBackend::Wide(cpu) => Tuning::wide(cpu, level.features),
     }
 }
 

@@ -6,7 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use moec_ir::graph::{DType, Graph, Layout, Role};
+use moec_abi::padded_head_dim;
+use moec_ir::graph::{DType, Graph, Layout, Op, Role, WeightId};
 
 /// The layout of each role's weights.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,21 +78,33 @@ impl QuantConfig {
 
     /// Gives every weight of `graph` its role's layout.
     pub fn assign(&self, graph: &mut Graph) {
+        let spread = spread(graph);
         let all: Vec<_> = graph.weights().map(|(id, weight)| (id, weight.role, weight.stored)).collect();
         for (id, role, stored) in all {
+            let kept = matches!(role, Role::Embedding | Role::Norm | Role::Bias | Role::Router);
             graph.weight_mut(id).layout = match (self.layout(role), stored) {
-                (Layout::Stored, DType::Packed) => nearest(role),
+                (Layout::Stored, DType::Codes(exact)) if !kept && !spread.contains(&id) => exact,
+                (Layout::Stored, DType::Codes(_) | DType::Packed) => nearest(role),
                 (layout, _) => layout,
             };
         }
     }
 }
 
+/// Weights whose columns are heads that are padded in memory: their blocks do not stay together, so no layout keeps them.
+fn spread(graph: &Graph) -> Vec<WeightId> {
+    let padded = |node| {
+        let op = graph.op(node);
+        let &Op::Attention { head_dim, .. } = graph.definition(*op.values().first()?) else { return None };
+        op.weight().filter(|_| padded_head_dim(head_dim) != head_dim)
+    };
+    graph.nodes().filter_map(padded).collect()
+}
+
 /// The layout for a weight that is to stay as it is stored, but is stored in a format that no kernel computes with: the next wider one.
 fn nearest(role: Role) -> Layout {
     match role {
-        Role::Embedding => Layout::F16,
-        Role::Norm | Role::Bias | Role::Router => Layout::F32,
+        Role::Embedding | Role::Norm | Role::Bias | Role::Router => Layout::F32,
         Role::Attention | Role::Experts | Role::Ffn | Role::Output => Layout::Q8,
     }
 }
@@ -106,7 +119,7 @@ fn layout(text: &str) -> Result<Layout, QuantError> {
     let found = match text {
         "none" => Some(Layout::Stored),
         "stored" => None,
-        _ => Layout::from_name(text),
+        _ => Layout::from_name(text).filter(|layout| !layout.is_exact()),
     };
     found.ok_or_else(|| QuantError::Layout(text.into()))
 }
@@ -146,7 +159,7 @@ impl fmt::Display for QuantConfig {
         for (i, role) in Role::ALL.into_iter().enumerate() {
             let layout = match self.layout(role) {
                 Layout::Stored => "none",
-                layout @ (Layout::F32 | Layout::Bf16 | Layout::F16 | Layout::Q8 | Layout::Q4) => layout.name(),
+                layout => layout.name(),
             };
             write!(f, "{}{role}={layout}", if i == 0 { "" } else { "," })?;
         }
@@ -190,6 +203,7 @@ mod tests {
     #[test]
     fn mistakes_are_named() {
         assert_eq!(parse("q5").unwrap_err(), "--quant: `q5` is none of none, f32, bf16, f16, q8, q4");
+        assert_eq!(parse("q4_0").unwrap_err(), "--quant: `q4_0` is none of none, f32, bf16, f16, q8, q4");
         assert_eq!(parse("").unwrap_err(), "--quant: `` is none of none, f32, bf16, f16, q8, q4");
         assert!(parse("expert=q4").unwrap_err().contains("`expert` is none of the roles embedding, norm"));
         assert_eq!(parse("experts=q4,experts=q8").unwrap_err(), "--quant: experts is given twice");

@@ -1,12 +1,17 @@
 //! How matrices and activation rows lie in memory: the arithmetic that packing, kernels and the plan share.
 //!
 //! A matrix `[rows, K]` is cut into *tiles* of 16 rows; one logical vector is one column of a tile, and K is walked in order.
-//! Tiles lie one after another. Float formats hold `[K][16]` elements a tile. `q8` and `q4` hold groups of 128 of K: first the bf16 scales
-//! of the group's blocks (`[blocks][16]`, padded to 64 bytes, so that every vector load is aligned), then the blocks' codes.
+//! Tiles lie one after another. Float formats hold `[K][16]` elements a tile. Quantized ones hold groups of 128 of K: first the scales of the
+//! group's blocks ([`Scales`] says how; padded to 64 bytes, so that every vector load is aligned), then the blocks' codes: of 8 bits as
+//! `[8][16][4]` bytes, of 4 bits as `[4][16][4]` bytes whose low nibbles are the first 16 of K and whose high ones the second.
+//!
+//! `q8` and `q4` are moec's own, for weights that it quantizes. The others keep the codes and scales of a stored format as they are; they differ
+//! from those in the order of bytes only, but that codes of 5 bits take 8 and scales of 6 bits take 8.
 //!
 //! Deliberately absent: where a weight lies in the payload ([`super::payload`](crate::plan)) and how codes are chosen (`quant`).
 
 use moec_abi::{LANES, round_up};
+use moec_ir::graph::Layout;
 
 /// Elements of K that share one weight scale.
 pub const BLOCK: usize = 32;
@@ -17,6 +22,9 @@ pub const GROUP: usize = 128;
 /// Elements of K that share one activation scale. Longer spans cost fewer multiply-adds and more precision: on a real model of 0.7 B
 /// parameters the mean NLL at `q8` is 0.11 % above that of the stored weights with spans of 128.
 pub const SPAN: usize = 64;
+
+/// Where the steps of a group with [`Scales::Steps`] begin: after 16 factors of scales and 16 of offsets.
+pub const STEPS_AT: usize = 2 * LANES * 2;
 
 /// Alignment of tiles and of quantized activation rows, in bytes.
 pub const TILE_ALIGN: usize = 64;
@@ -34,23 +42,162 @@ pub enum Format {
     Q8,
     /// 4-bit codes into a code book, a scale for 32: 4.5 bits an element.
     Q4,
+    /// 8-bit integers, an f16 scale for 32: 8.5 bits an element.
+    Q8_0,
+    /// 8-bit integers from 0 on, an f16 scale and an f16 offset for 32: 9 bits an element.
+    Q5_1,
+    /// 8-bit integers from 0 on, scale and offset for 32 in steps of factors for 128: 8.75 bits an element.
+    Q5K,
+    /// 4-bit integers from −8 on, an f16 scale for 32: 4.5 bits an element.
+    Q4_0,
+    /// 4-bit integers from 0 on, an f16 scale and an f16 offset for 32: 5 bits an element.
+    Q4_1,
+    /// 4-bit integers from 0 on, scale and offset for 32 in steps of factors for 128: 4.75 bits an element.
+    Q4K,
+    /// 4-bit codes into the code book of GGUF's IQ4_NL, an f16 scale for 32: 4.5 bits an element.
+    Iq4Nl,
+    /// 4-bit floats of one mantissa bit, a bf16 scale for 32: 4.5 bits an element.
+    Mxfp4,
 }
 
+/// How the scales of a group lie before its codes, for each block of 32 of K.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scales {
+    /// `[blocks][16]` bf16.
+    Bf16,
+    /// `[blocks][16]` f16.
+    F16,
+    /// `[blocks]`: `[16]` scales, `[16]` offsets, f16.
+    Pairs,
+    /// `[16]` factors of scales and `[16]` factors of offsets, f16; then `[blocks]`: `[16]` and `[16]` signed bytes. A scale is its byte times its
+    /// factor, an offset the negative of that.
+    Steps,
+}
+
+/// What the codes of a block stand for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Codes {
+    /// A byte is the value plus 128.
+    Bytes,
+    /// A byte is the value: the format has offsets.
+    PlainBytes,
+    /// A nibble is the place of the value plus 128 in a code book of moec.
+    Book,
+    /// A nibble is the place of the value plus 128 in this code book.
+    FixedBook([u8; 16]),
+    /// A nibble is the value: the format has offsets.
+    Nibbles,
+}
+
+/// −8 to 7, plus 128.
+const FROM_MINUS_8: [u8; 16] = [120, 121, 122, 123, 124, 125, 126, 127, 128, 129, 130, 131, 132, 133, 134, 135];
+
+/// The values of IQ4_NL, plus 128.
+const IQ4: [u8; 16] = [1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241];
+
+/// Twice the values of floats of one sign, two exponent bits and one mantissa bit, plus 128.
+const DOUBLED_E2M1: [u8; 16] = [128, 129, 130, 131, 132, 134, 136, 140, 128, 127, 126, 125, 124, 122, 120, 116];
+
 impl Format {
-    /// The name used on the command line and in dumps.
-    pub const fn name(self) -> &'static str {
+    /// All of them.
+    pub const ALL: [Format; 13] = [
+        Format::F32,
+        Format::Bf16,
+        Format::F16,
+        Format::Q8,
+        Format::Q4,
+        Format::Q8_0,
+        Format::Q5_1,
+        Format::Q5K,
+        Format::Q4_0,
+        Format::Q4_1,
+        Format::Q4K,
+        Format::Iq4Nl,
+        Format::Mxfp4,
+    ];
+
+    /// The format of a layout; `None` for one that is not resolved.
+    pub const fn of(layout: Layout) -> Option<Format> {
+        Some(match layout {
+            Layout::Stored => return None,
+            Layout::F32 => Format::F32,
+            Layout::Bf16 => Format::Bf16,
+            Layout::F16 => Format::F16,
+            Layout::Q8 => Format::Q8,
+            Layout::Q4 => Format::Q4,
+            Layout::Q8_0 => Format::Q8_0,
+            Layout::Q5_1 => Format::Q5_1,
+            Layout::Q5K => Format::Q5K,
+            Layout::Q4_0 => Format::Q4_0,
+            Layout::Q4_1 => Format::Q4_1,
+            Layout::Q4K => Format::Q4K,
+            Layout::Iq4Nl => Format::Iq4Nl,
+            Layout::Mxfp4 => Format::Mxfp4,
+        })
+    }
+
+    /// The layout whose format it is.
+    pub const fn layout(self) -> Layout {
         match self {
-            Format::F32 => "f32",
-            Format::Bf16 => "bf16",
-            Format::F16 => "f16",
-            Format::Q8 => "q8",
-            Format::Q4 => "q4",
+            Format::F32 => Layout::F32,
+            Format::Bf16 => Layout::Bf16,
+            Format::F16 => Layout::F16,
+            Format::Q8 => Layout::Q8,
+            Format::Q4 => Layout::Q4,
+            Format::Q8_0 => Layout::Q8_0,
+            Format::Q5_1 => Layout::Q5_1,
+            Format::Q5K => Layout::Q5K,
+            Format::Q4_0 => Layout::Q4_0,
+            Format::Q4_1 => Layout::Q4_1,
+            Format::Q4K => Layout::Q4K,
+            Format::Iq4Nl => Layout::Iq4Nl,
+            Format::Mxfp4 => Layout::Mxfp4,
         }
+    }
+
+    /// The name used in dumps and, where it can be asked for, on the command line.
+    pub const fn name(self) -> &'static str {
+        self.layout().name()
+    }
+
+    /// What its codes stand for; `None` for the float formats.
+    pub const fn codes(self) -> Option<Codes> {
+        Some(match self {
+            Format::F32 | Format::Bf16 | Format::F16 => return None,
+            Format::Q8 | Format::Q8_0 => Codes::Bytes,
+            Format::Q5_1 | Format::Q5K => Codes::PlainBytes,
+            Format::Q4 => Codes::Book,
+            Format::Q4_0 => Codes::FixedBook(FROM_MINUS_8),
+            Format::Iq4Nl => Codes::FixedBook(IQ4),
+            Format::Mxfp4 => Codes::FixedBook(DOUBLED_E2M1),
+            Format::Q4_1 | Format::Q4K => Codes::Nibbles,
+        })
+    }
+
+    /// How its scales lie; `None` for the float formats.
+    pub const fn scales(self) -> Option<Scales> {
+        Some(match self {
+            Format::F32 | Format::Bf16 | Format::F16 => return None,
+            Format::Q8 | Format::Q4 | Format::Mxfp4 => Scales::Bf16,
+            Format::Q8_0 | Format::Q4_0 | Format::Iq4Nl => Scales::F16,
+            Format::Q5_1 | Format::Q4_1 => Scales::Pairs,
+            Format::Q5K | Format::Q4K => Scales::Steps,
+        })
     }
 
     /// Whether activations are quantized to meet it.
     pub const fn is_quantized(self) -> bool {
-        matches!(self, Format::Q8 | Format::Q4)
+        self.layout().is_quantized()
+    }
+
+    /// Whether it keeps the codes and scales of a stored format.
+    pub const fn is_exact(self) -> bool {
+        self.layout().is_exact()
+    }
+
+    /// Whether a weight is `scale × code + offset`, with codes from 0 on, and not `scale × value`.
+    pub const fn has_offsets(self) -> bool {
+        self.layout().has_offsets()
     }
 
     /// Bytes of one element of a float format; `None` for the quantized ones.
@@ -58,22 +205,32 @@ impl Format {
         match self {
             Format::F32 => Some(4),
             Format::Bf16 | Format::F16 => Some(2),
-            Format::Q8 | Format::Q4 => None,
+            _ => None,
         }
     }
 
     /// Bytes of the codes of one block of 32 of K in one tile.
     pub const fn block_bytes(self) -> usize {
-        match self {
-            Format::F32 | Format::Bf16 | Format::F16 => 0,
-            Format::Q8 => BLOCK * LANES,
-            Format::Q4 => BLOCK * LANES / 2,
+        match self.codes() {
+            None => 0,
+            Some(Codes::Bytes | Codes::PlainBytes) => BLOCK * LANES,
+            Some(Codes::Book | Codes::FixedBook(_) | Codes::Nibbles) => BLOCK * LANES / 2,
+        }
+    }
+
+    /// Bytes that the scales of a group of `blocks` blocks take in a tile.
+    pub const fn scale_bytes(self, blocks: usize) -> usize {
+        match self.scales() {
+            None => 0,
+            Some(Scales::Bf16 | Scales::F16) => round_up(blocks * LANES * 2, TILE_ALIGN),
+            Some(Scales::Pairs) => blocks * LANES * 4,
+            Some(Scales::Steps) => round_up(STEPS_AT + blocks * LANES * 2, TILE_ALIGN),
         }
     }
 
     /// Bytes of one group of `blocks` (1 ..= 4) blocks in one tile, its scales included.
     pub const fn group_bytes(self, blocks: usize) -> usize {
-        scale_bytes(blocks) + blocks * self.block_bytes()
+        self.scale_bytes(blocks) + blocks * self.block_bytes()
     }
 
     /// Bytes from one tile of a matrix with `k` columns to the next.
@@ -99,11 +256,6 @@ impl std::fmt::Display for Format {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name())
     }
-}
-
-/// Bytes that the scales of a group of `blocks` blocks take in a tile.
-pub const fn scale_bytes(blocks: usize) -> usize {
-    round_up(blocks * LANES * 2, TILE_ALIGN)
 }
 
 /// A quantized activation row of `k` elements: signed bytes, then an f32 scale for each [`SPAN`], then −128 × their sum for each 32.
@@ -144,12 +296,31 @@ mod tests {
         assert_eq!(Format::Q4.tile_bytes(4096), 4096 * 16 * 9 / 16);
         assert_eq!(Format::Q8.tile_bytes(4096), 4096 * 16 * 17 / 16);
         assert_eq!(Format::Bf16.tile_bytes(4096), 4096 * 32);
+        for (format, eighths) in [
+            (Format::Q8_0, 68),
+            (Format::Q5_1, 72),
+            (Format::Q5K, 70),
+            (Format::Q4_0, 36),
+            (Format::Q4_1, 40),
+            (Format::Q4K, 38),
+            (Format::Iq4Nl, 36),
+            (Format::Mxfp4, 36),
+        ] {
+            assert_eq!(format.tile_bytes(4096), 4096 * 16 * eighths / 64, "{format}");
+        }
+    }
+
+    #[test]
+    fn formats_and_layouts_have_the_same_names() {
+        let layouts = Layout::ALL.into_iter().filter(|&layout| layout != Layout::Stored);
+        assert!(layouts.eq(Format::ALL.map(Format::layout)));
+        assert!(Format::ALL.into_iter().all(|format| Format::of(format.layout()) == Some(format)));
     }
 
     #[test]
     fn odd_sizes_stay_aligned() {
         for k in [1, 20, 31, 32, 33, 96, 100, 129, 160, 4095] {
-            for format in [Format::F32, Format::Bf16, Format::F16, Format::Q8, Format::Q4] {
+            for format in Format::ALL {
                 assert_eq!(format.tile_bytes(k) % TILE_ALIGN, 0, "{format} {k}");
             }
             let row = QuantizedRow::new(k);

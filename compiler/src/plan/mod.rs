@@ -22,7 +22,7 @@ use crate::target::Tuning;
 use heads::HeadLayout;
 use layout::Format;
 use moec_abi::{KvType, PAGE_TOKENS, padded_head_dim};
-use moec_ir::graph::{Graph, Layout, Op, Role, Source, Weight, WeightId};
+use moec_ir::graph::{Graph, Op, Role, Source, Weight, WeightId};
 use payload::{Arrangement, Part, PayloadItem, PayloadMap};
 use program::Program;
 use stages::{Kept, Planned, plan_stages};
@@ -251,14 +251,7 @@ fn format(weight: &Weight, arrangement: &Arrangement) -> Format {
     if *arrangement == Arrangement::Vector {
         return Format::F32;
     }
-    match weight.format() {
-        Layout::F32 => Format::F32,
-        Layout::Bf16 => Format::Bf16,
-        Layout::F16 => Format::F16,
-        Layout::Q8 => Format::Q8,
-        Layout::Q4 => Format::Q4,
-        Layout::Stored => unreachable!("Weight::format resolves it"),
-    }
+    Format::of(weight.format()).expect("Weight::format resolves it")
 }
 
 /// What one decoded token reads and computes.

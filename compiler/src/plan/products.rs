@@ -225,7 +225,9 @@ impl Stages<'_> {
             1 => Expr::Int(1),
             _ => self.planner.bind(&mut inner, (units.to.clone() - unit).min(together)),
         };
-        let kernels: Vec<Matmul> = (1..=tile).map(|n| self.kernel(product, n, results)).collect();
+        let in_walk = |n| tuning.kernel_in_walk(n, together * unit_bytes);
+        let kernels: Vec<Matmul> =
+            (1..=tile).map(|n| Matmul { tuning: in_walk(n), ..self.kernel(product, n, results) }).collect();
         self.token_tiles(&mut inner, tile, &all.tokens, |tokens, t| {
             let x = all.x.clone() + t.clone() * product.x.stride;
             call(kernels[tokens - 1].clone(), [w.clone(), x, y.clone() + t * results.stride, count.clone()])

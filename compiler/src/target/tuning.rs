@@ -8,6 +8,7 @@
 use crate::kernels::{Epilogue, MatmulTuning};
 use crate::lower::wide::{Cpu, table::Width};
 use crate::plan::layout::Format;
+use moec_abi::features::{AVX_VNNI, AVX512_BF16, AVX512_VBMI};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -47,6 +48,8 @@ pub struct ProductTuning {
     pub block: usize,
     /// Bytes of activations that are gone through for one block of rows, so that they stay in the cache.
     pub activation_bytes: usize,
+    /// Whether the walk over the tokens prefetches the weights of the next block while it computes this one.
+    pub ahead: bool,
 }
 
 impl ProductTuning {
@@ -55,7 +58,13 @@ impl ProductTuning {
         self.kernels.len()
     }
 
-    /// How the kernel for `tokens` tokens at once is written.
+    /// How the kernel for `tokens` tokens at once is written in a walk over tokens, where a block of rows has so many bytes.
+    pub fn kernel_in_walk(&self, tokens: usize, block_bytes: usize) -> MatmulTuning {
+        let kernel = self.kernel(tokens);
+        MatmulTuning { prefetch: if self.ahead { Some(block_bytes) } else { kernel.prefetch }, ..kernel }
+    }
+
+    /// How the kernel for `tokens` tokens at once is written where it goes through all rows by itself.
     pub fn kernel(&self, tokens: usize) -> MatmulTuning {
         self.kernels[tokens - 1]
     }
@@ -72,6 +81,8 @@ pub struct Tuning {
     pub single_rows: usize,
     /// Bytes of activations that are gone through for one tile of rows, so that they stay in the cache.
     pub activation_bytes: usize,
+    /// Whether a product of several tokens prefetches the weights of the next tiles while it computes.
+    pub prefetch: bool,
     /// For shapes that were measured, instead of all of the above.
     pub products: BTreeMap<ProductShape, ProductTuning>,
 }
@@ -83,17 +94,26 @@ impl Tuning {
         float: Tile { rows: 1, tokens: 2 },
         single_rows: 1,
         activation_bytes: 2 << 20,
+        prefetch: false,
         products: BTreeMap::new(),
     };
 
-    /// For kernels of the wide x86 back end.
-    pub fn wide(cpu: Cpu) -> Tuning {
-        let (tile, single_rows) = match cpu.width {
-            Width::Ymm => (Tile { rows: 1, tokens: 6 }, 1),
-            // Two row tiles share each broadcast, for which there are as many ports as for multiply-adds.
-            Width::Zmm => (Tile { rows: 2, tokens: 6 }, 2),
-        };
-        Tuning { quantized: tile, float: tile, single_rows, ..Tuning::NARROW }
+    /// For kernels of the wide x86 back end on a CPU with these [`moec_abi::features`].
+    pub fn wide(cpu: Cpu, features: u64) -> Tuning {
+        match cpu.width {
+            Width::Ymm => {
+                Tuning { quantized: Tile { rows: 1, tokens: 6 }, float: Tile { rows: 1, tokens: 6 }, ..Tuning::NARROW }
+            }
+            Width::Zmm => Tuning {
+                // Two row tiles share each broadcast, for which there are as many ports as for multiply-adds. Where those take two passes, ports are
+                // not short, and sums that need no spilling are worth more.
+                quantized: if is_zen4(features) { Tile { rows: 1, tokens: 8 } } else { Tile { rows: 2, tokens: 6 } },
+                float: Tile { rows: 2, tokens: 6 },
+                single_rows: 2,
+                prefetch: true,
+                ..Tuning::NARROW
+            },
+        }
     }
 
     /// The choices for products of a shape: those that were measured, or else those of its kind.
@@ -108,6 +128,13 @@ impl Tuning {
             kernels: (1..=tile.tokens).map(kernel).collect(),
             block: tile.rows,
             activation_bytes: self.activation_bytes,
+            ahead: self.prefetch,
         }
     }
+}
+
+/// Whether the features are those of Zen 4, the one CPU with AVX-512 whose 512-bit arithmetic takes two passes through 256-bit pipes.
+const fn is_zen4(features: u64) -> bool {
+    let all = AVX512_BF16 | AVX512_VBMI;
+    features & all == all && features & AVX_VNNI == 0
 }

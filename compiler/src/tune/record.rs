@@ -24,6 +24,7 @@
 //! prefetch = [0, 0, 0, 0, 0, 0]     # bytes ahead; 0 leaves it to the CPU
 //! block = 2                         # row tiles for one walk over the tokens
 //! activation_bytes = 2097152        # of one walk over the rows
+//! ahead = true                      # whether a walk over the tokens prefetches the next rows; then `prefetch` is for calls without one
 //! measured = [{ step = 512, tokens = 128, default_share = 0.71, tuned_share = 0.74 }]
 //! ```
 //! What is not understood, or would not be legal for a kernel, is an error that names the key. Deliberately absent: which record is for which build
@@ -149,6 +150,7 @@ struct ProductTable {
     prefetch: Vec<usize>,
     block: usize,
     activation_bytes: usize,
+    ahead: bool,
     #[serde(default)]
     measured: Vec<MeasuredTable>,
 }
@@ -162,7 +164,6 @@ struct MeasuredTable {
     tuned_share: f64,
 }
 
-const FORMATS: [Format; 5] = [Format::F32, Format::Bf16, Format::F16, Format::Q8, Format::Q4];
 const EPILOGUES: [Epilogue; 3] = [Epilogue::Store, Epilogue::Add, Epilogue::SiluMul];
 
 impl Record {
@@ -228,6 +229,7 @@ impl Record {
                 prefetch: kernels().map(|k| k.prefetch.unwrap_or(0)).collect(),
                 block: found.tuning.block,
                 activation_bytes: found.tuning.activation_bytes,
+                ahead: found.tuning.ahead,
                 measured: found.measured.iter().map(MeasuredTable::from).collect(),
             }
         };
@@ -321,7 +323,7 @@ impl ProductTable {
             let at = all.iter().position(|known| *known == name);
             at.ok_or_else(|| (key.to_string(), format!("there is no `{name}`; there are {}", all.join(", "))))
         };
-        let format = FORMATS[named("format", &self.format, FORMATS.map(Format::name).to_vec())?];
+        let format = Format::ALL[named("format", &self.format, Format::ALL.map(Format::name).to_vec())?];
         let epilogue = EPILOGUES[named("epilogue", &self.epilogue, EPILOGUES.map(Epilogue::name).to_vec())?];
         within("k", self.k, 1..=1 << 24)?;
         within("block", self.block, 1..=64)?;
@@ -362,7 +364,8 @@ impl ProductTable {
             default_share: m.default_share,
             tuned_share: m.tuned_share,
         };
-        let tuning = ProductTuning { kernels, block: self.block, activation_bytes: self.activation_bytes };
+        let tuning =
+            ProductTuning { kernels, block: self.block, activation_bytes: self.activation_bytes, ahead: self.ahead };
         let found = Found { tuning, measured: self.measured.iter().map(measured).collect() };
         Ok((ProductShape { format, k: self.k, epilogue }, found))
     }

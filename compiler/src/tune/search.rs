@@ -95,7 +95,7 @@ impl Search<'_> {
     /// The ways that the cost model thinks best, cheapest first, without those that spill more than the cheapest.
     fn propose(&self, ways: Vec<ProductTuning>, tokens: impl Fn(&ProductTuning) -> usize) -> Vec<ProductTuning> {
         let priced = |way: ProductTuning| {
-            let cost = cost(self.workload.compiler(), &kernel(self.product, &way, tokens(&way)))?;
+            let cost = cost(self.workload.compiler(), &kernel(self.product, &way, tokens(&way), false))?;
             Some((cost, way))
         };
         let mut priced: Vec<(Cost, ProductTuning)> = ways.into_iter().filter_map(priced).collect();
@@ -167,14 +167,16 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Rows for one walk over the tokens, and bytes of activations for one walk over the rows.
+    /// Rows for one walk over the tokens, bytes of activations for one walk over the rows, and whether the next rows are prefetched.
     fn block(&mut self, best: &mut ProductTuning) -> Result<()> {
         let most = self.product.tokens(super::workload::MOST_TOKENS);
         let widest = best.kernels.iter().map(|kernel| kernel.tiles).max().unwrap_or(1);
         let blocks = [1, 2, 4, 8, 16].map(|block| ProductTuning { block, ..best.clone() });
         self.choose(best, blocks.into_iter().filter(|way| way.block >= widest).collect(), most)?;
         let chunks = [256, 512, 1024, 2048, 4096].map(|n| ProductTuning { activation_bytes: n << 10, ..best.clone() });
-        self.choose(best, chunks.to_vec(), most)
+        self.choose(best, chunks.to_vec(), most)?;
+        let ahead = [false, true].map(|ahead| ProductTuning { ahead, ..best.clone() });
+        self.choose(best, ahead.to_vec(), most)
     }
 
     /// `best` if it is nowhere slower than `default`, else what is left of it: the kernel of one token or those of several.

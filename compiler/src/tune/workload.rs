@@ -54,11 +54,13 @@ fn activation_stride(shape: ProductShape) -> usize {
     if shape.format.is_quantized() { QuantizedRow::new(shape.k).stride() } else { 4 * round_up(shape.k, ROW_ALIGN) }
 }
 
-/// The kernel of a product for `tokens` tokens.
-pub fn kernel(product: &Product, tuning: &ProductTuning, tokens: usize) -> Matmul {
+/// The kernel of a product for `tokens` tokens at once, in a walk over tokens or as the one call of a single token.
+pub fn kernel(product: &Product, tuning: &ProductTuning, tokens: usize, walk: bool) -> Matmul {
     let ProductShape { format, k, epilogue } = product.shape;
     let y_stride = if tokens > 1 { product.stride } else { 0 };
-    Matmul { format, k, tokens, epilogue, y_stride, codebook: CODEBOOK, tuning: tuning.kernel(tokens) }
+    let block = (tuning.block / epilogue.tiles()).max(1) * epilogue.tiles();
+    let tuning = if walk { tuning.kernel_in_walk(tokens, block * product.tile_bytes()) } else { tuning.kernel(tokens) };
+    Matmul { format, k, tokens, epilogue, y_stride, codebook: CODEBOOK, tuning }
 }
 
 impl Workload {
@@ -138,7 +140,7 @@ impl Workload {
     /// # Errors
     /// A bug of a back end, or no memory for code.
     pub fn run(&mut self, product: &Product, tuning: &ProductTuning, tokens: usize) -> Result<Duration, CodeError> {
-        let kernels: Vec<Matmul> = (1..=tuning.tokens()).map(|n| kernel(product, tuning, n)).collect();
+        let kernels: Vec<Matmul> = (1..=tuning.tokens()).map(|n| kernel(product, tuning, n, tokens > 1)).collect();
         let needed = |n: usize| n == tokens.min(tuning.tokens()) || n == tokens % tuning.tokens();
         for (i, kernel) in kernels.iter().enumerate() {
             if needed(i + 1) && !self.codes.contains_key(kernel) {

@@ -22,7 +22,9 @@ pub enum Rows {
 }
 
 /// The layouts that weights have once they are resolved.
-const RESOLVED: [Layout; 5] = [Layout::F32, Layout::Bf16, Layout::F16, Layout::Q8, Layout::Q4];
+fn resolved() -> impl Iterator<Item = Layout> {
+    Layout::ALL.into_iter().filter(|&layout| layout != Layout::Stored)
+}
 
 /// A family of kernels. Its layout is that of the weight, never [`Layout::Stored`].
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -40,10 +42,10 @@ pub enum Kernel {
 impl Kernel {
     /// All of them.
     pub fn all() -> Vec<Kernel> {
-        let mut all: Vec<Kernel> = RESOLVED.into_iter().map(Kernel::EmbedRows).collect();
+        let mut all: Vec<Kernel> = resolved().map(Kernel::EmbedRows).collect();
         all.extend([Kernel::NormRows, Kernel::AddBias]);
         for rows in [Rows::One, Rows::Many, Rows::Grouped] {
-            all.extend(RESOLVED.into_iter().map(|layout| Kernel::Matmul(rows, layout)));
+            all.extend(resolved().map(|layout| Kernel::Matmul(rows, layout)));
         }
         all
     }

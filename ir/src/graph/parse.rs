@@ -124,7 +124,8 @@ fn declaration(text: &mut Cursor, names: &BTreeMap<String, WeightId>) -> Result<
     let name = text.name()?.to_string();
     text.expect(":")?;
     let word = text.word();
-    let stored = DType::from_name(word).ok_or_else(|| format!("expected f32, bf16, f16 or packed, found `{word}`"))?;
+    let stored =
+        DType::from_name(word).ok_or_else(|| format!("expected a type such as bf16 or packed, found `{word}`"))?;
     text.expect("[")?;
     let mut shape = vec![text.number()?];
     while text.eat(",") {

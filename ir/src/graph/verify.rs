@@ -97,6 +97,10 @@ fn check_weight(graph: &Graph, id: WeightId, weight: &Weight) -> Result<(), Stri
     if kept && weight.layout.is_quantized() {
         return Err(format!("a weight for {} is never quantized, found {}", weight.role, weight.layout));
     }
+    let exact = weight.layout.is_exact() && weight.source == Source::Stored;
+    if exact && weight.stored != DType::Codes(weight.layout) {
+        return Err(format!("{} holds what is stored so, and it is stored as {}", weight.layout, weight.stored));
+    }
     if graph.stage() == Stage::Planned && weight.layout == Layout::Stored {
         return Err("in a planned graph every layout is resolved".into());
     }

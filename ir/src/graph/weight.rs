@@ -16,13 +16,18 @@ pub enum DType {
     Bf16,
     /// IEEE half.
     F16,
-    /// Small integers with scales, of whatever format: of the types here, f32 alone holds all of them exactly.
+    /// Small integers with scales, which this layout holds exactly; one of [`Layout::EXACT`].
+    Codes(Layout),
+    /// Small integers with scales, of a format that no layout but f32 holds exactly.
     Packed,
 }
 
 impl DType {
     /// All of them.
-    pub const ALL: [DType; 4] = [DType::F32, DType::Bf16, DType::F16, DType::Packed];
+    pub fn all() -> impl Iterator<Item = DType> {
+        let exact = Layout::EXACT.into_iter().map(DType::Codes);
+        [DType::F32, DType::Bf16, DType::F16, DType::Packed].into_iter().chain(exact)
+    }
 
     /// The name in text form.
     pub const fn name(self) -> &'static str {
@@ -30,13 +35,14 @@ impl DType {
             DType::F32 => "f32",
             DType::Bf16 => "bf16",
             DType::F16 => "f16",
+            DType::Codes(layout) => layout.name(),
             DType::Packed => "packed",
         }
     }
 
     /// The type named `name` in text form.
     pub fn from_name(name: &str) -> Option<DType> {
-        DType::ALL.into_iter().find(|d| d.name() == name)
+        DType::all().find(|d| d.name() == name)
     }
 }
 
@@ -49,7 +55,7 @@ impl fmt::Display for DType {
 /// How a weight is to lie in the payload.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Layout {
-    /// In the type it is stored in; resolved to one of the next three before the plan.
+    /// In the type it is stored in; resolved to one of the others before the plan.
     Stored,
     /// IEEE single.
     F32,
@@ -61,11 +67,54 @@ pub enum Layout {
     Q8,
     /// 4-bit codes with a scale for 32.
     Q4,
+    /// What GGUF's Q8_0 and Q5_0 hold: integers in 8 bits, an f16 scale for 32.
+    Q8_0,
+    /// What GGUF's Q5_1 holds: integers in 8 bits, an f16 scale and an f16 offset for 32.
+    Q5_1,
+    /// What GGUF's Q5_K holds: integers in 8 bits; for 32 a small integer times an f16 factor is the scale, another the offset.
+    Q5K,
+    /// What GGUF's Q4_0 holds: integers in 4 bits, an f16 scale for 32.
+    Q4_0,
+    /// What GGUF's Q4_1 holds: integers in 4 bits, an f16 scale and an f16 offset for 32.
+    Q4_1,
+    /// What GGUF's Q4_K, GPTQ and AWQ hold: integers in 4 bits; for 32 a small integer times an f16 factor is the scale, another the offset.
+    Q4K,
+    /// What GGUF's IQ4_NL holds: 4 bits that number the values of a code book, an f16 scale for 32.
+    Iq4Nl,
+    /// What GGUF's MXFP4 holds: 4-bit floats, a power of two for 32.
+    Mxfp4,
 }
 
 impl Layout {
     /// All of them.
-    pub const ALL: [Layout; 6] = [Layout::Stored, Layout::F32, Layout::Bf16, Layout::F16, Layout::Q8, Layout::Q4];
+    pub const ALL: [Layout; 14] = [
+        Layout::Stored,
+        Layout::F32,
+        Layout::Bf16,
+        Layout::F16,
+        Layout::Q8,
+        Layout::Q4,
+        Layout::Q8_0,
+        Layout::Q5_1,
+        Layout::Q5K,
+        Layout::Q4_0,
+        Layout::Q4_1,
+        Layout::Q4K,
+        Layout::Iq4Nl,
+        Layout::Mxfp4,
+    ];
+
+    /// Those that keep the codes and scales of a stored format as they are. Only a weight of that format can have them.
+    pub const EXACT: [Layout; 8] = [
+        Layout::Q8_0,
+        Layout::Q5_1,
+        Layout::Q5K,
+        Layout::Q4_0,
+        Layout::Q4_1,
+        Layout::Q4K,
+        Layout::Iq4Nl,
+        Layout::Mxfp4,
+    ];
 
     /// The name in text form.
     pub const fn name(self) -> &'static str {
@@ -76,6 +125,14 @@ impl Layout {
             Layout::F16 => "f16",
             Layout::Q8 => "q8",
             Layout::Q4 => "q4",
+            Layout::Q8_0 => "q8_0",
+            Layout::Q5_1 => "q5_1",
+            Layout::Q5K => "q5_k",
+            Layout::Q4_0 => "q4_0",
+            Layout::Q4_1 => "q4_1",
+            Layout::Q4K => "q4_k",
+            Layout::Iq4Nl => "iq4_nl",
+            Layout::Mxfp4 => "mxfp4",
         }
     }
 
@@ -86,7 +143,17 @@ impl Layout {
 
     /// Whether it meets quantized activation rows.
     pub const fn is_quantized(self) -> bool {
-        matches!(self, Layout::Q8 | Layout::Q4)
+        !matches!(self, Layout::Stored | Layout::F32 | Layout::Bf16 | Layout::F16)
+    }
+
+    /// Whether it is one of [`Layout::EXACT`].
+    pub const fn is_exact(self) -> bool {
+        self.is_quantized() && !matches!(self, Layout::Q8 | Layout::Q4)
+    }
+
+    /// Whether a weight is `scale × code + offset`, with codes from 0 on, and not `scale × value`.
+    pub const fn has_offsets(self) -> bool {
+        matches!(self, Layout::Q5_1 | Layout::Q5K | Layout::Q4_1 | Layout::Q4K)
     }
 
     /// What it is for a weight stored as `stored`: never [`Layout::Stored`].
@@ -95,6 +162,7 @@ impl Layout {
             (Layout::Stored, DType::F32 | DType::Packed) => Layout::F32,
             (Layout::Stored, DType::Bf16) => Layout::Bf16,
             (Layout::Stored, DType::F16) => Layout::F16,
+            (Layout::Stored, DType::Codes(layout)) => layout,
             (layout, _) => layout,
         }
     }

@@ -333,7 +333,7 @@ impl Builder {
         self.effect(Op::StoreScalar(memory, value, at));
     }
 
-    /// Hints that a cache line will be read.
+    /// Hints that a cache line will be read soon ([`Op::Prefetch`]).
     #[track_caller]
     pub fn prefetch(&mut self, base: Value, offset: i64) {
         let at = self.address(base, offset);

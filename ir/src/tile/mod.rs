@@ -341,7 +341,8 @@ pub enum Op {
     StoreStrided(Memory, Value, Address, i32),
     /// Stores one element: F32 as F32 or F16; Int (low bits) as I32 or I8; no result.
     StoreScalar(Memory, Value, Address),
-    /// Hints that the cache line at the address will be read; no result, and any address is allowed.
+    /// Hints that the cache line at the address will be read, though not next: it is wanted near, not nearest (L2); no result, and any address
+    /// is allowed.
     Prefetch(Address),
     /// A counted loop; its results are the carried values after the last iteration.
     For(Box<Loop>),

@@ -179,6 +179,12 @@ impl Scheduler {
         self.context
     }
 
+    /// Whether requests are taken: not after [`close`](Scheduler::close), nor when the thread that runs the steps has panicked.
+    pub fn is_running(&self) -> bool {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        !self.shared.closing.load(Ordering::SeqCst) && thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
     /// Requests submitted and not finished.
     pub fn open_requests(&self) -> usize {
         self.shared.open.load(Ordering::Relaxed)

@@ -64,7 +64,7 @@ proptest! {
 
     #[test]
     fn gguf_files(damage in damage(), length in any::<prop::sample::Index>(), cut in any::<bool>()) {
-        let file = crate::gguf::small();
+        let file = moec_tests::gguf::small();
         let (mut bytes, header) = (file.bytes(), file.header().len());
         for (place, byte) in damage {
             bytes[place.index(header)] = byte;

@@ -1,58 +1,11 @@
 //! GGUF files: every type read to the bit as the gguf package reads it, split files, and hostile ones.
 
 use moec::import::{self, Architecture, Dtype, RopeScaling};
-use moec_tests::gguf::{Gguf, Tensor, Value};
+use moec_tests::gguf::{Gguf, SMALL_HIDDEN as HIDDEN, SMALL_VOCAB as VOCAB, Tensor, Value, small};
 use safetensors::SafeTensors;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
-
-const HIDDEN: usize = 256;
-const VOCAB: usize = 262;
-
-/// A Llama of one layer whose matrices have two rows, and a tokenizer of bytes.
-pub fn small() -> Gguf {
-    let mut file = Gguf::default();
-    file.key("general.architecture", Value::Text("llama".into()));
-    for (key, value) in [
-        ("block_count", 1),
-        ("context_length", 64),
-        ("embedding_length", HIDDEN as u32),
-        ("feed_forward_length", 2),
-        ("attention.head_count", 1),
-        ("attention.key_length", 2),
-    ] {
-        file.key(&format!("llama.{key}"), Value::U32(value));
-    }
-    file.key("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5));
-    let special = ["<unk>", "<s>", "</s>", "▁", "▁▁", "t"].map(String::from);
-    let tokens: Vec<String> = special.into_iter().chain((0..=255u8).map(|byte| format!("<0x{byte:02X}>"))).collect();
-    file.key("tokenizer.ggml.model", Value::Text("llama".into()));
-    file.key("tokenizer.ggml.scores", Value::F32s((0..tokens.len()).map(|id| -(id as f32)).collect()));
-    let kinds = (0..tokens.len()).map(|id| [2, 3, 3, 1, 1, 1].get(id).copied().unwrap_or(6));
-    file.key("tokenizer.ggml.token_type", Value::I32s(kinds.collect()));
-    file.key("tokenizer.ggml.tokens", Value::Texts(tokens));
-    file.key("tokenizer.ggml.bos_token_id", Value::U32(1));
-    file.key("tokenizer.ggml.eos_token_id", Value::U32(2));
-    for (name, shape) in [
-        ("token_embd.weight", vec![VOCAB, HIDDEN]),
-        ("output_norm.weight", vec![HIDDEN]),
-        ("blk.0.attn_norm.weight", vec![HIDDEN]),
-        ("blk.0.attn_q.weight", vec![2, HIDDEN]),
-        ("blk.0.attn_k.weight", vec![2, HIDDEN]),
-        ("blk.0.attn_v.weight", vec![2, HIDDEN]),
-        ("blk.0.attn_output.weight", vec![HIDDEN, 2]),
-        ("blk.0.ffn_norm.weight", vec![HIDDEN]),
-        ("blk.0.ffn_gate.weight", vec![2, HIDDEN]),
-        ("blk.0.ffn_up.weight", vec![2, HIDDEN]),
-        ("blk.0.ffn_down.weight", vec![HIDDEN, 2]),
-    ] {
-        let count: usize = shape.iter().product();
-        let bytes = (0..count).flat_map(|i| (i as f32 / 64.0).to_le_bytes()).collect();
-        file.tensors.push(Tensor { name: name.into(), kind: 0, shape, bytes });
-    }
-    file
-}
 
 fn write(bytes: &[u8]) -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
@@ -270,6 +223,27 @@ fn headers_that_lie() {
     let mut none = small();
     none.keys.retain(|(key, _)| key != "llama.context_length");
     refused(&none.bytes(), &["llama.context_length", "none"]);
+}
+
+#[test]
+fn windows_are_taken_or_missed() {
+    let mut file = small();
+    file.key("general.name", Value::Text("Mistral-7B-Instruct-v0.1".into()));
+    let without = open(&file);
+    assert_eq!((without.config.architecture, without.config.sliding_window), (Architecture::Llama, None));
+    let [warning] = without.warnings.as_slice() else { panic!("{:?}", without.warnings) };
+    assert!(warning.contains("llama.attention.sliding_window") && warning.contains("--context 4096"), "{warning}");
+
+    file.key("llama.attention.sliding_window", Value::U32(16));
+    let with = open(&file);
+    assert_eq!((with.config.architecture, with.config.sliding_window), (Architecture::Mistral, Some(16)));
+    assert_eq!(with.warnings, [""; 0]);
+
+    file.set("general.name", Value::Text("Llama".into()));
+    file.set("llama.attention.sliding_window", Value::U32(0));
+    let none = open(&file);
+    assert_eq!((none.config.architecture, none.config.sliding_window), (Architecture::Llama, None));
+    assert_eq!(none.warnings, [""; 0]);
 }
 
 /// A small file that claims to hold more than there is in the world is refused at once.

@@ -3,6 +3,7 @@
 
 mod bench;
 mod cases;
+mod exact;
 mod harness;
 mod machine;
 mod reference;

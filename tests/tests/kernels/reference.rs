@@ -18,77 +18,150 @@ pub fn up(n: usize, to: usize) -> usize {
 pub struct Matrix {
     /// Float formats: the numbers `[row][k]`.
     pub floats: Vec<Vec<f32>>,
-    /// Quantized formats: value + 128, `[row][k padded to 32]`.
+    /// Quantized formats: value + 128, or with offsets the value, `[row][k padded to 32]`.
     pub codes: Vec<Vec<u8>>,
     /// Quantized formats: `[row][k / 32]`.
     pub scales: Vec<Vec<f32>>,
+    /// Formats with offsets: `[row][k / 32]`.
+    pub offsets: Vec<Vec<f32>>,
     pub packed: Vec<u8>,
+}
+
+/// What is stored for 32 weights of a row: scale and offset, or their factors, and their steps.
+#[derive(Clone, Copy)]
+struct Stored {
+    scale: u16,
+    offset: u16,
+    steps: [u8; 2],
+}
+
+/// Whether a format has codes of four bits, whether it has offsets, and whether these and scales are steps of factors.
+fn kind(format: Format) -> (bool, bool, bool) {
+    match format {
+        Format::F32 | Format::Bf16 | Format::F16 => panic!("{format} has no codes"),
+        Format::Q8 | Format::Q8_0 => (false, false, false),
+        Format::Q5_1 => (false, true, false),
+        Format::Q5K => (false, true, true),
+        Format::Q4 | Format::Q4_0 | Format::Iq4Nl | Format::Mxfp4 => (true, false, false),
+        Format::Q4_1 => (true, true, false),
+        Format::Q4K => (true, true, true),
+    }
+}
+
+/// The values of the four-bit codes of a format without offsets, plus 128.
+fn book_of(format: Format, book: &[u8; 16]) -> [u8; 16] {
+    let plus = |values: [i32; 16]| values.map(|value| (value + 128) as u8);
+    match format {
+        Format::Q4_0 => std::array::from_fn(|i| 120 + i as u8),
+        Format::Iq4Nl => plus([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]),
+        Format::Mxfp4 => plus([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]),
+        _ => *book,
+    }
 }
 
 impl Matrix {
     /// Random numbers.
     pub fn random(r: &mut Random, format: Format, rows: usize, k: usize, book: &[u8; 16]) -> Matrix {
-        let kp = up(k, 32);
-        let mut m = Matrix { floats: vec![], codes: vec![], scales: vec![], packed: vec![] };
-        let mut nibbles = vec![];
+        let mut m = Matrix { floats: vec![], codes: vec![], scales: vec![], offsets: vec![], packed: vec![] };
+        if format.is_quantized() {
+            m.quantized(r, format, rows, up(k, 32), &book_of(format, book));
+            return m;
+        }
         for _ in 0..rows {
-            match format {
-                Format::F32 => m.floats.push(r.f32s(k)),
-                Format::Bf16 => m.floats.push((0..k).map(|_| bf16::from_f32(r.f32()).to_f32()).collect()),
-                Format::F16 => m.floats.push((0..k).map(|_| f16::from_f32(r.f32()).to_f32()).collect()),
-                Format::Q8 => m.codes.push((0..kp).map(|_| 1 + r.below(255) as u8).collect()),
-                Format::Q4 => {
-                    let n: Vec<u8> = (0..kp).map(|_| r.below(16) as u8).collect();
-                    m.codes.push(n.iter().map(|&n| book[n as usize]).collect());
-                    nibbles.push(n);
-                }
-            }
-            m.scales.push((0..kp / 32).map(|_| bf16::from_f32(r.f32() * 0.01).to_f32()).collect());
+            m.floats.push(match format {
+                Format::F32 => r.f32s(k),
+                Format::Bf16 => (0..k).map(|_| bf16::from_f32(r.f32()).to_f32()).collect(),
+                _ => (0..k).map(|_| f16::from_f32(r.f32()).to_f32()).collect(),
+            });
         }
         for tile in 0..rows / 16 {
             let start = m.packed.len();
-            let row = |l: usize| tile * 16 + l;
-            match format {
-                Format::F32 | Format::Bf16 | Format::F16 => {
-                    for k in 0..k {
-                        for l in 0..16 {
-                            let x = m.floats[row(l)][k];
-                            match format {
-                                Format::F32 => m.packed.extend(x.to_le_bytes()),
-                                Format::Bf16 => m.packed.extend(bf16::from_f32(x).to_le_bytes()),
-                                _ => m.packed.extend(f16::from_f32(x).to_le_bytes()),
-                            }
-                        }
-                    }
-                }
-                Format::Q8 | Format::Q4 => {
-                    for first in (0..kp / 32).step_by(4) {
-                        let blocks = first..(first + 4).min(kp / 32);
-                        for j in blocks.clone() {
-                            for l in 0..16 {
-                                m.packed.extend(bf16::from_f32(m.scales[row(l)][j]).to_le_bytes());
-                            }
-                        }
-                        m.packed.resize(start + up(m.packed.len() - start, 64), 0);
-                        for j in blocks {
-                            for v in 0..if format == Format::Q8 { 8 } else { 4 } {
-                                for l in 0..16 {
-                                    for i in 0..4 {
-                                        let k = 32 * j + 4 * v + i;
-                                        m.packed.push(match format {
-                                            Format::Q8 => m.codes[row(l)][k],
-                                            _ => nibbles[row(l)][k] | nibbles[row(l)][k + 16] << 4,
-                                        });
-                                    }
-                                }
-                            }
-                        }
+            for k in 0..k {
+                for l in 0..16 {
+                    let x = m.floats[tile * 16 + l][k];
+                    match format {
+                        Format::F32 => m.packed.extend(x.to_le_bytes()),
+                        Format::Bf16 => m.packed.extend(bf16::from_f32(x).to_le_bytes()),
+                        _ => m.packed.extend(f16::from_f32(x).to_le_bytes()),
                     }
                 }
             }
             m.packed.resize(start + up(m.packed.len() - start, 64), 0x55);
         }
         m
+    }
+
+    fn quantized(&mut self, r: &mut Random, format: Format, rows: usize, kp: usize, book: &[u8; 16]) {
+        let (four, offsets, steps) = kind(format);
+        let of_bf16 = matches!(format, Format::Q8 | Format::Q4 | Format::Mxfp4);
+        let narrow = |x: f32| if of_bf16 { bf16::from_f32(x).to_bits() } else { f16::from_f32(x).to_bits() };
+        let (mut stored, mut raw) = (vec![], vec![]);
+        for _ in 0..rows {
+            let bits: Vec<u8> = (0..kp)
+                .map(|_| match (four, offsets) {
+                    (true, _) => r.below(16) as u8,
+                    (false, true) => r.below(256) as u8,
+                    (false, false) => 1 + r.below(255) as u8,
+                })
+                .collect();
+            let looked_up = four && !offsets;
+            self.codes.push(bits.iter().map(|&n| if looked_up { book[n as usize] } else { n }).collect());
+            raw.push(bits);
+            let mut row: Vec<Stored> = vec![];
+            for j in 0..kp / 32 {
+                let (mut scale, mut offset) = (narrow(r.f32() * 0.01), narrow(r.f32() * 0.01));
+                if steps && j % 4 > 0 {
+                    (scale, offset) = (row[j - 1].scale, row[j - 1].offset);
+                }
+                row.push(Stored { scale, offset, steps: [r.below(64) as u8, r.below(64) as u8] });
+            }
+            let wide = |bits: u16| if of_bf16 { bf16::from_bits(bits).to_f32() } else { f16::from_bits(bits).to_f32() };
+            let number = |s: &Stored| if steps { wide(s.scale) * f32::from(s.steps[0]) } else { wide(s.scale) };
+            let shift = |s: &Stored| if steps { -(wide(s.offset) * f32::from(s.steps[1])) } else { wide(s.offset) };
+            self.scales.push(row.iter().map(number).collect());
+            if offsets {
+                self.offsets.push(row.iter().map(shift).collect());
+            }
+            stored.push(row);
+        }
+        for tile in 0..rows / 16 {
+            let start = self.packed.len();
+            let row = |l: usize| tile * 16 + l;
+            for first in (0..kp / 32).step_by(4) {
+                let blocks = first..(first + 4).min(kp / 32);
+                let packed = &mut self.packed;
+                let halves = |packed: &mut Vec<u8>, of: &dyn Fn(usize) -> u16| {
+                    (0..16).for_each(|l| packed.extend(of(row(l)).to_le_bytes()));
+                };
+                if steps {
+                    halves(packed, &|row| stored[row][first].scale);
+                    halves(packed, &|row| stored[row][first].offset);
+                }
+                for j in blocks.clone() {
+                    if steps {
+                        packed.extend((0..16).map(|l| stored[row(l)][j].steps[0]));
+                        packed.extend((0..16).map(|l| stored[row(l)][j].steps[1]));
+                        continue;
+                    }
+                    halves(packed, &|row| stored[row][j].scale);
+                    if offsets {
+                        halves(packed, &|row| stored[row][j].offset);
+                    }
+                }
+                packed.resize(start + up(packed.len() - start, 64), 0);
+                for j in blocks {
+                    for v in 0..if four { 4 } else { 8 } {
+                        for l in 0..16 {
+                            for k in 32 * j + 4 * v..32 * j + 4 * v + 4 {
+                                let raw = &raw[row(l)];
+                                packed.push(if four { raw[k] | raw[k + 16] << 4 } else { raw[k] });
+                            }
+                        }
+                    }
+                }
+            }
+            self.packed.resize(start + up(self.packed.len() - start, 64), 0x55);
+        }
     }
 
     /// Row `row` times an activation row.
@@ -104,11 +177,14 @@ impl Matrix {
                 for (b, &xscale) in x.scales.iter().enumerate() {
                     let mut t = 0.0f32;
                     for j in 2 * b..(2 * b + 2).min(x.sums.len()) {
-                        let mut i = x.sums[j];
+                        let mut i = if self.offsets.is_empty() { x.sums[j] } else { 0 };
                         for k in 32 * j..32 * j + 32 {
                             i += i32::from(self.codes[row][k]) * i32::from(x.q[k]);
                         }
                         t = (i as f32).mul_add(self.scales[row][j], t);
+                        if let Some(offsets) = self.offsets.get(row) {
+                            t = (x.sums[j] as f32).mul_add(offsets[j] / -128.0, t);
+                        }
                     }
                     acc = t.mul_add(xscale, acc);
                 }

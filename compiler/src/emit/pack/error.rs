@@ -94,7 +94,7 @@ pub(crate) fn unfit(
     let fits = |weight: f32| match format {
         Format::Bf16 => half::bf16::from_f32(weight).is_finite(),
         Format::F16 => half::f16::from_f32(weight).is_finite(),
-        Format::F32 | Format::Q8 | Format::Q4 => weight.is_finite(),
+        _ => weight.is_finite(),
     };
     let index = weights.iter().position(|&weight| !fits(weight))?;
     let (place, value) = (name(index / columns, index % columns), weights[index]);

@@ -2,13 +2,14 @@
 //!
 //! [`Packing::write`] is the way in. The payload's map ([`crate::plan::payload`]) says what goes where; the work is cut
 //! into pieces of a few megabytes ([`work`]) that threads take one after another: read rows ([`source`]), lay them out
-//! in tiles ([`rows`]), encode ([`tile`]), write. Memory does not grow with the model, and the bytes do not depend on
+//! in tiles ([`rows`]), encode ([`tile`]; [`exact`] for codes that are kept), write. Memory does not grow with the model, and the bytes do not depend on
 //! the number of threads. [`values`] gives the same numbers to an evaluator.
 //!
 //! Bytes between items and after padded tensors are not written: the file must be new there, so that they read as
 //! zeros. Deliberately absent: the payload's header, metadata and tokenizer, and who makes and renames the file.
 
 mod error;
+mod exact;
 mod report;
 mod rotary;
 mod rows;

@@ -1,6 +1,6 @@
 //! Where packing takes the model's weights from.
 
-use crate::import::TensorTable;
+use crate::import::{CodedRows, TensorTable};
 use std::ops::Range;
 
 /// Something that has the model's weights, under moec's names, as rows of f32.
@@ -12,6 +12,23 @@ pub trait RowSource: Sync {
     /// # Errors
     /// Whatever keeps the rows from being read.
     fn read_rows(&self, weight: &str, expert: usize, rows: Range<usize>, out: &mut [f32]) -> Result<(), SourceError>;
+
+    /// Reads the codes and scales of rows as they are stored; rows `first ..` of `out` take them. Asked only for weights that are to lie in an
+    /// exact layout.
+    ///
+    /// # Errors
+    /// Whatever keeps the rows from being read.
+    fn read_codes(
+        &self,
+        weight: &str,
+        expert: usize,
+        rows: Range<usize>,
+        out: &mut CodedRows,
+        first: usize,
+    ) -> Result<(), SourceError> {
+        let _ = (expert, rows, out, first);
+        Err(format!("`{weight}` is not stored as codes").into())
+    }
 
     /// Says that rows will be read soon.
     fn prefetch(&self, weight: &str, expert: usize, rows: Range<usize>) {
@@ -30,6 +47,18 @@ pub type SourceError = Box<dyn std::error::Error + Send + Sync>;
 impl RowSource for TensorTable {
     fn read_rows(&self, weight: &str, expert: usize, rows: Range<usize>, out: &mut [f32]) -> Result<(), SourceError> {
         TensorTable::read_rows(self, weight, expert, rows, out);
+        Ok(())
+    }
+
+    fn read_codes(
+        &self,
+        weight: &str,
+        expert: usize,
+        rows: Range<usize>,
+        out: &mut CodedRows,
+        first: usize,
+    ) -> Result<(), SourceError> {
+        TensorTable::read_codes(self, weight, expert, rows, out, first);
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Deliberately absent: which rows a tile holds ([`super::item`]) and how codes are chosen ([`crate::plan::quant`]).
 
-use crate::plan::layout::{BLOCK, Format, scale_bytes};
+use crate::plan::layout::{BLOCK, Format};
 use crate::plan::quant::{Block, Lanes, Unfit, Vectorized, narrow, quantize_q4, quantize_q8, vectorize, widen};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -36,6 +36,7 @@ pub(crate) fn encode_tile(format: Format, columns: &[Lanes<f32>], real: &[u32], 
             encode_floats(format, elements, &mut out[..used])
         }
         Format::Q8 | Format::Q4 => vectorize(Quantize { four: format == Format::Q4, columns, real, out }),
+        exact => unreachable!("weights are not quantized to {exact}"),
     }
 }
 
@@ -147,7 +148,7 @@ impl Vectorized for Quantize<'_> {
         let mut out = self.out;
         for (group, real) in blocks.chunks(4).zip(self.real.chunks(4)) {
             let (scales, codes);
-            (scales, out) = out.split_at_mut(scale_bytes(group.len()));
+            (scales, out) = out.split_at_mut(format.scale_bytes(group.len()));
             (codes, out) = out.split_at_mut(group.len() * format.block_bytes());
             scales[group.len() * LANES * 2..].fill(0);
             let places = scales.chunks_exact_mut(LANES * 2).zip(codes.chunks_exact_mut(format.block_bytes()));

@@ -4,10 +4,12 @@
 //! agree.
 
 use super::error::{PackError, Place, unfit};
+use super::exact::scale_of;
 use super::rows::column_runs;
 use super::source::RowSource;
 use super::tile::encode_floats;
-use crate::plan::layout::Format;
+use crate::import::CodedRows;
+use crate::plan::layout::{Codes, Format};
 use crate::plan::quant::{QuantizedMatrix, quantize_matrix, quantize_spread, real_columns};
 use moec_abi::padded_head_dim;
 use std::ops::Range;
@@ -41,11 +43,11 @@ pub fn float_rows(source: &dyn RowSource, stored: &Stored, format: Format) -> Re
     Ok(match format {
         Format::Bf16 => bytes.chunks_exact(2).map(|bytes| half::bf16::from_bits(half(bytes)).to_f32()).collect(),
         Format::F16 => bytes.chunks_exact(2).map(|bytes| half::f16::from_bits(half(bytes)).to_f32()).collect(),
-        Format::F32 | Format::Q8 | Format::Q4 => rows,
+        _ => rows,
     })
 }
 
-/// Quantizes rows. When the columns are divided into heads of `column_heads`, the columns of the result are those of
+/// Quantizes rows, or takes the codes of an exact format as they are. When the columns are divided into heads of `column_heads`, the columns of the result are those of
 /// padded heads.
 ///
 /// # Errors
@@ -59,6 +61,9 @@ pub fn quantized_rows(
     column_heads: Option<usize>,
     format: Format,
 ) -> Result<QuantizedMatrix, PackError> {
+    if format.is_exact() {
+        return kept_rows(source, stored, format);
+    }
     let rows = read(source, stored)?;
     let Some(head_dim) = column_heads else {
         return quantize_matrix(format, stored.columns, &rows).map_err(|_| refuse(stored, format, &rows));
@@ -73,6 +78,29 @@ pub fn quantized_rows(
     }
     let real = real_columns(padded, runs.iter().map(|run| (run.to, run.length)));
     quantize_spread(format, padded, &real, &spread).map_err(|_| refuse(stored, format, &rows))
+}
+
+/// Rows whose codes and scales are kept as they are stored.
+fn kept_rows(source: &dyn RowSource, stored: &Stored, format: Format) -> Result<QuantizedMatrix, PackError> {
+    let mut rows = CodedRows::default();
+    rows.reset(stored.rows.len(), stored.columns);
+    source
+        .read_codes(stored.tensor, stored.expert.unwrap_or(0), stored.rows.clone(), &mut rows, 0)
+        .map_err(|source| PackError::Source { tensor: stored.tensor.to_string(), source })?;
+    if let Some(Codes::FixedBook(book)) = format.codes() {
+        rows.codes.iter_mut().for_each(|code| *code = book[usize::from(*code)]);
+    }
+    let (scales, offsets): (Vec<f32>, Vec<f32>) = rows.scales.iter().map(|scale| scale_of(format, *scale)).unzip();
+    if !scales.iter().chain(&offsets).all(|scale| scale.is_finite()) {
+        return Err(refuse(stored, format, &read(source, stored)?));
+    }
+    Ok(QuantizedMatrix {
+        rows: stored.rows.len(),
+        columns: stored.columns,
+        codes: rows.codes,
+        scales,
+        offsets: if format.has_offsets() { offsets } else { Vec::new() },
+    })
 }
 
 fn read(source: &dyn RowSource, stored: &Stored) -> Result<Vec<f32>, PackError> {

@@ -4,10 +4,12 @@
 //! by rounding is added up in the order of the pieces, so the report does not depend on the threads either.
 
 use super::error::{PackError, Place, unfit};
+use super::exact::encode_exact;
 use super::report::{PackReport, Packed};
 use super::rows::{Run, TileRows, column_runs, tile_rows};
 use super::tile::{Loss, encode_floats, encode_tile};
 use super::{Packing, rotary};
+use crate::import::CodedRows;
 use crate::plan::layout::{BLOCK, Format};
 use crate::plan::payload::{Arrangement, PayloadItem};
 use crate::plan::quant::{Lanes, real_columns};
@@ -131,6 +133,8 @@ struct Scratch {
     rows: Vec<f32>,
     /// A tile, `[K][lane]`.
     columns: Vec<Lanes<f32>>,
+    /// A tile of codes that are kept.
+    codes: CodedRows,
     /// The piece.
     out: Vec<u8>,
 }
@@ -181,6 +185,9 @@ impl Shared<'_> {
 
     fn encode(&self, item: &PayloadItem, piece: &Piece, scratch: &mut Scratch) -> Result<Loss, PackError> {
         match item.arrangement {
+            Arrangement::Tiles { .. } | Arrangement::GateUp { .. } if item.format.is_exact() => {
+                self.keep_tiles(item, piece, scratch)
+            }
             Arrangement::Tiles { .. } | Arrangement::GateUp { .. } => self.encode_tiles(item, piece, scratch),
             Arrangement::Table => self.encode_rows(item, piece, scratch, item.format),
             Arrangement::Vector => self.encode_vector(item, piece, scratch),
@@ -228,7 +235,7 @@ impl Shared<'_> {
     }
 
     fn encode_tiles(&self, item: &PayloadItem, piece: &Piece, scratch: &mut Scratch) -> Result<Loss, PackError> {
-        let Scratch { rows, columns, out } = scratch;
+        let Scratch { rows, columns, out, .. } = scratch;
         let runs = column_runs(item.columns, item.column_heads);
         let length = if item.format.is_quantized() { round_up(item.k(), BLOCK) } else { item.k() };
         let real = real_columns(length, runs.iter().map(|run| (run.to, run.length)));
@@ -251,6 +258,27 @@ impl Shared<'_> {
             );
         }
         Ok(loss)
+    }
+
+    /// Tiles whose codes and scales are kept as they are stored: nothing is lost.
+    fn keep_tiles(&self, item: &PayloadItem, piece: &Piece, scratch: &mut Scratch) -> Result<Loss, PackError> {
+        assert_eq!(item.k(), item.columns, "{}: columns that are kept are not padded", item.name);
+        let Scratch { rows, codes, out, .. } = scratch;
+        for (tile, out) in piece.range.clone().zip(out.chunks_exact_mut(item.tile_bytes())) {
+            codes.reset(LANES, item.columns);
+            let sources = tile_rows(item, tile);
+            for TileRows { tensor, rows: wanted, lane } in &sources {
+                self.packing
+                    .source
+                    .read_codes(tensor, piece.expert, wanted.clone(), codes, *lane)
+                    .map_err(|source| PackError::Source { tensor: tensor.to_string(), source })?;
+            }
+            encode_exact(item.format, codes, out).map_err(|_| {
+                rows.resize(LANES * item.columns, 0.0);
+                self.find(item, piece, &sources, rows)
+            })?;
+        }
+        Ok(Loss::default())
     }
 
     fn read(&self, tensor: &str, expert: usize, rows: Range<usize>, out: &mut [f32]) -> Result<(), PackError> {

@@ -33,14 +33,13 @@ pub(super) fn q3(block: &[u8; 110], out: &mut [f32; BLOCK]) {
 }
 
 /// The 6-bit scale and offset of 32 elements, out of the 12 bytes that hold eight of each.
-fn six_bits(packed: &[u8], j: usize) -> (f32, f32) {
-    let (scale, offset) = if j < 4 {
+pub(super) fn six_bits(packed: &[u8], j: usize) -> (u8, u8) {
+    if j < 4 {
         (packed[j] & 63, packed[j + 4] & 63)
     } else {
         let low = packed[j + 4];
         ((low & 15) | ((packed[j - 4] >> 2) & 48), (low >> 4) | ((packed[j] >> 2) & 48))
-    };
-    (f32::from(scale), f32::from(offset))
+    }
 }
 
 /// Factor; factor of offsets; 12 bytes of 6-bit scales and offsets; 128 bytes of nibbles, 32 low ones and then 32 high ones for each 64.
@@ -48,7 +47,7 @@ pub(super) fn q4(block: &[u8; 144], out: &mut [f32; BLOCK]) {
     let (d, dmin, packed, codes) = (half(block), half(&block[2..]), &block[4..16], &block[16..]);
     for (j, out) in out.chunks_mut(32).enumerate() {
         let (scale, offset) = six_bits(packed, j);
-        let (scale, offset) = (d * scale, dmin * offset);
+        let (scale, offset) = (d * f32::from(scale), dmin * f32::from(offset));
         for (out, byte) in out.iter_mut().zip(&codes[j / 2 * 32..]) {
             *out = scale * f32::from((byte >> (4 * (j % 2))) & 15) - offset;
         }
@@ -61,7 +60,7 @@ pub(super) fn q5(block: &[u8; 176], out: &mut [f32; BLOCK]) {
     let (high, codes) = (&block[16..48], &block[48..]);
     for (j, out) in out.chunks_mut(32).enumerate() {
         let (scale, offset) = six_bits(packed, j);
-        let (scale, offset) = (d * scale, dmin * offset);
+        let (scale, offset) = (d * f32::from(scale), dmin * f32::from(offset));
         for ((out, byte), high) in out.iter_mut().zip(&codes[j / 2 * 32..]).zip(high) {
             let code = ((byte >> (4 * (j % 2))) & 15) | (((high >> j) & 1) << 4);
             *out = scale * f32::from(code) - offset;

@@ -35,7 +35,7 @@ pub(super) fn q4_1(block: &[u8; 20], out: &mut [f32; BLOCK]) {
 }
 
 /// The fifth bit of element `i`, in its place.
-fn fifth(bits: &[u8], i: usize) -> u8 {
+pub(super) fn fifth(bits: &[u8], i: usize) -> u8 {
     ((bits[i / 8] >> (i % 8)) & 1) << 4
 }
 
@@ -57,11 +57,16 @@ pub(super) fn iq4_nl(block: &[u8; 18], out: &mut [f32; BLOCK]) {
     nibbles(&block[2..], out, |_, code| d * f32::from(IQ4[usize::from(code)]));
 }
 
+/// Half the power of two of an exponent.
+pub(super) fn mxfp4_scale(exponent: u8) -> f32 {
+    let exponent = u32::from(exponent);
+    f32::from_bits(if exponent < 2 { 0x0020_0000 << exponent } else { (exponent - 1) << 23 })
+}
+
 /// Exponent; nibbles that are E2M1 floats. The exponent's power of two is halved, the floats are doubled.
 pub(super) fn mxfp4(block: &[u8; 17], out: &mut [f32; BLOCK]) {
     const DOUBLED: [f32; 16] =
         [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
-    let exponent = u32::from(block[0]);
-    let d = f32::from_bits(if exponent < 2 { 0x0020_0000 << exponent } else { (exponent - 1) << 23 });
+    let d = mxfp4_scale(block[0]);
     nibbles(&block[1..], out, |_, code| d * DOUBLED[usize::from(code)]);
 }

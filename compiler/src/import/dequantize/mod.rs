@@ -1,9 +1,10 @@
 //! From stored blocks to f32, to the bit as the `gguf` package of llama.cpp computes it.
 //!
-//! [`read`] is the way in. Every value is computed in f32 from f16 factors and small integers, in the order in which that package does it.
+//! [`read`] is the way in; [`codes`] leaves blocks as they are. Every value is computed in f32 from f16 factors and small integers, in the order in which that package does it.
 //! The formats are defined by `ggml-common.h` and `ggml-quants.c` of ggml. Deliberately absent: where the blocks are, and formats whose
 //! scales are in other tensors ([`super::packed`]).
 
+pub(crate) mod codes;
 mod k;
 mod legacy;
 

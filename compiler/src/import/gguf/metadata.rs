@@ -81,6 +81,27 @@ impl<'a> Metadata<'a> {
         }
     }
 
+    /// The sliding window, if the key is there.
+    fn window(&self, architecture: &str) -> Option<u64> {
+        self.get(&format!("{architecture}.attention.sliding_window")).and_then(whole)
+    }
+
+    /// What users should know of a model although it can be compiled.
+    pub(super) fn warnings(&self) -> Vec<String> {
+        let text = |key: &str| self.text(key).ok().flatten().unwrap_or_default().to_lowercase();
+        let name = [text("general.name"), text("general.version"), text("general.basename")].join(" ");
+        let lost = name.contains("mistral") && name.contains("v0.1") && self.window("llama").is_none();
+        let dense = self.get("llama.expert_count").and_then(whole).is_none_or(|count| count == 0);
+        if !(lost && dense && text("general.architecture") == "llama") {
+            return Vec::new();
+        }
+        vec![format!(
+            "{}: llama.attention.sliding_window is absent, and Mistral v0.1 was made with a window of 4096 tokens: beyond as many this model \
+             computes something else. Build from the Hugging Face directory, or with --context 4096",
+            self.path.display()
+        )]
+    }
+
     /// The model's architecture.
     fn architecture(&self) -> Result<Architecture, ImportError> {
         const KEY: &str = "general.architecture";
@@ -90,8 +111,13 @@ impl<'a> Metadata<'a> {
         let has_experts = self.get(&format!("{name}.expert_count")).and_then(whole).is_some_and(|count| count > 0);
         let fits =
             |one: &Architecture| one.description().gguf == name && one.description().experts.is_some() == has_experts;
-        // Mistral and Llama are one architecture in these files, and Llama has no window in them.
-        let found = Architecture::all().filter(fits).find(|one| *one != Architecture::Mistral);
+        // Mistral and Llama are one architecture in these files; that with a window is Mistral.
+        let windowed = self.window(name).is_some_and(|window| window > 0);
+        let found = Architecture::all().filter(fits).find(|one| match one {
+            Architecture::Mistral => windowed,
+            Architecture::Llama => !windowed,
+            _ => true,
+        });
         found.ok_or_else(|| {
             let mut names: Vec<&str> = Architecture::all().map(|one| one.description().gguf).collect();
             names.sort_unstable();

@@ -43,7 +43,7 @@ pub(super) fn open(path: &Path) -> Result<Model, ImportError> {
     config.tied = tensors.is_tied();
     let name = path.file_stem().map_or_else(|| "model".into(), |name| name.to_string_lossy().into_owned());
     let directory = path.parent().unwrap_or(Path::new("")).to_path_buf();
-    Ok(Model { name, directory, config, tensors, tokenizer })
+    Ok(Model { name, directory, config, tensors, tokenizer, warnings: metadata.warnings() })
 }
 
 /// All files of a model, and the metadata of the first.

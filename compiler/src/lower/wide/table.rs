@@ -179,7 +179,7 @@ instructions! {
     Store64 = Mov_rm64_r64 | Mov_rm64_r64;
     Store32 = Mov_rm32_r32 | Mov_rm32_r32;
     Store8 = Mov_rm8_r8 | Mov_rm8_r8;
-    Prefetch = Prefetcht0_m8 | Prefetcht0_m8;
+    Prefetch = Prefetcht1_m8 | Prefetcht1_m8;
 
     // Control; branches are relaxed to their short forms when they are encoded.
     Jump = Jmp_rel32_64 | Jmp_rel32_64;

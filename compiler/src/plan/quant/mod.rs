@@ -60,17 +60,23 @@ pub struct QuantizedMatrix {
     pub rows: usize,
     /// Columns, padded to a multiple of [`BLOCK`].
     pub columns: usize,
-    /// `value + 128`, `[rows][columns]`.
+    /// `value + 128`, or the value in a format with offsets, `[rows][columns]`.
     pub codes: Vec<u8>,
-    /// The bf16 scales, widened, `[rows][columns / BLOCK]`.
+    /// The scales as f32, `[rows][columns / BLOCK]`.
     pub scales: Vec<f32>,
+    /// The offsets, `[rows][columns / BLOCK]`; empty in a format without.
+    pub offsets: Vec<f32>,
 }
 
 impl QuantizedMatrix {
     /// The weight that row `row`, column `column` stands for.
     pub fn weight(&self, row: usize, column: usize) -> f32 {
-        let value = i32::from(self.codes[row * self.columns + column]) - 128;
-        self.scales[(row * self.columns + column) / BLOCK] * value as f32
+        let place = row * self.columns + column;
+        let (code, scale) = (f32::from(self.codes[place]), self.scales[place / BLOCK]);
+        match self.offsets.get(place / BLOCK) {
+            None => scale * (code - 128.0),
+            Some(offset) => scale * code + offset,
+        }
     }
 }
 
@@ -80,9 +86,9 @@ impl QuantizedMatrix {
 /// A weight that is not finite.
 ///
 /// # Panics
-/// When `format` is no quantized format, or `data` does not consist of whole rows.
+/// When `format` is not `q8` or `q4`, or `data` does not consist of whole rows.
 pub fn quantize_matrix(format: Format, columns: usize, data: &[f32]) -> Result<QuantizedMatrix, Unfit> {
-    assert!(format.is_quantized(), "{format} is not quantized");
+    assert!(format.is_quantized() && !format.is_exact(), "weights are not quantized to {format}");
     assert!(columns > 0 && data.len().is_multiple_of(columns), "{} elements in rows of {columns}", data.len());
     quantize_spread(format, columns, &real_columns(columns, [(0, columns)]), data)
 }
@@ -156,7 +162,7 @@ impl Vectorized for QuantizeMatrix<'_> {
                 }
             }
         }
-        Ok(QuantizedMatrix { rows, columns, codes, scales })
+        Ok(QuantizedMatrix { rows, columns, codes, scales, offsets: Vec::new() })
     }
 }
 

@@ -24,6 +24,7 @@ unroll = [1, 2]
 prefetch = [1024, 0]
 block = 4
 activation_bytes = 2097152
+ahead = true
 measured = [{ step = 512, tokens = 128, default_share = 0.71, tuned_share = 0.74 }]
 "#;
 

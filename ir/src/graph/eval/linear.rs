@@ -39,8 +39,10 @@ impl Matrix {
         let all = rows * experts;
         let (found, expected) = match &numbers {
             Numbers::Float(floats) if !layout.is_quantized() => (vec![floats.len()], vec![all * columns]),
-            Numbers::Codes { codes, scales } if layout.is_quantized() => {
-                (vec![codes.len(), scales.len()], vec![all * columns, all * columns / BLOCK])
+            Numbers::Codes { codes, scales, offsets } if layout.is_quantized() => {
+                let blocks = all * columns / BLOCK;
+                let expected = vec![all * columns, blocks, if layout.has_offsets() { blocks } else { 0 }];
+                (vec![codes.len(), scales.len(), offsets.len()], expected)
             }
             Numbers::Float(_) | Numbers::Codes { .. } => {
                 return Err(format!("the source gave no numbers for {layout}"));
@@ -72,11 +74,16 @@ impl Matrix {
                 let x = &x[row * columns..(row + 1) * columns];
                 float_products(&w[first * columns..(first + count) * columns], x, out);
             }
-            (Numbers::Codes { codes, scales }, Rows::Q8(x)) => {
+            (Numbers::Codes { codes, scales, offsets }, Rows::Q8(x)) => {
                 let blocks = self.columns / BLOCK;
                 for r in first..first + count {
                     let codes = &codes[r * self.columns..(r + 1) * self.columns];
-                    out.push(quantized_product(codes, &scales[r * blocks..(r + 1) * blocks], x.row(row)));
+                    let of_row = r * blocks..(r + 1) * blocks;
+                    let scales = &scales[of_row.clone()];
+                    out.push(match offsets.is_empty() {
+                        true => quantized_product(codes, scales, x.row(row)),
+                        false => shifted_product(codes, scales, &offsets[of_row], x.row(row)),
+                    });
                 }
             }
             (Numbers::Codes { .. }, Rows::F32(..)) | (Numbers::Float(_), Rows::Q8(_)) => {
@@ -156,18 +163,36 @@ fn float_products_body(w: &[f32], x: &[f32], out: &mut Vec<f32>) {
     }
 }
 
-/// One row of codes and scales with one quantized row. The dot products of 32 are exact integers.
+/// The products of each 32 codes with 32 of a row: exact integers.
+fn dots<'a>(codes: &'a [u8], q: &'a [i8]) -> impl Iterator<Item = i32> + 'a {
+    let product = |(&c, &q): (&u8, &i8)| i32::from(c) * i32::from(q);
+    codes.chunks(BLOCK).zip(q.chunks(BLOCK)).map(move |(c, q)| c.iter().zip(q).map(product).sum())
+}
+
+/// One row of codes and scales with one quantized row.
 fn quantized_product(codes: &[u8], scales: &[f32], (q, x_scales, sums): (&[i8], &[f32], &[i32])) -> f32 {
-    let mut dots = codes
-        .chunks(BLOCK)
-        .zip(q.chunks(BLOCK))
-        .zip(sums)
-        .map(|((c, q), sum)| sum + c.iter().zip(q).map(|(&c, &q)| i32::from(c) * i32::from(q)).sum::<i32>());
+    let mut dots = dots(codes, q).zip(sums).map(|(dot, sum)| sum + dot);
     let mut total = 0.0f32;
     for (scales, x_scale) in scales.chunks(BLOCKS_PER_SPAN).zip(x_scales) {
         let mut group = 0.0f32;
         for (scale, dot) in scales.iter().zip(&mut dots) {
             group = (dot as f32).mul_add(*scale, group);
+        }
+        total = group.mul_add(*x_scale, total);
+    }
+    total
+}
+
+/// One row of codes, scales and offsets with one quantized row, whose sums are −128 times those of its bytes.
+fn shifted_product(codes: &[u8], scales: &[f32], offsets: &[f32], (q, x_scales, sums): (&[i8], &[f32], &[i32])) -> f32 {
+    let mut dots = dots(codes, q).zip(sums);
+    let mut total = 0.0f32;
+    let spans = scales.chunks(BLOCKS_PER_SPAN).zip(offsets.chunks(BLOCKS_PER_SPAN));
+    for ((scales, offsets), x_scale) in spans.zip(x_scales) {
+        let mut group = 0.0f32;
+        for ((scale, offset), (dot, &sum)) in scales.iter().zip(offsets).zip(&mut dots) {
+            group = (dot as f32).mul_add(*scale, group);
+            group = (sum as f32).mul_add(offset * (-1.0 / 128.0), group);
         }
         total = group.mul_add(*x_scale, total);
     }
@@ -260,6 +285,22 @@ mod tests {
         assert!((f64::from(found) - expected).abs() < 1e-4 * expected.abs(), "{found} {expected}");
         let exact: f64 = (0..columns).map(|k| weight(k) * f64::from(x[k])).sum();
         assert!((expected - exact).abs() < 0.05 * exact.abs(), "{expected} {exact}");
+    }
+
+    #[test]
+    fn offsets_add_to_every_weight() {
+        let columns = 100;
+        let x: Vec<f32> = (0..columns).map(|k| ((k * 53 % 89) as f32 - 40.0) / 11.0).collect();
+        let rows = QuantizedRows::new(&x, columns, None);
+        let padded = columns.next_multiple_of(BLOCK);
+        let codes: Vec<u8> = (0..padded).map(|k| (k * 7 % 16) as u8).collect();
+        let scales: Vec<f32> = (0..padded / BLOCK).map(|j| 0.75f32.powi(j as i32)).collect();
+        let offsets: Vec<f32> = (0..padded / BLOCK).map(|j| 0.5 - j as f32).collect();
+        let found = shifted_product(&codes, &scales, &offsets, rows.row(0));
+        let weight = |k: usize| f64::from(scales[k / BLOCK]) * f64::from(codes[k]) + f64::from(offsets[k / BLOCK]);
+        let rounded = |k: usize| f64::from(rows.codes[k]) * f64::from(rows.scales[k / 64]);
+        let expected: f64 = (0..columns).map(|k| weight(k) * rounded(k)).sum();
+        assert!((f64::from(found) - expected).abs() < 1e-4 * expected.abs(), "{found} {expected}");
     }
 
     #[test]

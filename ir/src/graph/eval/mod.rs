@@ -28,10 +28,13 @@ pub enum Numbers {
     Float(Vec<f32>),
     /// Quantized.
     Codes {
-        /// Value + 128, row after row, of all experts, each row padded to a multiple of 32; those of q4 as its code book gives them.
+        /// Row after row, of all experts, each row padded to a multiple of 32: value + 128 (those of 4 bits as their code book gives them), or
+        /// the code itself in a layout with offsets.
         codes: Vec<u8>,
-        /// For each row and each 32 of its codes: exactly what bf16 holds.
+        /// For each row and each 32 of its codes.
         scales: Vec<f32>,
+        /// For each row and each 32 of its codes, in a layout with offsets; else nothing.
+        offsets: Vec<f32>,
     },
 }
 

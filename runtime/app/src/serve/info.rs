@@ -4,6 +4,7 @@ use super::error::Answer;
 use super::state::Server;
 use axum::Json;
 use axum::extract::{Path, State};
+use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 use axum::response::IntoResponse;
 use serde_json::{Value, json};
@@ -16,14 +17,19 @@ const PAGE: &str = include_str!("page.html");
 const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
+/// The model as OpenAI's and Mistral's clients expect one; the latter ask for `type` and `capabilities`.
 fn model(server: &Server) -> Value {
+    let chats = server.model().metadata().chat_template.is_some();
     json!({
         "id": server.model_name,
         "object": "model",
         "created": server.started,
         "owned_by": "moec",
+        "type": "base",
+        "capabilities": { "completion_chat": chats },
+        "max_context_length": server.context,
         "max_model_len": server.context,
-        "has_chat_template": server.model().metadata().chat_template.is_some(),
+        "has_chat_template": chats,
     })
 }
 
@@ -43,9 +49,15 @@ pub async fn one_model(State(server): State<Arc<Server>>, Path(id): Path<String>
 }
 
 /// Whether the server can take requests.
-#[utoipa::path(get, path = "/health", tag = "server", responses((status = 200, description = "It can")))]
-pub async fn health(State(server): State<Arc<Server>>) -> Json<Value> {
-    Json(json!({ "status": "ok", "model": server.model_name, "requests": server.scheduler.open_requests() }))
+#[utoipa::path(get, path = "/health", tag = "server", responses(
+    (status = 200, description = "It can"), (status = 503, description = "It cannot: it is stopping, or the model's thread has died")
+))]
+pub async fn health(State(server): State<Arc<Server>>) -> (StatusCode, Json<Value>) {
+    let (code, status) = match server.scheduler.is_running() {
+        true => (StatusCode::OK, "ok"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "stopped"),
+    };
+    (code, Json(json!({ "status": status, "model": server.model_name, "requests": server.scheduler.open_requests() })))
 }
 
 /// Figures for Prometheus.

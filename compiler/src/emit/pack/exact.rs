@@ -1,0 +1,103 @@
+//! The bytes of one tile from codes and scales that are kept as they are stored.
+//!
+//! Deliberately absent: taking stored blocks apart ([`TensorTable::read_codes`](crate::import::TensorTable::read_codes)).
+
+use crate::import::{BlockScale, CodedRows};
+use crate::plan::layout::{BLOCK, Codes, Format, GROUP, STEPS_AT, Scales};
+use crate::plan::quant::{Unfit, widen};
+use half::f16;
+use moec_abi::LANES;
+
+/// Bytes of 16 halves.
+const HALVES: usize = 2 * LANES;
+
+/// Writes a tile, 16 rows of codes, into `out`.
+///
+/// # Errors
+/// A scale that is not finite: then neither are all weights.
+pub(crate) fn encode_exact(format: Format, rows: &CodedRows, out: &mut [u8]) -> Result<(), Unfit> {
+    debug_assert_eq!(out.len(), format.tile_bytes(rows.columns));
+    let finite = |scale: &BlockScale| {
+        let (scale, offset) = factors(format, *scale);
+        scale.is_finite() && offset.is_finite()
+    };
+    if !rows.scales.iter().all(finite) {
+        return Err(Unfit::NotFinite);
+    }
+    let blocks = rows.columns / BLOCK;
+    let mut out = out;
+    for first in (0..blocks).step_by(GROUP / BLOCK) {
+        let group = first..blocks.min(first + GROUP / BLOCK);
+        let (scales, codes);
+        (scales, out) = out.split_at_mut(format.scale_bytes(group.len()));
+        (codes, out) = out.split_at_mut(group.len() * format.block_bytes());
+        scales.fill(0);
+        for lane in 0..LANES {
+            for (i, scale) in rows.scales[lane * blocks..][group.clone()].iter().enumerate() {
+                put_scale(format, scales, i, lane, *scale);
+            }
+        }
+        for (block, codes) in group.zip(codes.chunks_exact_mut(format.block_bytes())) {
+            for lane in 0..LANES {
+                put_codes(format, &rows.codes[lane * rows.columns + block * BLOCK..][..BLOCK], lane, codes);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The two numbers that are stored for a block, in which its scale and its offset are counted or which they are.
+fn factors(format: Format, scale: BlockScale) -> (f32, f32) {
+    match format.scales() {
+        Some(Scales::Bf16) => (widen(scale.scale), 0.0),
+        _ => (f16::from_bits(scale.scale).to_f32(), f16::from_bits(scale.offset).to_f32()),
+    }
+}
+
+/// The scale and the offset of a block.
+pub(crate) fn scale_of(format: Format, scale: BlockScale) -> (f32, f32) {
+    let (factor, offset) = factors(format, scale);
+    match format.scales() {
+        Some(Scales::Steps) => (factor * f32::from(scale.steps[0]), -(offset * f32::from(scale.steps[1]))),
+        _ => (factor, offset),
+    }
+}
+
+fn put_scale(format: Format, out: &mut [u8], block: usize, lane: usize, scale: BlockScale) {
+    let mut half = |at: usize, bits: u16| out[at + 2 * lane..][..2].copy_from_slice(&bits.to_le_bytes());
+    match format.scales() {
+        None => {}
+        Some(Scales::Bf16 | Scales::F16) => half(HALVES * block, scale.scale),
+        Some(Scales::Pairs) => {
+            half(2 * HALVES * block, scale.scale);
+            half(2 * HALVES * block + HALVES, scale.offset);
+        }
+        Some(Scales::Steps) => {
+            half(0, scale.scale);
+            half(HALVES, scale.offset);
+            let at = STEPS_AT + HALVES * block + lane;
+            [out[at], out[at + LANES]] = scale.steps;
+        }
+    }
+}
+
+/// The 32 codes of one row.
+fn put_codes(format: Format, codes: &[u8], lane: usize, out: &mut [u8]) {
+    let words = out.chunks_exact_mut(4 * LANES).map(|out| &mut out[4 * lane..][..4]);
+    match format.codes() {
+        None => {}
+        Some(Codes::Bytes | Codes::PlainBytes) => {
+            for (out, codes) in words.zip(codes.chunks_exact(4)) {
+                out.copy_from_slice(codes);
+            }
+        }
+        Some(Codes::Book | Codes::FixedBook(_) | Codes::Nibbles) => {
+            let (low, high) = codes.split_at(BLOCK / 2);
+            for (out, (low, high)) in words.zip(low.chunks_exact(4).zip(high.chunks_exact(4))) {
+                for (out, (low, high)) in out.iter_mut().zip(low.iter().zip(high)) {
+                    *out = low | high << 4;
+                }
+            }
+        }
+    }
+}
