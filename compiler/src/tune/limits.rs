@@ -8,13 +8,16 @@ use super::code::{CodeError, Compiler};
 use super::contest::median;
 use super::team::{Took, together};
 use moec_ir::tile::build::Builder;
-use moec_ir::tile::{Binary, Function, Memory, Value};
+use moec_ir::tile::{Binary, Function, Memory, Shift, Value};
 
 /// Iterations of the loop that measures the peak.
 pub const PEAK_LOOPS: usize = 10_000;
 
 /// Bytes that one iteration of the sweep reads.
 pub const SWEEP_STEP: usize = 256;
+
+/// Streams that the sweep reads at once, when it reads several.
+pub const STREAMS: usize = 4;
 
 /// Numbers of sums in flight that are tried: which keeps all pipes busy depends on latency and registers.
 pub const PEAK_SUMS: [usize; 3] = [4, 6, 12];
@@ -53,18 +56,29 @@ pub fn peak_loop(bytes: bool, sums: usize) -> Function {
     b.finish()
 }
 
-/// A loop that reads. Parameters: the memory, 64 bytes to write, and how many bytes to read: a multiple of [`SWEEP_STEP`].
-pub fn sweep_loop() -> Function {
+/// A loop that reads, in one stream or in [`STREAMS`] at once, as a kernel of several row tiles does; the processor fetches ahead in each stream by itself.
+/// Parameters: the memory, 64 bytes to write, and how many bytes to read: a multiple of [`SWEEP_STEP`].
+pub fn sweep_loop(streams: bool) -> Function {
     let (mut b, [x, y, bytes]) = Builder::new("sweep", ["x", "y", "bytes"]);
     let zero = b.lanes([0; 16]);
     let start = b.int(0);
-    let sums = b.for_loop(start, bytes, SWEEP_STEP as i64, &[zero; 4], |b, at, sums| {
-        let from = b.add(x, at);
-        let xor = |(i, &sum): (usize, &Value)| {
-            let v = b.load(Memory::I32, from, 64 * i as i64);
-            b.binary(Binary::Xor, sum, v)
-        };
-        sums.iter().enumerate().map(xor).collect()
+    let (end, step, gap) = if streams {
+        let part = b.shift(Shift::RightUnsigned, bytes, STREAMS.trailing_zeros() as u8);
+        (part, (SWEEP_STEP / STREAMS) as i64, Some(part))
+    } else {
+        (bytes, SWEEP_STEP as i64, None)
+    };
+    let sums = b.for_loop(start, end, step, &[zero; STREAMS], |b, at, sums| {
+        let mut from = b.add(x, at);
+        let mut next = Vec::with_capacity(STREAMS);
+        for (i, &sum) in sums.iter().enumerate() {
+            let v = b.load(Memory::I32, from, if gap.is_some() { 0 } else { 64 * i as i64 });
+            next.push(b.binary(Binary::Xor, sum, v));
+            if let Some(gap) = gap {
+                from = b.add(from, gap);
+            }
+        }
+        next
     });
     let all = sums.into_iter().reduce(|a, c| b.binary(Binary::Xor, a, c)).expect("there are sums");
     b.store(Memory::I32, all, y, 0);
@@ -72,7 +86,7 @@ pub fn sweep_loop() -> Function {
 }
 
 /// Measures the limits with `threads` threads on the memory of `arena`. The peak is the best of several runs, since nothing but disturbance makes
-/// one slower; the rate of reading is their median, since it is what the neighbours leave. Beside them: how much longer threads took than they had a CPU,
+/// one slower; the rate of reading is their median, since it is what the neighbours leave, in one stream or in several, whichever is more. Beside them: how much longer threads took than they had a CPU,
 /// which is more than 1 when other programs want the same cores.
 ///
 /// # Errors
@@ -97,15 +111,19 @@ pub fn measure(compiler: &Compiler, arena: &mut Arena, threads: usize) -> Result
             }
         }
     }
-    let code = compiler.function(&sweep_loop())?;
-    let sweep = |worker: usize| {
-        let from = weights + (worker * share) as i64;
-        // SAFETY: each worker reads its own part of the arena and writes a line of its own.
-        unsafe { code.call([from, results + 64 * worker as i64, share as i64, 0]) };
-    };
-    let took: Vec<Took> = (0..PASSES).map(|_| together(threads, &sweep)).collect();
-    let mut rates: Vec<f64> = took.iter().map(|took| (share * threads) as f64 / took.cpu.as_secs_f64()).collect();
-    let mut waited: Vec<f64> = took.iter().map(|took| took.wall.as_secs_f64() / took.cpu.as_secs_f64()).collect();
+    let (mut read, mut waited) = (0f64, Vec::new());
+    for streams in [false, true] {
+        let code = compiler.function(&sweep_loop(streams))?;
+        let sweep = |worker: usize| {
+            let from = weights + (worker * share) as i64;
+            // SAFETY: each worker reads its own part of the arena and writes a line of its own.
+            unsafe { code.call([from, results + 64 * worker as i64, share as i64, 0]) };
+        };
+        let took: Vec<Took> = (0..PASSES).map(|_| together(threads, &sweep)).collect();
+        let mut rates: Vec<f64> = took.iter().map(|took| (share * threads) as f64 / took.cpu.as_secs_f64()).collect();
+        read = read.max(median(&mut rates));
+        waited.extend(took.iter().map(|took| took.wall.as_secs_f64() / took.cpu.as_secs_f64()));
+    }
     let [dots, fmas] = peaks;
-    Ok((Limits { dots, fmas, read: median(&mut rates) }, median(&mut waited)))
+    Ok((Limits { dots, fmas, read }, median(&mut waited)))
 }

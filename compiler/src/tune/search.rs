@@ -12,7 +12,7 @@ use super::products::Product;
 use super::workload::{Workload, kernel};
 use crate::kernels::MatmulTuning;
 use crate::target::ProductTuning;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Tokens of the steps that are measured: one, and prompts.
 pub const STEPS: [usize; 4] = [1, 16, 64, 512];
@@ -82,12 +82,21 @@ impl Search<'_> {
         Ok(Found { tuning: best, measured })
     }
 
-    /// Replaces `best` by the fastest of `ways` with `tokens` tokens, if it is faster.
-    fn choose(&mut self, best: &mut ProductTuning, ways: Vec<ProductTuning>, tokens: usize) -> Result<()> {
+    /// Replaces `best` by the fastest of `ways`, if it is faster with all of `counts` tokens taken together: each counts alike, by the share of the
+    /// machine's limit that it reaches.
+    fn choose(&mut self, best: &mut ProductTuning, ways: Vec<ProductTuning>, counts: &[usize]) -> Result<()> {
         let mut all = vec![best.clone()];
         all.extend(ways.into_iter().filter(|way| way != best));
         let Search { workload, product, until, .. } = self;
-        let winner = contest(all.len(), *until, &mut |way| workload.run(product, &all[way], tokens))?;
+        let mut run = |way: usize| {
+            let mut took = Duration::ZERO;
+            for &tokens in counts {
+                let seconds = workload.run(product, &all[way], tokens)?.as_secs_f64();
+                took += Duration::from_secs_f64(seconds / workload.limit_of_run(product, tokens));
+            }
+            Ok(took)
+        };
+        let winner = contest(all.len(), *until, &mut run)?;
         *best = all.swap_remove(winner);
         Ok(())
     }
@@ -123,10 +132,10 @@ impl Search<'_> {
             }
         }
         let ways = self.propose(ways, |_| 1);
-        self.choose(best, ways, 1)?;
+        self.choose(best, ways, &[1])?;
         let found = best.kernels[0];
         let ahead = [512, 1024, 2048, 4096].map(|n| with(best, MatmulTuning { prefetch: Some(n), ..found }));
-        self.choose(best, ahead.to_vec(), 1)
+        self.choose(best, ahead.to_vec(), &[1])
     }
 
     /// How many tokens at a time, and row tiles for them.
@@ -145,7 +154,8 @@ impl Search<'_> {
         }
         let most = self.product.tokens(super::workload::MOST_TOKENS);
         let ways = self.propose(ways, |way| way.tokens().min(most));
-        self.choose(best, ways, most)
+        let counts = self.counts();
+        self.choose(best, ways, &counts)
     }
 
     /// Row tiles for fewer tokens than a tile has: their sums leave registers for more rows.
@@ -162,27 +172,28 @@ impl Search<'_> {
             }
             let mut ways = self.propose(ways, |_| tokens);
             ways.truncate(PROPOSED / 2);
-            self.choose(best, ways, tokens)?;
+            self.choose(best, ways, &[tokens])?;
         }
         Ok(())
     }
 
     /// Rows for one walk over the tokens, bytes of activations for one walk over the rows, and whether the next rows are prefetched.
     fn block(&mut self, best: &mut ProductTuning) -> Result<()> {
-        let most = self.product.tokens(super::workload::MOST_TOKENS);
+        let counts = self.counts();
         let widest = best.kernels.iter().map(|kernel| kernel.tiles).max().unwrap_or(1);
         let blocks = [1, 2, 4, 8, 16].map(|block| ProductTuning { block, ..best.clone() });
-        self.choose(best, blocks.into_iter().filter(|way| way.block >= widest).collect(), most)?;
+        self.choose(best, blocks.into_iter().filter(|way| way.block >= widest).collect(), &counts)?;
         let chunks = [256, 512, 1024, 2048, 4096].map(|n| ProductTuning { activation_bytes: n << 10, ..best.clone() });
-        self.choose(best, chunks.to_vec(), most)?;
+        self.choose(best, chunks.to_vec(), &counts)?;
         let ahead = [false, true].map(|ahead| ProductTuning { ahead, ..best.clone() });
-        self.choose(best, ahead.to_vec(), most)
+        self.choose(best, ahead.to_vec(), &counts)
     }
 
     /// `best` if it is nowhere slower than `default`, else what is left of it: the kernel of one token or those of several.
     fn approve(&mut self, default: &ProductTuning, best: ProductTuning) -> Result<ProductTuning> {
         let (mut single, mut several) = (true, true);
-        for (step, tokens) in self.steps() {
+        let counts = if self.product.multiply_adds > 0 { self.counts() } else { Vec::new() };
+        for tokens in counts.into_iter().chain((self.product.decode_bytes > 0).then_some(1)) {
             if best == *default {
                 break;
             }
@@ -190,7 +201,7 @@ impl Search<'_> {
             let Search { workload, product, until, .. } = self;
             let ratio = duel(1, *until, &mut |way| workload.run(product, both[way], tokens))?;
             if ratio.loses() {
-                if step == 1 { single = false } else { several = false }
+                if tokens == 1 { single = false } else { several = false }
             }
         }
         Ok(match (single, several) {
@@ -207,6 +218,21 @@ impl Search<'_> {
                 kept
             }
         })
+    }
+
+    /// Tokens that a matrix meets in prompts of all lengths. Where tokens choose experts, some experts get fewer than others: half and nearly twice
+    /// the mean of each length are among them.
+    fn counts(&self) -> Vec<usize> {
+        let mut counts: Vec<usize> = Vec::new();
+        for &step in STEPS.iter().filter(|&&step| step > 1) {
+            let mean = self.product.tokens(step);
+            let spread = self.product.experts > 1 && mean < 2 * self.product.experts;
+            counts.extend(if spread { vec![mean / 2, mean, mean * 7 / 4] } else { vec![mean] });
+        }
+        counts.retain(|&tokens| tokens > 1);
+        counts.sort_unstable();
+        counts.dedup();
+        if counts.is_empty() { vec![2] } else { counts }
     }
 
     /// The steps that this product is part of, with the tokens that meet one of its matrices.
