@@ -6,7 +6,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use std::path::Path;
+use moec_fuzz::{directory, read_all};
 use std::sync::LazyLock;
 use tempfile::TempDir;
 
@@ -24,11 +24,7 @@ const WEIGHTS: &str = "model.safetensors";
 /// Where the index of the seeds says the weights are, when there is an index.
 const SHARD: &str = "shard.safetensors";
 
-static DIRECTORY: LazyLock<TempDir> = LazyLock::new(|| {
-    let memory = Path::new("/dev/shm");
-    let directory = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
-    directory.expect("a temporary directory")
-});
+static DIRECTORY: LazyLock<TempDir> = LazyLock::new(directory);
 
 fuzz_target!(|input: &[u8]| {
     let Some((first, content)) = input.split_first() else { return };
@@ -48,15 +44,6 @@ fuzz_target!(|input: &[u8]| {
         std::fs::remove_file(other).expect("the directory can be written");
     }
     let Ok(model) = moec::import::open(directory) else { return };
-    for name in model.tensors.names() {
-        let shape = &model.tensors.info(name).shape;
-        let (cols, rows) = shape.split_last().expect("a weight has a dimension");
-        let experts = if let [experts, _] = rows { *experts } else { 1 };
-        let rows = rows.last().copied().unwrap_or(1);
-        let mut values = vec![0.0; rows * cols];
-        for expert in 0..experts {
-            model.tensors.read_rows(name, expert, 0..rows, &mut values);
-        }
-    }
+    read_all(&model);
     let _plan = moec::pipeline::compile(&model, &moec::pipeline::Options::default());
 });
