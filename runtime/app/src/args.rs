@@ -142,6 +142,20 @@ pub struct RunArgs {
     pub low_memory: bool,
 }
 
+/// Which tokens are left to draw from.
+#[derive(Args, Debug)]
+pub struct Cutoffs {
+    /// Draw only from the K most probable tokens; 0 for all
+    #[arg(long, value_name = "K", default_value_t = 40)]
+    pub top_k: usize,
+    /// Draw only from the most probable tokens that together reach probability P; 1 for all
+    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = probability)]
+    pub top_p: f32,
+    /// Draw only from tokens at least P times as probable as the best; 0 for all
+    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = probability)]
+    pub min_p: f32,
+}
+
 /// `generate`
 #[derive(Args, Debug)]
 pub struct Generate {
@@ -157,15 +171,8 @@ pub struct Generate {
     /// 0 takes the most probable token, larger is more adventurous
     #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = non_negative)]
     pub temperature: f32,
-    /// Draw only from the K most probable tokens; 0 for all
-    #[arg(long, value_name = "K", default_value_t = 40)]
-    pub top_k: usize,
-    /// Draw only from the most probable tokens that together reach probability P; 1 for all
-    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = probability)]
-    pub top_p: f32,
-    /// Draw only from tokens at least P times as probable as the best; 0 for all
-    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = probability)]
-    pub min_p: f32,
+    #[command(flatten)]
+    pub cutoffs: Cutoffs,
     /// Make tokens that occurred lately less probable; 1 for no change
     #[arg(long, value_name = "R", default_value_t = 1.0, value_parser = positive)]
     pub repeat_penalty: f32,

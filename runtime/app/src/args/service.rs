@@ -1,6 +1,6 @@
 //! The words of the commands that offer the model to others: `serve`, `chat`, `embed`.
 
-use super::{RunArgs, non_negative, probability};
+use super::{Cutoffs, RunArgs, non_negative};
 use clap::Args;
 use std::path::PathBuf;
 
@@ -94,15 +94,8 @@ pub struct Chat {
     /// 0 takes the most probable token, larger is more adventurous
     #[arg(long, value_name = "T", default_value_t = 0.7, value_parser = non_negative)]
     pub temperature: f32,
-    /// Draw only from the K most probable tokens; 0 for all
-    #[arg(long, value_name = "K", default_value_t = 40)]
-    pub top_k: usize,
-    /// Draw only from the most probable tokens that together reach probability P; 1 for all
-    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = probability)]
-    pub top_p: f32,
-    /// Draw only from tokens at least P times as probable as the best; 0 for all
-    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = probability)]
-    pub min_p: f32,
+    #[command(flatten)]
+    pub cutoffs: Cutoffs,
     /// Seed of the random numbers [default: another one each time]
     #[arg(long, value_name = "S")]
     pub seed: Option<u64>,

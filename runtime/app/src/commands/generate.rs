@@ -29,9 +29,9 @@ pub(super) fn run(context: &Context, args: &Generate) -> Result<c_int> {
     let seed = args.seed.unwrap_or_else(random_seed);
     let sampler = Sampler::new(Sampling {
         temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        min_p: args.min_p,
+        top_k: args.cutoffs.top_k,
+        top_p: args.cutoffs.top_p,
+        min_p: args.cutoffs.min_p,
         repeat_penalty: args.repeat_penalty,
         repeat_last: args.repeat_last,
         seed,

@@ -48,9 +48,9 @@ pub(super) fn run(context: &Context, args: &Chat) -> Result<()> {
     session.set_interrupt(stop.clone());
     let sampling = Sampling {
         temperature: args.temperature,
-        top_k: args.top_k,
-        top_p: args.top_p,
-        min_p: args.min_p,
+        top_k: args.cutoffs.top_k,
+        top_p: args.cutoffs.top_p,
+        min_p: args.cutoffs.min_p,
         seed: args.seed.unwrap_or_else(random_seed),
         ..Sampling::default()
     };
