@@ -5,6 +5,7 @@ use clap::Args;
 use moec::lower::backend::{self, KernelBackend};
 use moec::target::machine::{self, Machine};
 use moec::target::{self, CpuLevel, Tuning};
+use moec_abi::LANES;
 use target_lexicon::Triple;
 
 /// `moec targets`
@@ -21,14 +22,17 @@ fn defaults(level: &CpuLevel, triple: &Triple) -> String {
         KernelBackend::Cranelift => "128-bit vectors by Cranelift".to_string(),
         KernelBackend::Wide(cpu) => cpu.to_string(),
     };
-    let Tuning { quantized, float, single_rows, activation_bytes, .. } = backend::tuning(level, triple);
+    let Tuning { quantized, float, single_rows, activation_bytes, prefetch, .. } = backend::tuning(level, triple);
+    let rows = |tiles: usize| tiles * LANES;
     format!(
-        "{code}: {} row tiles × {} tokens for q8 and q4, {} × {} for floats, {single_rows} for one token; {} KiB of activations at a time",
-        quantized.rows,
+        "{code}: {} rows × {} tokens for quantized weights, {} × {} for floats, {} rows for one token; {} KiB of activations at a time{}",
+        rows(quantized.rows),
         quantized.tokens,
-        float.rows,
+        rows(float.rows),
         float.tokens,
-        activation_bytes >> 10
+        rows(single_rows),
+        activation_bytes >> 10,
+        if prefetch { ", the next weights prefetched" } else { "" }
     )
 }
 
@@ -36,14 +40,7 @@ impl Targets {
     pub fn run(self) -> anyhow::Result<u8> {
         let (triple, host) = (Triple::host(), target::host());
         print_line(format_args!("{:<16} {:<5} {:<44} features", "--target-cpu", "runs", "which CPUs"))?;
-        print_line(format_args!(
-            "{:<16} {:<5} {:<44} {}",
-            "native",
-            "yes",
-            "this machine",
-            target::feature_names(host).join(" ")
-        ))?;
-        for level in target::levels(&triple) {
+        for level in std::iter::once(&target::native()).chain(target::levels(&triple)) {
             let runs = if level.features & !host == 0 { "yes" } else { "no" };
             let features = target::feature_names(level.features).join(" ");
             print_line(format_args!("{:<16} {runs:<5} {:<44} {features}", level.name, level.description))?;
@@ -62,7 +59,7 @@ impl Targets {
                 caches.join(", ")
             ))?;
             print_line(
-                "The choices above are moec's for each kind of CPU; `moec tune MODEL -o FILE` measures better ones for a machine and a model.",
+                "The choices above are moec's for each kind of CPU; `moec tune MODEL -o FILE` measures others for a machine and a model.",
             )?;
         }
         Ok(0)

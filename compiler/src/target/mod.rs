@@ -120,6 +120,11 @@ pub fn levels(triple: &Triple) -> &'static [CpuLevel] {
     }
 }
 
+/// This machine.
+pub fn native() -> CpuLevel {
+    CpuLevel { name: "native", features: host(), description: "this machine" }
+}
+
 /// The CPU named `name`; `native` is this machine.
 pub fn find_level(name: &str, triple: &Triple) -> Result<CpuLevel, TargetError> {
     let levels = levels(triple);
@@ -130,7 +135,7 @@ pub fn find_level(name: &str, triple: &Triple) -> Result<CpuLevel, TargetError> 
         if Triple::host().architecture != triple.architecture {
             return Err(TargetError::NotNative(triple.clone()));
         }
-        CpuLevel { name: "native", features: host(), description: "this machine" }
+        native()
     } else {
         *levels.iter().find(|l| l.name == name).ok_or_else(|| TargetError::UnknownCpu {
             name: name.to_string(),
