@@ -82,12 +82,7 @@ pub fn silu(x: f32) -> f32 {
 
 /// [`silu`] of an F32 or VecF32 in tile IR.
 pub fn build_silu(b: &mut Builder, x: Value) -> Value {
-    let ty = b.ty(x);
-    let zero = constant(b, ty, 0.0);
-    let negated = b.sub(zero, x);
-    let e = build_exp(b, negated);
-    let one = constant(b, ty, 1.0);
-    let below = b.add(one, e);
+    let (_, below) = build_below(b, x);
     b.div(x, below)
 }
 
@@ -98,13 +93,19 @@ pub fn sigmoid(x: f32) -> f32 {
 
 /// [`sigmoid`] of an F32 or VecF32 in tile IR.
 pub fn build_sigmoid(b: &mut Builder, x: Value) -> Value {
+    let (one, below) = build_below(b, x);
+    b.div(one, below)
+}
+
+/// 1, and `1 + exp(0 - x)`.
+fn build_below(b: &mut Builder, x: Value) -> (Value, Value) {
     let ty = b.ty(x);
     let zero = constant(b, ty, 0.0);
     let negated = b.sub(zero, x);
     let e = build_exp(b, negated);
     let one = constant(b, ty, 1.0);
     let below = b.add(one, e);
-    b.div(one, below)
+    (one, below)
 }
 
 /// The sum of 16 lanes in the order of [`Reduce::Add`].

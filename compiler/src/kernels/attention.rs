@@ -10,7 +10,7 @@ use moec_ir::math::build_exp;
 use moec_ir::tile::{Compare, Function, Memory, Reduce, Shift, Value, build::Builder};
 
 use super::KvFormat;
-use super::common::{VECTOR, counted, lane_numbers, load_f32, store_f32, zeros};
+use super::common::{VECTOR, counted, lane_numbers, load_f32, prefetch, store_f32, zeros};
 
 /// What stands for −∞: below every score.
 const LOWEST: f32 = -3.0e38;
@@ -401,12 +401,5 @@ impl Attention {
             }
             vec![b.add_int(carried[0], self.head_bytes()), b.add_int(carried[1], 4)]
         });
-    }
-}
-
-/// Prefetches the lines of `bytes` at `base + offset`.
-fn prefetch(b: &mut Builder, base: Value, offset: i64, bytes: i64) {
-    for line in (0..bytes).step_by(64) {
-        b.prefetch(base, offset + line);
     }
 }

@@ -56,3 +56,10 @@ pub fn load_f32(b: &mut Builder, base: Value, offset: i64) -> Value {
 pub fn store_f32(b: &mut Builder, v: Value, base: Value, offset: i64) {
     b.store(Memory::F32, v, base, offset);
 }
+
+/// Prefetches the lines of `bytes` at `base + offset`.
+pub fn prefetch(b: &mut Builder, base: Value, offset: i64, bytes: i64) {
+    for line in (0..bytes).step_by(64) {
+        b.prefetch(base, offset + line);
+    }
+}

@@ -8,7 +8,7 @@ use moec_abi::LANES;
 use moec_ir::math::build_silu;
 use moec_ir::tile::{Binary, Function, Memory, Value, build::Builder};
 
-use super::common::{VECTOR, counted, load_f32, store_f32, zeros};
+use super::common::{VECTOR, counted, load_f32, prefetch, store_f32, zeros};
 use crate::plan::layout::{BLOCK, Codes, Format, GROUP, QuantizedRow, SPAN, STEPS_AT, Scales};
 
 /// Most activation rows of one call.
@@ -366,9 +366,7 @@ impl Matmul {
         let Some(ahead) = self.tuning.prefetch else { return };
         for tile in 0..tiles {
             let first = ahead + tile * self.format.tile_bytes(self.k) + first;
-            for line in (first..first + bytes).step_by(64) {
-                b.prefetch(w, line as i64);
-            }
+            prefetch(b, w, first as i64, bytes as i64);
         }
     }
 }

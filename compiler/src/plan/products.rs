@@ -11,7 +11,7 @@ use super::planner::{Place, Planner, Share, Split, call};
 use super::program::{Action, Expr, Field, StageProduct};
 use super::quant::CODEBOOK;
 use super::stages::{Rows, Stages, WORD};
-use crate::kernels::{Combine, Epilogue, Interleave, Matmul};
+use crate::kernels::{Combine, Epilogue, Interleave, Matmul, MatmulTuning};
 use crate::target::{ProductShape, ProductTuning};
 use moec_abi::{LANES, round_up};
 use moec_ir::graph::{Dispatch, Mode, NodeId, Role, ValueId, WeightId};
@@ -129,7 +129,12 @@ impl Stages<'_> {
         self.tuning.product(ProductShape { format: product.format, k: product.k, epilogue })
     }
 
-    fn kernel(&self, product: &Product, tokens: usize, results: Results) -> Matmul {
+    /// The kernel for one token, which goes through all rows by itself.
+    fn single(&self, product: &Product, results: Results) -> Matmul {
+        self.kernel(product, 1, results, self.tuning(product, results.epilogue).kernel(1))
+    }
+
+    fn kernel(&self, product: &Product, tokens: usize, results: Results, tuning: MatmulTuning) -> Matmul {
         Matmul {
             format: product.format,
             k: product.k,
@@ -138,7 +143,7 @@ impl Stages<'_> {
             // An immediate only where there is more than one row.
             y_stride: if tokens > 1 { results.stride } else { 0 },
             codebook: CODEBOOK,
-            tuning: self.tuning(product, results.epilogue).kernel(tokens),
+            tuning,
         }
     }
 
@@ -151,13 +156,13 @@ impl Stages<'_> {
         if all.tokens == Expr::Int(1) {
             let w = all.w.clone() + units.from.clone() * unit_bytes;
             let y = all.y.clone() + units.from.clone() * (LANES * WORD);
-            let kernel = self.kernel(product, 1, results);
+            let kernel = self.single(product, results);
             actions.push(call(kernel, [w, all.x.clone(), y, units.to - units.from]));
             return;
         }
         let tuning = self.tuning(product, results.epilogue);
         let tile = tuning.tokens();
-        let chunk = (tuning.activation_bytes / product.x.stride / tile).max(1) * tile;
+        let chunk = tuning.walk_tokens(product.x.stride);
         let bytes = chunk.min(self.row_limit(Rows::Slots(self.shape.experts_per_token.max(1)))) * product.x.stride;
         let interleaved = self.planner.scratch("interleaved", bytes);
         let var = self.planner.var();
@@ -215,7 +220,7 @@ impl Stages<'_> {
     ) {
         let unit_bytes = results.epilogue.tiles() * product.tile_bytes;
         let tuning = self.tuning(product, results.epilogue);
-        let (tile, together) = (tuning.tokens(), (tuning.block / results.epilogue.tiles()).max(1));
+        let (tile, together) = (tuning.tokens(), tuning.block_units(results.epilogue));
         let mut inner = Vec::new();
         let var = self.planner.var();
         let unit = Expr::from(var);
@@ -225,9 +230,9 @@ impl Stages<'_> {
             1 => Expr::Int(1),
             _ => self.planner.bind(&mut inner, (units.to.clone() - unit).min(together)),
         };
-        let in_walk = |n| tuning.kernel_in_walk(n, together * unit_bytes);
-        let kernels: Vec<Matmul> =
-            (1..=tile).map(|n| Matmul { tuning: in_walk(n), ..self.kernel(product, n, results) }).collect();
+        let kernels: Vec<Matmul> = (1..=tile)
+            .map(|n| self.kernel(product, n, results, tuning.kernel_in_walk(n, together * unit_bytes)))
+            .collect();
         self.token_tiles(&mut inner, tile, &all.tokens, |tokens, t| {
             let x = all.x.clone() + t.clone() * product.x.stride;
             call(kernels[tokens - 1].clone(), [w.clone(), x, y.clone() + t * results.stride, count.clone()])
@@ -264,7 +269,7 @@ impl Stages<'_> {
             let to = self.allot(y, scope);
             self.planner.begin("router", split, &[product.x.buffer], &[to.buffer]);
             self.account(&product, 1, Epilogue::Store, 0);
-            let kernel = self.kernel(&product, 1, Results { epilogue: Epilogue::Store, stride: 0 });
+            let kernel = self.single(&product, Results { epilogue: Epilogue::Store, stride: 0 });
             let tiles = product.tiles;
             self.each_row(rows, |_, actions, t| {
                 let args = [Self::weight(product.index), product.x.row(t.clone()), to.row(t), tiles.into()];
@@ -373,7 +378,7 @@ impl Stages<'_> {
         let units = product.tiles / epilogue.tiles();
         let share = self.planner.share(actions, slots * units);
         let count = self.row_count(Rows::Tokens);
-        let kernel = self.kernel(product, 1, Results { epilogue, stride: 0 });
+        let kernel = self.single(product, Results { epilogue, stride: 0 });
         let unit_bytes = epilogue.tiles() * product.tile_bytes;
         self.planner.each(actions, Share { from: Expr::Int(0), to: count }, 1, |planner, actions, t| {
             for slot in 0..slots {
@@ -535,7 +540,7 @@ impl Stages<'_> {
                 Some(place.row(Expr::Int(0)) + layout.position)
             }
             (Dispatch::Decode | Dispatch::General | Dispatch::Grouped, _) => {
-                let kernel = self.kernel(&product, 1, Results { epilogue: Epilogue::Store, stride: 0 });
+                let kernel = self.single(&product, Results { epilogue: Epilogue::Store, stride: 0 });
                 let tiles = tiles.clone();
                 self.planner.each(&mut actions, Share { from: Expr::Int(0), to: count.clone() }, 1, |_, actions, t| {
                     for slot in 0..slots {

@@ -58,6 +58,16 @@ impl ProductTuning {
         self.kernels.len()
     }
 
+    /// Units of a block, in a walk over tokens: at least one.
+    pub fn block_units(&self, epilogue: Epilogue) -> usize {
+        (self.block / epilogue.tiles()).max(1)
+    }
+
+    /// Tokens of one walk, whose activation rows have `stride` bytes: whole tiles, at least one.
+    pub fn walk_tokens(&self, stride: usize) -> usize {
+        (self.activation_bytes / stride / self.tokens()).max(1) * self.tokens()
+    }
+
     /// How the kernel for `tokens` tokens at once is written in a walk over tokens, where a block of rows has so many bytes.
     pub fn kernel_in_walk(&self, tokens: usize, block_bytes: usize) -> MatmulTuning {
         let kernel = self.kernel(tokens);

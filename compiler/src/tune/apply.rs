@@ -55,8 +55,8 @@ pub fn apply(records: &[Record], levels: &[CpuLevel], target: &Triple) -> Result
             ignore(format!("it is for CPUs with {features}, and this build is for {}", built.join(", ")));
             continue;
         };
-        let this = Machine::this();
-        if levels[at].name == "native" && record.machine != this {
+        let this = (levels[at].name == "native").then(Machine::this);
+        if let Some(this) = this.filter(|this| record.machine != *this) {
             ignore(format!("it was measured on {}, and this machine is {}", told(&record.machine), told(&this)));
             continue;
         }

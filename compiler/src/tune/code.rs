@@ -10,6 +10,9 @@ use memmap2::{Mmap, MmapMut};
 use moec_ir::tile::Function;
 use target_lexicon::Triple;
 
+/// Most parameters of a kernel.
+const PARAMS: usize = 8;
+
 /// Why kernels cannot be run here.
 #[derive(Debug, thiserror::Error)]
 pub enum CodeError {
@@ -57,6 +60,11 @@ impl Compiler {
         Ok(Compiler { level, backend, isa: target::isa_for(level.features, &triple)? })
     }
 
+    /// The same, but by `backend`.
+    pub fn by(self, backend: KernelBackend) -> Compiler {
+        Compiler { backend, ..self }
+    }
+
     /// The level.
     pub fn level(&self) -> CpuLevel {
         self.level
@@ -98,13 +106,19 @@ pub struct Code {
 }
 
 impl Code {
-    /// Calls it with four integers; a function of fewer ignores the rest.
+    /// Calls it.
+    ///
+    /// # Panics
+    /// With more than eight arguments.
     ///
     /// # Safety
     /// The arguments must be what the function's contract asks for, and nobody else may touch the memory that it writes.
-    pub unsafe fn call(&self, args: [i64; 4]) {
-        // SAFETY: the memory holds a function of at most four integers by the C convention, which ignores surplus ones.
-        let f: extern "C" fn(i64, i64, i64, i64) = unsafe { std::mem::transmute(self.code.as_ptr()) };
-        f(args[0], args[1], args[2], args[3]);
+    pub unsafe fn call(&self, args: &[i64]) {
+        let mut all = [0; PARAMS];
+        all[..args.len()].copy_from_slice(args);
+        // SAFETY: the memory holds a function of at most eight integers by the C convention, which ignores surplus ones.
+        let f: extern "C" fn(i64, i64, i64, i64, i64, i64, i64, i64) =
+            unsafe { std::mem::transmute(self.code.as_ptr()) };
+        f(all[0], all[1], all[2], all[3], all[4], all[5], all[6], all[7]);
     }
 }

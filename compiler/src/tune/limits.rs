@@ -102,7 +102,7 @@ pub fn measure(compiler: &Compiler, arena: &mut Arena, threads: usize) -> Result
             let work = |worker: usize| {
                 for _ in 0..20 {
                     // SAFETY: the arena has at least so many activations and a line of results for each worker.
-                    unsafe { code.call([activations, results + 64 * worker as i64, 0, 0]) };
+                    unsafe { code.call(&[activations, results + 64 * worker as i64]) };
                 }
             };
             let adds = 20 * PEAK_LOOPS * sums * threads * if bytes { 64 } else { 16 };
@@ -117,7 +117,7 @@ pub fn measure(compiler: &Compiler, arena: &mut Arena, threads: usize) -> Result
         let sweep = |worker: usize| {
             let from = weights + (worker * share) as i64;
             // SAFETY: each worker reads its own part of the arena and writes a line of its own.
-            unsafe { code.call([from, results + 64 * worker as i64, share as i64, 0]) };
+            unsafe { code.call(&[from, results + 64 * worker as i64, share as i64]) };
         };
         let took: Vec<Took> = (0..PASSES).map(|_| together(threads, &sweep)).collect();
         let mut rates: Vec<f64> = took.iter().map(|took| (share * threads) as f64 / took.cpu.as_secs_f64()).collect();

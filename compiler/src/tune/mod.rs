@@ -14,7 +14,7 @@ pub mod limits;
 pub mod products;
 pub mod record;
 pub mod search;
-mod team;
+pub mod team;
 mod workload;
 
 pub use record::{Record, RecordError};

@@ -16,7 +16,7 @@ pub struct Took {
 }
 
 /// The time that this thread has had a CPU.
-fn cpu_time() -> Duration {
+pub fn cpu_time() -> Duration {
     let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is valid for the call.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };

@@ -58,7 +58,7 @@ fn activation_stride(shape: ProductShape) -> usize {
 pub fn kernel(product: &Product, tuning: &ProductTuning, tokens: usize, walk: bool) -> Matmul {
     let ProductShape { format, k, epilogue } = product.shape;
     let y_stride = if tokens > 1 { product.stride } else { 0 };
-    let block = (tuning.block / epilogue.tiles()).max(1) * epilogue.tiles();
+    let block = tuning.block_units(epilogue) * epilogue.tiles();
     let tuning = if walk { tuning.kernel_in_walk(tokens, block * product.tile_bytes()) } else { tuning.kernel(tokens) };
     Matmul { format, k, tokens, epilogue, y_stride, codebook: CODEBOOK, tuning }
 }
@@ -164,8 +164,8 @@ impl Workload {
         let units = tiles / shape.epilogue.tiles();
         let unit_bytes = shape.epilogue.tiles() * product.tile_bytes();
         assert!((tokens - 1) * product.stride + self.threads * units * 64 <= self.arena.result_bytes());
-        let chunk = (tuning.activation_bytes / stride / tuning.tokens()).max(1) * tuning.tokens();
-        let block = (tuning.block / shape.epilogue.tiles()).max(1);
+        let chunk = tuning.walk_tokens(stride);
+        let block = tuning.block_units(shape.epilogue);
         let (tile, y_stride) = (tuning.tokens(), product.stride);
         let [weights, activations, results] = self.arena.addresses();
         let work = |worker: usize| {
@@ -182,7 +182,7 @@ impl Workload {
                 ];
                 // SAFETY: the arena holds the weights of this thread's part from `next` on, a chunk of its activations, and results of all tokens, as asserted;
                 // nobody reads the results.
-                unsafe { code.call(args) };
+                unsafe { code.call(&args) };
             };
             if tokens == 1 {
                 return call(1, 0, 0, 0, units);

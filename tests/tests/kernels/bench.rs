@@ -8,10 +8,12 @@ use std::time::Duration;
 
 use moec::kernels::{Attention, Epilogue, Kernel, KvFormat, Matmul, MatmulTuning, Norm, Outputs, Quantize};
 use moec::plan::layout::{Format, QuantizedRow};
-use moec_ir::tile::build::Builder;
-use moec_ir::tile::{Binary, Function, Memory, Value};
+use moec::tune::code::Code;
+use moec::tune::limits::{PEAK_LOOPS, PEAK_SUMS, peak_loop, sweep_loop};
+use moec::tune::team::cpu_time;
+use moec_ir::tile::Function;
 
-use crate::machine::{Code, Guarded};
+use crate::machine::{Guarded, by_choice, compiler};
 
 /// A call to be timed: the kernel, its memory, its arguments (indices of memory or numbers), multiply-adds and bytes.
 struct Timed {
@@ -22,29 +24,8 @@ struct Timed {
     args: Vec<i64>,
 }
 
-fn cpu_time() -> Duration {
-    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the pointer is valid for the call.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };
-    Duration::new(t.tv_sec as u64, t.tv_nsec as u32)
-}
-
-/// Iterations of the loop that measures the peak.
-const PEAK_LOOPS: usize = 10_000;
-
-/// A loop of multiply-adds out of registers, as many sums as keep all pipes busy: dot products of bytes, or f32. `x` is 128 bytes, `y` room
-/// for a vector.
-fn peak_loop(bytes: bool, sums: usize) -> Function {
-    let (mut b, [x, y]) = Builder::new("peak", ["x", "y"]);
-    let initial: Vec<Value> = (0..sums).map(|_| if bytes { b.lanes([0; 16]) } else { b.splat_f32(0.0) }).collect();
-    let [u, v] = [0, 64].map(|at| if bytes { b.load_bytes(x, at) } else { b.load(Memory::F32, x, at) });
-    let (start, end) = (b.int(0), b.int(PEAK_LOOPS as i64));
-    let sums = b.for_loop(start, end, 1, &initial, |b, _, sums| {
-        sums.iter().map(|&sum| if bytes { b.dot_u8s8(sum, u, v) } else { b.fma(u, v, sum) }).collect()
-    });
-    let all = sums.into_iter().reduce(|a, c| b.add(a, c)).expect("there are sums");
-    b.store(if bytes { Memory::I32 } else { Memory::F32 }, all, y, 0);
-    b.finish()
+fn function(function: &Function, cpu: &str) -> Code {
+    compiler(cpu).function(function).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The most multiply-adds per second.
@@ -54,31 +35,19 @@ fn peak(bytes: bool, cpu: &str) -> f64 {
     // As many sums as have registers, whatever a CPU has.
     let rate = |sums: usize| {
         let lanes = if bytes { 64 } else { 16 };
-        let code = Code::of(&peak_loop(bytes, sums), cpu);
+        let code = function(&peak_loop(bytes, sums), cpu);
         (sums * lanes * PEAK_LOOPS) as f64 / seconds(&args, &code)
     };
-    [4, 6, 12].map(rate).into_iter().fold(0.0, f64::max)
+    PEAK_SUMS.map(rate).into_iter().fold(0.0, f64::max)
 }
 
 /// Bytes per second that one thread reads from memory.
 fn read_rate(cpu: &str) -> f64 {
     const BYTES: usize = 256 << 20;
-    let (mut b, [x, y]) = Builder::new("sweep", ["x", "y"]);
-    let zero = b.lanes([0; 16]);
-    let (start, end) = (b.int(0), b.int(BYTES as i64));
-    let sums = b.for_loop(start, end, 256, &[zero; 4], |b, at, sums| {
-        let from = b.add(x, at);
-        let xor = |(i, &sum): (usize, &Value)| {
-            let v = b.load(Memory::I32, from, 64 * i as i64);
-            b.binary(Binary::Xor, sum, v)
-        };
-        sums.iter().enumerate().map(xor).collect()
-    });
-    let all = sums.into_iter().reduce(|a, c| b.binary(Binary::Xor, a, c)).expect("there are sums");
-    b.store(Memory::I32, all, y, 0);
     let memory = [pattern(BYTES), pattern(64)];
-    let args: Vec<i64> = memory.iter().map(Guarded::address).collect();
-    BYTES as f64 / seconds(&args, &Code::of(&b.finish(), cpu))
+    let mut args: Vec<i64> = memory.iter().map(Guarded::address).collect();
+    args.push(BYTES as i64);
+    BYTES as f64 / seconds(&args, &function(&sweep_loop(false), cpu))
 }
 
 /// Seconds of one call, at best.
@@ -166,7 +135,7 @@ fn bench() {
         if !timed.kernel.name().contains(&only) {
             return;
         }
-        let seconds = seconds(&timed.args, &Code::new(&timed.kernel, &cpu));
+        let seconds = seconds(&timed.args, &by_choice(&timed.kernel, &cpu));
         let (adds, bytes) = (timed.multiply_adds as f64 / seconds, timed.bytes as f64 / seconds);
         let quantized = matches!(&timed.kernel, Kernel::Matmul(m) if m.format.is_quantized());
         let peak = 100.0 * adds / if quantized { dots } else { fmas };

@@ -3,12 +3,13 @@
 //! A file of one type is imported and packed; the kernel then multiplies it with rows that have a single 1, so that what it gives is a weight.
 
 use crate::harness::{Arg, Case};
-use crate::machine::{self, Code, Guarded};
+use crate::machine::{self, Guarded};
 use moec::emit::pack::{Packing, RowSource};
 use moec::import::{self, Dtype, Rope, RopeScaling};
 use moec::kernels::{Epilogue, Kernel, Matmul, MatmulTuning};
 use moec::plan::layout::Format;
 use moec::plan::payload::{Arrangement, Part, PayloadItem};
+use moec::tune::code::Code;
 use moec_ir::graph::Layout;
 use moec_tests::gguf::{SMALL_HIDDEN, small};
 use safetensors::SafeTensors;
@@ -130,7 +131,9 @@ fn kept_codes_are_the_weights_of_the_gguf_package() {
         }
         let matrix = Guarded::new(&bytes);
         for cpu in crate::CPUS.into_iter().filter(|cpu| machine::can_run(cpu)) {
-            for (how, code) in [("wide", Code::new(&kernel, cpu)), ("Cranelift", Code::by_cranelift(&kernel, cpu))] {
+            for (how, code) in
+                [("wide", machine::by_choice(&kernel, cpu)), ("Cranelift", machine::by_cranelift(&kernel, cpu))]
+            {
                 let found = weights(&code, &matrix);
                 let wrong = found.iter().zip(&expected).position(|(a, b)| a.to_bits() != b.to_bits());
                 assert_eq!(wrong, None, "{name} by {how} for {cpu}: {:?}", wrong.map(|i| (found[i], expected[i])));

@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use memmap2::{Mmap, MmapMut};
+use memmap2::MmapMut;
 use moec::kernels::Kernel;
 use moec::lower::backend::KernelBackend;
-use moec::target::{find_level, host, isa_for};
-use moec_ir::tile::Function;
+use moec::target::{find_level, host};
+use moec::tune::code::{Code, Compiler};
 use target_lexicon::Triple;
 
 use crate::harness::Case;
@@ -14,62 +14,25 @@ use crate::harness::Case;
 /// Bytes before and after each region that must not change.
 const GUARD: usize = 64;
 
-/// Most parameters of a kernel.
-const PARAMS: usize = 8;
-
-/// Machine code that can be called.
-pub struct Code {
-    code: Mmap,
+/// A compiler for a CPU of the table (or `native`), whose features this machine must have, by the back end that its models get.
+pub fn compiler(cpu: &str) -> Compiler {
+    let level = find_level(cpu, &Triple::host()).expect("a CPU of the table");
+    Compiler::new(level).unwrap_or_else(|e| panic!("{e}"))
 }
 
-impl Code {
-    /// Compiles `kernel` for a CPU of the table (or `native`), whose features this machine must have, by the back end that its models get.
-    pub fn new(kernel: &Kernel, cpu: &str) -> Code {
-        Code::of(&kernel.generate(), cpu)
-    }
+/// Compiles `kernel` by that back end.
+pub fn by_choice(kernel: &Kernel, cpu: &str) -> Code {
+    compiler(cpu).kernel(kernel.clone()).unwrap_or_else(|e| panic!("{e}"))
+}
 
-    /// Compiles any function, likewise.
-    pub fn of(function: &Function, cpu: &str) -> Code {
-        Code::compile(function, cpu, KernelBackend::choose)
-    }
-
-    /// Compiles `kernel` by Cranelift.
-    pub fn by_cranelift(kernel: &Kernel, cpu: &str) -> Code {
-        Code::compile(&kernel.generate(), cpu, |_, _| KernelBackend::Cranelift)
-    }
-
-    fn compile(function: &Function, cpu: &str, choose: impl Fn(u64, &Triple) -> KernelBackend) -> Code {
-        let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH).parse().expect("a target");
-        let level = find_level(cpu, &triple).expect("a CPU of the table");
-        assert_eq!(level.features & !host(), 0, "this machine cannot run code for {cpu}");
-        let isa = isa_for(level.features, &triple).expect("a code generator");
-        let backend = choose(level.features, &triple);
-        let compiled = backend.compile(function, &*isa).unwrap_or_else(|e| panic!("{e}"));
-        let mut code = MmapMut::map_anon(compiled.code.len()).expect("memory for code");
-        code.copy_from_slice(&compiled.code);
-        Code { code: code.make_exec().expect("executable memory") }
-    }
-
-    /// Calls it.
-    ///
-    /// # Safety
-    /// The arguments must be what the kernel's contract asks for.
-    pub unsafe fn call(&self, args: &[i64]) {
-        assert!(args.len() <= PARAMS);
-        let mut all = [0; PARAMS];
-        all[..args.len()].copy_from_slice(args);
-        // SAFETY: the memory holds a function of at most eight integers; surplus arguments are ignored by the platform's
-        // convention.
-        let f: extern "C" fn(i64, i64, i64, i64, i64, i64, i64, i64) =
-            unsafe { std::mem::transmute(self.code.as_ptr()) };
-        f(all[0], all[1], all[2], all[3], all[4], all[5], all[6], all[7]);
-    }
+/// Compiles `kernel` by Cranelift.
+pub fn by_cranelift(kernel: &Kernel, cpu: &str) -> Code {
+    compiler(cpu).by(KernelBackend::Cranelift).kernel(kernel.clone()).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Whether this machine can run code for a CPU of the table.
 pub fn can_run(cpu: &str) -> bool {
-    let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH).parse().expect("a target");
-    find_level(cpu, &triple).is_ok_and(|level| level.features & !host() == 0)
+    find_level(cpu, &Triple::host()).is_ok_and(|level| level.features & !host() == 0)
 }
 
 /// Memory aligned to 64 bytes with a guard around it.
@@ -115,8 +78,8 @@ pub fn memory(case: &Case) -> (Vec<Guarded>, Vec<i64>) {
 
 /// Runs cases as machine code for `cpu` by each back end, each kernel compiled once.
 pub fn run(cases: &[Case], cpu: &str) {
-    run_by(cases, cpu, "by the back end of choice", Code::new);
-    run_by(cases, cpu, "by Cranelift", Code::by_cranelift);
+    run_by(cases, cpu, "by the back end of choice", by_choice);
+    run_by(cases, cpu, "by Cranelift", by_cranelift);
 }
 
 fn run_by(cases: &[Case], cpu: &str, how: &str, compile: impl Fn(&Kernel, &str) -> Code) {
