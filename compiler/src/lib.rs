@@ -12,6 +12,8 @@ pub mod lower;
 pub mod passes;
 pub mod pipeline;
 pub mod plan;
+pub mod predict;
+pub mod report;
 pub mod synth;
 pub mod target;
 pub mod tune;

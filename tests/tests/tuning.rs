@@ -56,7 +56,7 @@ fn record(choices: impl IntoIterator<Item = (ProductShape, ProductTuning)>) -> R
         machine: Machine::this(),
         features: target::host(),
         threads: 1,
-        limits: Limits { dots: 1.0, fmas: 1.0, read: 1.0 },
+        limits: Limits::usual(1.0, 1.0, 1.0, 2),
         products: choices.into_iter().map(found).collect::<BTreeMap<_, _>>(),
     };
     // Through the file's form, so that what is tried is what a record can say.
@@ -74,7 +74,7 @@ fn tuned(path: &Path, options: &Options, random: &mut Random) -> Options {
     let choices = products(&default.plan).into_iter().map(|product| (product.shape, any(product.shape.format, random)));
     let options = Options { tuning: vec![record(choices.collect::<Vec<_>>())], ..options.clone() };
     let compiled = pipeline::compile(&opened, &options).unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(compiled.notes, Vec::<String>::new(), "the record is for this build");
+    assert_eq!(compiled.tuned.notes, Vec::<String>::new(), "the record is for this build");
     let matmuls = |plan: &moec::plan::Plan| {
         let kernels = plan.levels[0].kernels();
         kernels.iter().filter(|k| matches!(k, Kernel::Matmul(_))).map(Kernel::name).collect::<Vec<_>>()
@@ -142,7 +142,7 @@ fn what_is_tuned_is_a_record_that_goes_on_and_is_used() {
     assert_eq!((again.left(), again.earlier), (0, all.products.len()), "nothing is measured twice");
 
     let used = pipeline::compile(&opened, &Options { tuning: vec![written], ..options.clone() });
-    assert_eq!(used.unwrap_or_else(|e| panic!("{e}")).notes, Vec::<String>::new());
+    assert_eq!(used.unwrap_or_else(|e| panic!("{e}")).tuned.notes, Vec::<String>::new());
 
     // A record of another machine is not overwritten.
     let foreign = std::fs::read_to_string(&output).expect("readable").replace("threads = 1\n", "threads = 77\n");

@@ -90,6 +90,18 @@ pub fn write_frame(
     Ok(())
 }
 
+/// What the payload that starts at `start` of `file` says of itself.
+///
+/// # Errors
+/// When it cannot be read, or is not the one that was planned.
+pub fn read_metadata(file: &File, start: u64, plan: &Plan) -> Result<Metadata, EmitError> {
+    let (at, length) = plan.payload.metadata;
+    let mut bytes = vec![0; length];
+    let failed = EmitError::io("cannot read the description of", "the weights");
+    let read = file.read_exact_at(&mut bytes, start + at as u64);
+    read.and_then(|()| Ok(serde_json::from_slice(&bytes)?)).map_err(failed)
+}
+
 fn json(metadata: &Metadata) -> String {
     serde_json::to_string(metadata).expect("metadata is plain data")
 }
