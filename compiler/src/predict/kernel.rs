@@ -3,7 +3,7 @@
 //! Loops are counted, not run: integers that follow from the arguments are known, all else is not. A block of code takes as long as the busiest of its
 //! resources, or as its longest chain of operations that wait for each other, whichever is more; a loop takes that many times what the next iteration
 //! must wait for. The unit is the *slot*: the time in which one thread does one f32 multiply-add of 16 lanes when nothing is waited for.
-//! Deliberately absent: memory beyond the first cache ([`super`] knows what is read from it), and the allocator's moves.
+//! Deliberately absent: memory beyond the first cache ([`super`] knows what is read from it).
 
 use moec_abi::LANES;
 use moec_ir::tile::{Binary, Function, Inst, Loop, Memory, Op, Reduce, Shift, Type, Value};
@@ -47,13 +47,15 @@ pub struct Analyzed {
     function: Function,
     /// The parameters that decide how often loops run.
     decisive: Vec<usize>,
+    /// How much longer it takes than its operations do.
+    longer: f64,
     /// What calls with these decisive arguments take.
     known: HashMap<Vec<i64>, f64>,
 }
 
 impl Analyzed {
-    /// Finds out what decides about loops.
-    pub fn new(function: Function) -> Analyzed {
+    /// Finds out what decides about loops; calls take `longer` times what the operations do.
+    pub fn new(function: Function, longer: f64) -> Analyzed {
         let mut from = vec![0u64; function.types.len()];
         for (i, (value, _)) in function.params.iter().enumerate() {
             from[value.0 as usize] = 1 << i;
@@ -64,7 +66,7 @@ impl Analyzed {
             depend(&function.body, &mut from, &mut bounds);
         }
         let decisive = (0..function.params.len()).filter(|i| bounds >> i & 1 == 1).collect();
-        Analyzed { function, decisive, known: HashMap::new() }
+        Analyzed { function, decisive, longer, known: HashMap::new() }
     }
 
     /// Slots of a call; `None` when a loop depends on an argument that is not known.
@@ -83,7 +85,7 @@ impl Analyzed {
             run.ints[self.function.params[i].0.0 as usize] = Some(argument);
         }
         let time = run.block(&self.function.body).ok()?;
-        let slots = time.busy().max(time.finish);
+        let slots = self.longer * time.busy().max(time.finish);
         self.known.insert(key, slots);
         Some(slots)
     }

@@ -8,6 +8,7 @@ mod program;
 
 pub use program::Step;
 
+use crate::lower::backend::KernelBackend;
 use crate::plan::Plan;
 use crate::plan::payload::PayloadItem;
 use crate::plan::program::{Program, Stage, StageProduct};
@@ -20,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 /// How well computing and reading overlap: with `c` and `r` seconds a stage takes `(cᵖ + rᵖ)^(1/p)`; 1 is not at all, and infinity is wholly. From decoding `q4` on Zen 4,
 /// where a stage reaches 96 % of the rate of reading when it computes for a fifth of the time, and 78 % when for two fifths.
-const OVERLAP: f64 = 1.5;
+const OVERLAP: f64 = 1.3;
 
 /// The machine that is asked about.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -91,9 +92,9 @@ pub struct Predictor {
 }
 
 impl Predictor {
-    /// For a machine.
-    pub fn new(target: Target) -> Predictor {
-        let walker = Walker::new(Rates::of(&target.limits, target.threads));
+    /// For a machine, with kernels by `backend`.
+    pub fn new(target: Target, backend: KernelBackend) -> Predictor {
+        let walker = Walker::new(Rates::of(&target.limits, target.threads), backend);
         Predictor { target, walker }
     }
 

@@ -6,7 +6,9 @@
 
 use super::kernel::{Analyzed, Rates};
 use crate::kernels::Kernel;
+use crate::lower::backend::KernelBackend;
 use crate::plan::program::{Action, Arith, Expr, Field, Program, Stage};
+use crate::tune::cost::hot_loop;
 use std::collections::HashMap;
 
 /// Where addresses of the step's arrays begin: apart from each other and from small numbers.
@@ -45,14 +47,15 @@ struct Unknown;
 /// Goes through programs; remembers what kernels take.
 pub struct Walker {
     rates: Rates,
+    backend: KernelBackend,
     kernels: HashMap<Kernel, usize>,
     analyzed: Vec<Analyzed>,
 }
 
 impl Walker {
-    /// For a machine.
-    pub fn new(rates: Rates) -> Walker {
-        Walker { rates, kernels: HashMap::new(), analyzed: Vec::new() }
+    /// For a machine, with kernels by `backend`.
+    pub fn new(rates: Rates, backend: KernelBackend) -> Walker {
+        Walker { rates, backend, kernels: HashMap::new(), analyzed: Vec::new() }
     }
 
     /// Each stage as it is for the worker that has most to do; `None` for a stage that depends on what is not known.
@@ -93,7 +96,15 @@ impl Walker {
         if let Some(&index) = self.kernels.get(kernel) {
             return index;
         }
-        self.analyzed.push(Analyzed::new(kernel.generate()));
+        let function = kernel.generate();
+        // Where registers are short, moves are a part of the loop as good as any.
+        let longer = match self.backend {
+            KernelBackend::Wide(cpu) => {
+                hot_loop(&function, cpu).map_or(1.0, |(all, moves)| 1.0 + moves as f64 / all as f64)
+            }
+            KernelBackend::Cranelift => 1.0,
+        };
+        self.analyzed.push(Analyzed::new(function, longer));
         self.kernels.insert(kernel.clone(), self.analyzed.len() - 1);
         self.analyzed.len() - 1
     }

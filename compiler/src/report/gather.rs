@@ -7,6 +7,7 @@ use super::{Kind, Level, Loss, Machine, Memory, Model, Output, Pass, Product, Pr
 use super::{Variant, Weights};
 use crate::import;
 use crate::kernels::Kernel;
+use crate::lower::backend::KernelBackend;
 use crate::passes::{PassId, Trace};
 use crate::pipeline::{Compiled, Options};
 use crate::plan::program::{self, Stage, StageProduct};
@@ -64,7 +65,8 @@ pub fn gather(inputs: &Inputs<'_>) -> Report {
     let levels = plan.levels.iter().enumerate().map(|(i, programs)| {
         let machine = machines.get(i).cloned().flatten();
         let tuning = &compiled.tuned.tunings[i];
-        let mut predictor = machine.as_ref().map(|machine| Predictor::new(machine.target.clone()));
+        let backend = KernelBackend::choose(options.levels[i].features, &options.target);
+        let mut predictor = machine.as_ref().map(|machine| Predictor::new(machine.target.clone(), backend));
         let mut steps = |program, decode| {
             let workers = machine.as_ref().map_or(1, |machine| machine.target.threads);
             program_of(plan, program, tuning, predictor.as_mut(), &steps_of(plan, predicted, decode, workers))

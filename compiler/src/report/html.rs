@@ -10,7 +10,13 @@ use std::fmt::Write as _;
 const COLOURS: [&str; 10] =
     ["#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#a463f2", "#3ca951", "#ff8ab7", "#97bbf5", "#9c6b4e", "#9498a0"];
 
-/// Parts below this share of a bar are not labelled in it.
+/// The colour of the rest.
+const REST: &str = "#9498a0";
+
+/// Parts below this share of the widest bar are drawn together.
+const LEAST: f64 = 0.01;
+
+/// Parts below this share of the width are not labelled in it.
 const LEAST_LABEL: f64 = 0.09;
 
 const STYLE: &str = include_str!("style.css");
@@ -51,7 +57,7 @@ fn section(section: &Section) -> String {
     for words in &section.words {
         let _ = writeln!(text, "<p>{}</p>", escaped(words));
     }
-    if let Some(drawn) = &section.chart {
+    for drawn in &section.charts {
         text += &chart(drawn);
     }
     for rows in &section.tables {
@@ -60,59 +66,59 @@ fn section(section: &Section) -> String {
     text + "</section>\n"
 }
 
-/// Bars of coloured parts, and what the colours mean. The same name has the same colour in all bars of a chart.
+/// Bars of coloured parts to one scale, and what the colours mean. The same name has the same colour in all bars of a chart.
 fn chart(chart: &Chart) -> String {
     const HEIGHT: f64 = 30.0;
+    let widest = chart.bars.iter().map(Bar::size).fold(f64::MIN_POSITIVE, f64::max);
     let mut names: Vec<&str> = Vec::new();
-    for (name, _) in chart.bars.iter().flat_map(|bar| &bar.parts) {
-        if !names.contains(&name.as_str()) {
+    for (name, size) in chart.bars.iter().flat_map(|bar| &bar.parts) {
+        if *size >= LEAST * widest && !names.contains(&name.as_str()) {
             names.push(name);
         }
     }
-    let colour = |name: &str| COLOURS[names.iter().position(|n| *n == name).unwrap_or(0) % COLOURS.len()];
+    let colour = |name: &str| names.iter().position(|n| *n == name).and_then(|i| COLOURS.get(i)).unwrap_or(&REST);
     let mut text = "<figure>\n".to_string();
-    for Bar { label, whole, parts } in &chart.bars {
-        let sum: f64 = parts.iter().map(|(_, size)| size).sum();
-        let _ = write!(
-            text,
-            "<div class=\"bar\"><div class=\"label\"><span>{}</span><span>{}</span></div>\n<svg viewBox=\"0 0 1000 {HEIGHT}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{}\">",
-            escaped(label),
-            escaped(whole),
-            escaped(label)
-        );
-        let mut x = 0.0;
-        for (name, size) in parts.iter().filter(|(_, size)| *size > 0.0) {
-            let width = 1000.0 * size / sum;
+    let mut rest = false;
+    for bar in &chart.bars {
+        let label = escaped(&bar.label);
+        let (mut x, mut pieces, mut shares) = (0.0, String::new(), String::new());
+        let small: Vec<&(String, f64)> = bar.parts.iter().filter(|(name, _)| *colour(name) == REST).collect();
+        let sum = ("all others".to_string(), small.iter().map(|(_, size)| size).sum::<f64>());
+        rest |= sum.1 > 0.0;
+        let shown = bar.parts.iter().filter(|(name, _)| *colour(name) != REST).chain([&sum]);
+        for (name, size) in shown.filter(|(_, size)| *size > 0.0) {
+            let (share, of) = (size / widest, format!("{} ({:.1} %)", (chart.unit)(*size), 100.0 * size / bar.size()));
             let _ = write!(
-                text,
-                "<rect x=\"{x:.2}\" y=\"0\" width=\"{width:.2}\" height=\"{HEIGHT}\" fill=\"{}\"><title>{}: {} ({:.1} %)</title></rect>",
+                pieces,
+                "<rect x=\"{:.2}\" y=\"0\" width=\"{:.2}\" height=\"{HEIGHT}\" fill=\"{}\"><title>{}: {}</title></rect>",
+                1000.0 * x,
+                1000.0 * share,
                 colour(name),
                 escaped(name),
-                escaped(&(chart.unit)(*size)),
-                100.0 * size / sum
+                escaped(&of)
             );
-            x += width;
-        }
-        text += "</svg>\n<div class=\"shares\">";
-        // Words in a stretched picture would be stretched, too: they lie over it.
-        let mut left = 0.0;
-        for (_, size) in parts {
-            let share = size / sum;
+            // Words in a stretched picture would be stretched, too: they lie over it.
             if share >= LEAST_LABEL {
                 let _ = write!(
-                    text,
+                    shares,
                     "<span style=\"left:{:.2}%;width:{:.2}%\">{:.0} %</span>",
-                    100.0 * left,
+                    100.0 * x,
                     100.0 * share,
-                    100.0 * share
+                    100.0 * size / bar.size()
                 );
             }
-            left += share;
+            x += share;
         }
-        text += "</div></div>\n";
+        let _ = write!(
+            text,
+            "<div class=\"bar\"><div class=\"label\"><span>{label}</span><span>{}</span></div>\n\
+             <svg viewBox=\"0 0 1000 {HEIGHT}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{label}\">{pieces}</svg>\n\
+             <div class=\"shares\">{shares}</div></div>\n",
+            escaped(&bar.whole)
+        );
     }
     text += "<ul class=\"legend\">";
-    for name in &names {
+    for name in names.iter().take(COLOURS.len()).copied().chain(rest.then_some("all others")) {
         let _ = write!(text, "<li><i style=\"background:{}\"></i>{}</li>", colour(name), escaped(name));
     }
     text + "</ul>\n</figure>\n"

@@ -2,7 +2,7 @@
 //!
 //! Deliberately absent: marks of either language.
 
-use super::measured::{Comparison, Phase};
+use super::measured::{Compared, Comparison, Phase};
 use super::units::{bytes, count, percent, plural, seconds};
 use super::{Kind, Level, Program, Report};
 
@@ -37,7 +37,14 @@ pub struct Bar {
     pub parts: Vec<(String, f64)>,
 }
 
-/// Bars that are drawn under each other, each to a scale of its own.
+impl Bar {
+    /// The size of all parts.
+    pub fn size(&self) -> f64 {
+        self.parts.iter().map(|(_, size)| size).sum()
+    }
+}
+
+/// Bars that are drawn under each other, to one scale.
 pub struct Chart {
     /// What is drawn.
     pub bars: Vec<Bar>,
@@ -51,8 +58,8 @@ pub struct Section {
     pub title: String,
     /// Sentences.
     pub words: Vec<String>,
-    /// A picture.
-    pub chart: Option<Chart>,
+    /// Pictures.
+    pub charts: Vec<Chart>,
     /// Tables.
     pub tables: Vec<Table>,
 }
@@ -164,7 +171,9 @@ fn times(scale: f64) -> String {
 /// Predicted and measured of one phase.
 pub fn compared(phase: &Phase, what: &str) -> Table {
     let row = |name: &str, predicted: f64, measured: f64| {
-        vec![name.to_string(), seconds(predicted), seconds(measured), format!("{:.2}", measured / predicted)]
+        let much = predicted >= 0.01 * phase.predicted || measured >= 0.01 * phase.measured;
+        let ratio = if much { format!("{:.2}", measured / predicted) } else { "–".to_string() };
+        vec![name.to_string(), seconds(predicted), seconds(measured), ratio]
     };
     let mut rows: Vec<Vec<String>> =
         phase.kinds.iter().map(|kind| row(&kind.operations, kind.predicted, kind.measured)).collect();
@@ -184,28 +193,25 @@ pub fn compared(phase: &Phase, what: &str) -> Table {
 
 fn measured(report: &Report, comparison: &Comparison) -> Section {
     let [decode, prefill] = [("Decode", &comparison.decode), ("Prefill", &comparison.prefill)];
-    let bar = |what: &str, name: &str, parts: Vec<(String, f64)>, whole: f64| Bar {
-        label: format!("{what}, {name}"),
-        whole: seconds(whole),
-        parts,
-    };
-    let bars = [decode, prefill].into_iter().filter(|(_, phase)| !phase.kinds.is_empty()).flat_map(|(what, phase)| {
-        let parts = |pick: fn(&super::measured::Compared) -> f64| {
-            phase.kinds.iter().map(|kind| (kind.operations.clone(), pick(kind))).collect::<Vec<_>>()
+    let charts = [decode, prefill].into_iter().filter(|(_, phase)| !phase.kinds.is_empty()).map(|(what, phase)| {
+        let bar = |name: &str, whole: f64, pick: fn(&Compared) -> f64| Bar {
+            label: format!("{what}, {name}"),
+            whole: seconds(whole),
+            parts: phase.kinds.iter().map(|kind| (kind.operations.clone(), pick(kind))).collect(),
         };
-        [
-            bar(what, "predicted", parts(|kind| kind.predicted), phase.predicted),
-            bar(what, "measured", parts(|kind| kind.measured), phase.measured),
-        ]
+        let predicted = bar("predicted", phase.predicted, |kind| kind.predicted);
+        let measured = bar("measured", phase.measured, |kind| kind.measured);
+        Chart { bars: vec![predicted, measured], unit: seconds }
     });
-    let bars: Vec<Bar> = bars.collect();
     Section {
         title: "Predicted and measured".to_string(),
         words: vec![
             told(report, comparison),
-            "Ratios are measured over predicted. Stages were timed in a run of their own; the last row is the median of the others.".to_string(),
+            "Ratios are measured over predicted, where a kind of stages has at least a hundredth of the time. Stages were timed in a run of their own, which the first \
+             one begins by waking the threads; the last row is the median of the other runs."
+                .to_string(),
         ],
-        chart: (!bars.is_empty()).then_some(Chart { bars, unit: seconds }),
+        charts: charts.collect(),
         tables: [decode, prefill].map(|(what, phase)| compared(phase, what)).into(),
     }
 }
@@ -225,14 +231,15 @@ fn expected(level: &Level) -> Section {
         seconds(limits.barrier)
     )];
     let steps = [("Decode", &level.decode), ("Prefill", &level.batch)];
-    let bar = |(what, program): (&str, &Program)| {
+    let chart = |(what, program): (&str, &Program)| {
         let parts = program.kinds.iter().filter_map(|kind| Some((kind.operations.clone(), kind.expected?.seconds())));
-        Some(Bar { label: what.to_string(), whole: seconds(program.step?.seconds), parts: parts.collect() })
+        let bar = Bar { label: what.to_string(), whole: seconds(program.step?.seconds), parts: parts.collect() };
+        Some(Chart { bars: vec![bar], unit: seconds })
     };
     Section {
         title: format!("Expected times, {}", level.name),
         words,
-        chart: Some(Chart { bars: steps.into_iter().filter_map(bar).collect(), unit: seconds }),
+        charts: steps.into_iter().filter_map(chart).collect(),
         tables: steps.into_iter().filter_map(|(what, program)| expected_table(what, program)).collect(),
     }
 }
@@ -302,7 +309,7 @@ fn weights(report: &Report) -> Section {
     Section {
         title: "Weights".to_string(),
         words: report.repacked.iter().map(|line| format!("{}.", line.trim())).collect(),
-        chart: None,
+        charts: Vec::new(),
         tables: vec![Table {
             caption: "Sizes, and what storing them lost: √(Σ (weight − stored)² / Σ weight²)".to_string(),
             columns: vec![
@@ -357,7 +364,7 @@ fn memory(report: &Report) -> Section {
     Section {
         title: "Memory".to_string(),
         words: Vec::new(),
-        chart: Some(Chart { bars: vec![Bar { label: "Memory".to_string(), whole, parts }], unit: bytes }),
+        charts: vec![Chart { bars: vec![Bar { label: "All, one sequence".to_string(), whole, parts }], unit: bytes }],
         tables: vec![Table {
             caption: "Memory plan".to_string(),
             columns: vec![("what", Align::Left), ("size", Align::Right), ("", Align::Left)],
@@ -387,7 +394,7 @@ fn code(level: &Level) -> Section {
             tables.extend(variants_table(what, program));
             tables
         });
-    Section { title: format!("Code, {}", level.name), words, chart: None, tables: tables.collect() }
+    Section { title: format!("Code, {}", level.name), words, charts: Vec::new(), tables: tables.collect() }
 }
 
 fn stages_table(caption: String, program: &Program) -> Table {
@@ -484,7 +491,7 @@ fn passes(report: &Report) -> Section {
     Section {
         title: "Passes".to_string(),
         words: Vec::new(),
-        chart: None,
+        charts: Vec::new(),
         tables: vec![Table {
             caption: "Rewrites of the graphs of one token and of many".to_string(),
             columns: vec![

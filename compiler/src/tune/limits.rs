@@ -11,6 +11,7 @@ use moec_abi::LANES;
 use moec_ir::tile::build::Builder;
 use moec_ir::tile::{Binary, Function, Memory, Shift, Value};
 use serde::{Deserialize, Serialize};
+use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Iterations of the loop that measures the peak.
@@ -87,14 +88,20 @@ pub fn simple_loop(sums: usize) -> Function {
     b.finish()
 }
 
-/// Seconds in which `threads` threads meet: each says that it is there and looks until all are, as a model's workers do.
+/// Seconds in which `threads` threads meet, each with a little that the next one must see: each says that it is there and looks until all are, as a model's workers
+/// do, whose stages then read what others have written.
 fn barrier_seconds(threads: usize) -> f64 {
-    const MEETINGS: usize = 2000;
+    const MEETINGS: usize = 1000;
+    /// Words that each writes and another reads: of 16 cache lines.
+    const WORDS: usize = 16;
+    let written: Vec<Line> = (0..threads * WORDS).map(|_| Line::default()).collect();
     let mut seconds: Vec<f64> = (0..9)
         .map(|_| {
             let arrived = AtomicUsize::new(0);
-            let meet = |_: usize| {
+            let meet = |worker: usize| {
+                let lines = |of: usize| &written[of % threads * WORDS..][..WORDS];
                 for meeting in 1..=MEETINGS {
+                    lines(worker).iter().for_each(|line| line.0.store(meeting, Ordering::Relaxed));
                     arrived.fetch_add(1, Ordering::AcqRel);
                     let mut looks = 0u32;
                     while arrived.load(Ordering::Acquire) < meeting * threads {
@@ -102,6 +109,9 @@ fn barrier_seconds(threads: usize) -> f64 {
                         // A thread whose partner has no CPU must not keep it from getting one.
                         if looks.is_multiple_of(4096) { std::thread::yield_now() } else { std::hint::spin_loop() }
                     }
+                    lines(worker + 1).iter().for_each(|line| {
+                        black_box(line.0.load(Ordering::Relaxed));
+                    });
                 }
             };
             together(threads, &meet).wall.as_secs_f64() / MEETINGS as f64
@@ -109,6 +119,11 @@ fn barrier_seconds(threads: usize) -> f64 {
         .collect();
     median(&mut seconds)
 }
+
+/// A word in a cache line of its own.
+#[derive(Default)]
+#[repr(align(64))]
+struct Line(AtomicUsize);
 
 /// A loop that reads, in one stream or in [`STREAMS`] at once, as a kernel of several row tiles does; the processor fetches ahead in each stream by itself.
 /// Parameters: the memory, 64 bytes to write, and how many bytes to read: a multiple of [`SWEEP_STEP`].

@@ -9,7 +9,7 @@ pub mod apply;
 mod arena;
 pub mod code;
 mod contest;
-mod cost;
+pub mod cost;
 pub mod limits;
 pub mod products;
 pub mod record;
