@@ -6,6 +6,7 @@
 pub mod build_script;
 mod disk;
 pub mod emit;
+pub mod expert_profile;
 pub mod import;
 pub mod kernels;
 pub mod lower;

@@ -10,6 +10,7 @@ use crate::emit::library::{Contents, Library};
 use crate::emit::object::{LevelTarget, emit_main, emit_object};
 use crate::emit::pack::Packing;
 use crate::emit::{EmitError, library, payload};
+use crate::expert_profile::{self, ExpertProfile, ProfileError};
 use crate::import::build::build_graph;
 use crate::import::{self, Model};
 use crate::passes::{self, PassError, PassId, QuantConfig, Trace};
@@ -49,6 +50,8 @@ pub struct Options {
     pub stop_after_rewrites: Option<usize>,
     /// What was measured of kernels, for levels and shapes that may or may not be those of this build.
     pub tuning: Vec<Record>,
+    /// How often experts are chosen: those that are chosen most come first in the payload.
+    pub expert_profiles: Vec<ExpertProfile>,
 }
 
 impl Default for Options {
@@ -65,6 +68,7 @@ impl Default for Options {
             stop_after: None,
             stop_after_rewrites: None,
             tuning: Vec::new(),
+            expert_profiles: Vec::new(),
         }
     }
 }
@@ -94,6 +98,9 @@ pub enum BuildError {
     /// There is no code for the target.
     #[error(transparent)]
     Target(#[from] TargetError),
+    /// A profile of experts is of another model.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
     /// Tuning records contradict each other.
     #[error(transparent)]
     Tuning(#[from] Ambiguous),
@@ -179,7 +186,8 @@ pub fn rewrite(model: &Model, options: &Options, mode: Mode) -> Result<(Graph, T
 pub fn compile(model: &Model, options: &Options) -> Result<Compiled, BuildError> {
     let (decode, first) = rewrite(model, options, Mode::Decode)?;
     let (batch, second) = rewrite(model, options, Mode::Batch)?;
-    let shape = ModelShape::new(&model.name, &model.config, options.kv, context(model, options)?);
+    let mut shape = ModelShape::new(&model.name, &model.config, options.kv, context(model, options)?);
+    shape.expert_order = expert_profile::order(&options.expert_profiles, model)?;
     let mut tuned = apply(&options.tuning, &options.levels, &options.target)?;
     let mut plan = plan(&decode, &batch, shape, &tuned.tunings)?;
     tuned.compare(&options.tuning, &worth_measuring(&plan));

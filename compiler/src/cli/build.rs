@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use moec::emit::cache;
 use moec::emit::library::Library;
+use moec::expert_profile::ExpertProfile;
 use moec::import::{self, Dtype, Model};
 use moec::passes::{PassId, QuantConfig};
 use moec::pipeline::{self, Options, Progress};
@@ -56,6 +57,12 @@ pub struct BuildOptions {
     /// ignored with a warning; two for one level are an error. Results never depend on it, to the last bit.
     #[arg(long, value_name = "FILE,…", value_delimiter = ',')]
     tuning: Vec<PathBuf>,
+    /// How often each expert is chosen, as an executable of the model wrote it with --expert-stats; several are added up
+    ///
+    /// Experts that are chosen often come first in the payload and lie next to each other, layer by layer, so that what is read most is
+    /// in the same pages and prefetched together. Experts keep their numbers, and results their bits.
+    #[arg(long, value_name = "FILE,…", value_delimiter = ',')]
+    expert_profile: Vec<PathBuf>,
     /// System to make code for, e.g. aarch64-unknown-linux-gnu; this one without this
     #[arg(long, value_name = "TRIPLE", value_parser = triple)]
     target: Option<Triple>,
@@ -119,6 +126,11 @@ impl BuildOptions {
             stop_after: None,
             stop_after_rewrites: self.stop_after_rewrites,
             tuning: self.tuning.iter().map(|path| Record::read(path)).collect::<Result<_, _>>()?,
+            expert_profiles: self
+                .expert_profile
+                .iter()
+                .map(|path| ExpertProfile::read(path))
+                .collect::<Result<_, _>>()?,
         })
     }
 }
