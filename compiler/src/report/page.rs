@@ -456,10 +456,10 @@ fn variants_table(what: &str, program: &Program) -> Option<Table> {
         })
         .collect();
     (!rows.is_empty()).then(|| Table {
-        caption: format!("{what}: stages that differ from layer to layer"),
+        caption: format!("{what}: stages that differ from others of their kind"),
         columns: vec![
             ("operations", Align::Left),
-            ("layers", Align::Left),
+            ("which, from 0", Align::Left),
             ("weights of a token", Align::Right),
             ("multiply-adds of a token", Align::Right),
             ("expected, each", Align::Right),

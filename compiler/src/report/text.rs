@@ -67,18 +67,16 @@ pub fn text(report: &Report) -> String {
             }
         }
     }
+    if let Some(output) = &report.output {
+        let _ = writeln!(text, "written    {}", HumanBytes(output.bytes));
+    }
     if let Some(comparison) = &report.measured {
         let _ = writeln!(text, "\n{}", page::told(report, comparison));
         for (phase, what) in [(&comparison.decode, "decode"), (&comparison.prefill, "prefill")] {
             let _ = write!(text, "\n{}", columns(&page::compared(phase, what)));
         }
     }
-    match &report.output {
-        Some(output) => {
-            let _ = write!(text, "written    {}", HumanBytes(output.bytes));
-        }
-        None => text.truncate(text.trim_end().len()),
-    }
+    text.truncate(text.trim_end().len());
     text
 }
 
