@@ -105,6 +105,7 @@ fn measurements_scale_predictions_by_the_limits_of_their_run() {
         (Box::new(|b| b.level = "znver5".into()), "the code of znver5 ran, and the report has native"),
         (Box::new(|b| b.machine.threads = 7), "measured 7 threads, and the report is for 2"),
         (Box::new(|b| b.prefill.tokens = 100), "measured 100 tokens of a prompt, and the report is for 512"),
+        (Box::new(|b| b.sequences = 4), "decoded 4 texts together"),
         (Box::new(|b| b.depth = 4096), "measured 4096 tokens before it, and the report is for 0"),
         (Box::new(|b| b.decode.seconds = f64::NAN), "`decode.seconds` is NaN"),
     ] {

@@ -18,6 +18,9 @@ pub struct Bench {
     pub level: String,
     /// Tokens before those that were measured.
     pub depth: usize,
+    /// Texts that went through together.
+    #[serde(default = "one")]
+    pub sequences: usize,
     /// The prompt.
     pub prefill: Run,
     /// The tokens after it, one at a time.
@@ -26,6 +29,10 @@ pub struct Bench {
     pub machine: Found,
     /// With `--profile`: one more run of each, stage by stage.
     pub profile: Option<Profile>,
+}
+
+fn one() -> usize {
+    1
 }
 
 /// Tokens that went through, and how long it took.
@@ -156,6 +163,12 @@ pub fn compare(report: &Report, name: &str, bench: &Bench, source: &str) -> Resu
         let how = "make it with --limits here, or --limits and a tuning record";
         return Err(foreign(format!("the report predicts nothing for {}; {how}", level.name)));
     };
+    if bench.sequences != 1 {
+        return Err(foreign(format!(
+            "it decoded {} texts together, and what is predicted is one; measure without --sequences",
+            bench.sequences
+        )));
+    }
     let again = "give the model in place of the report, and what was measured is predicted";
     let target = &machine.target;
     for (what, found, predicted) in [
