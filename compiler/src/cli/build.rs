@@ -206,6 +206,11 @@ impl Build {
         for line in &repacked {
             say(line);
         }
+        // Before the build: a record that cannot be read is told at once, and the disk is quiet.
+        let machines = match &report {
+            Some((_, form)) if *form != Form::Text => report::machines(&options, &self.limits, machine::cores())?,
+            _ => Vec::new(),
+        };
         let bar = Bar::start();
         let built = match library {
             None => pipeline::build(&model, &options, &self.output, &bar),
@@ -220,10 +225,6 @@ impl Build {
             other => other?,
         };
         let output = Output { path: self.output.display().to_string(), bytes: built.bytes, copied: built.copied };
-        let machines = match &report {
-            Some((_, form)) if *form != Form::Text => report::machines(&options, &self.limits, machine::cores())?,
-            _ => Vec::new(),
-        };
         let told = gather(&Inputs {
             model: &model,
             options: &options,
