@@ -65,6 +65,8 @@ pub struct ModelShape {
     pub experts_per_token: usize,
     /// Vocabulary.
     pub vocab: usize,
+    /// Whether the output's matrix is the embedding's.
+    pub tied: bool,
     /// Longest sequence.
     pub context: usize,
     /// Keys that a token sees.
@@ -89,6 +91,7 @@ impl ModelShape {
             experts: config.experts.map_or(0, |e| e.count),
             experts_per_token: config.experts.map_or(0, |e| e.per_token),
             vocab: config.vocab,
+            tied: config.tied,
             context,
             // One that no sequence outgrows is none; pages may fall off only where all layers have it.
             sliding_window: config.sliding_window.filter(|&w| w < context && config.full_layers.is_empty()),
@@ -169,11 +172,12 @@ pub fn plan(decode: &Graph, batch: &Graph, shape: ModelShape, tunings: &[Tuning]
     let heads = [decode, batch].map(HeadLayout::new);
     let mut payload = PayloadMap::default();
     for (graph, heads) in [decode, batch].into_iter().zip(&heads) {
-        place_weights(graph, heads, &mut payload)?;
+        place_weights(graph, heads, shape.tied, &mut payload)?;
     }
     for (name, sine) in [("rope.cos", false), ("rope.sin", true)] {
         payload.place(PayloadItem {
             name: name.to_string(),
+            shared: None,
             role: None,
             format: Format::F32,
             arrangement: Arrangement::RopeTable { sine },
@@ -210,13 +214,13 @@ pub fn plan(decode: &Graph, batch: &Graph, shape: ModelShape, tunings: &[Tuning]
 }
 
 /// Gives every weight that a graph reads a place, in the order in which it reads them.
-fn place_weights(graph: &Graph, heads: &HeadLayout, payload: &mut PayloadMap) -> Result<(), PlanError> {
+fn place_weights(graph: &Graph, heads: &HeadLayout, tied: bool, payload: &mut PayloadMap) -> Result<(), PlanError> {
     for node in graph.nodes() {
         let op = graph.op(node);
         let Some(id) = op.weight() else { continue };
         let weight = graph.weight(id);
         let arrangement = match (op, &weight.source) {
-            (Op::Embed { .. }, _) => Arrangement::Table,
+            (Op::Embed { .. }, _) if !weight.format().is_quantized() => Arrangement::Table,
             _ if weight.shape.len() == 1 => Arrangement::Vector,
             (_, Source::Stored) => Arrangement::Tiles { parts: vec![part(weight)] },
             (_, Source::Rows(parts)) => {
@@ -227,8 +231,9 @@ fn place_weights(graph: &Graph, heads: &HeadLayout, payload: &mut PayloadMap) ->
                 Arrangement::GateUp { gate: name(*gate), up: name(*up) }
             }
         };
-        payload.place(PayloadItem {
+        let item = PayloadItem {
             name: weight.name.clone(),
+            shared: None,
             role: Some(weight.role),
             format: format(weight, &arrangement),
             arrangement,
@@ -238,7 +243,10 @@ fn place_weights(graph: &Graph, heads: &HeadLayout, payload: &mut PayloadMap) ->
             row_heads: heads.of_rows(id),
             column_heads: heads.of_columns(id),
             offset: 0,
-        })?;
+        };
+        if !(tied && weight.role == Role::Output && payload.share(&item)) {
+            payload.place(item)?;
+        }
     }
     Ok(())
 }
@@ -266,9 +274,12 @@ fn costs(payload: &PayloadMap, shape: &ModelShape) -> Costs {
             Arrangement::Table => costs.decode_weight_bytes += item.row_bytes(),
             Arrangement::Vector => costs.decode_weight_bytes += item.columns * 4,
             Arrangement::RopeTable { .. } => {}
+            Arrangement::Tiles { .. } if role == Role::Embedding && item.shared.is_none() => {
+                costs.decode_weight_bytes += item.tile_bytes();
+            }
             Arrangement::Tiles { .. } | Arrangement::GateUp { .. } => {
                 costs.decode_weight_bytes += matrices * item.padded_rows() / moec_abi::LANES * item.tile_bytes();
-                if role == Role::Output {
+                if role == Role::Output || item.shared.is_some() {
                     costs.multiply_adds_per_logit_row += multiply_adds;
                 } else {
                     costs.multiply_adds_per_token += multiply_adds;

@@ -5,10 +5,11 @@
 use super::PlanError;
 use super::buffers::{BufferId, Scope};
 use super::layout::QuantizedRow;
+use super::payload::Arrangement;
 use super::planner::{Place, Planner, Share, Split, call};
 use super::program::{Action, Expr, Field};
 use super::stages::{Rows, Stages, WORD};
-use crate::kernels::{Elementwise, ElementwiseOp, Embed, GateRow, Norm, Outputs, Quantize};
+use crate::kernels::{Elementwise, ElementwiseOp, Embed, EmbedTile, GateRow, Norm, Outputs, Quantize};
 use moec_abi::{LANES, padded_head_dim};
 use moec_ir::graph::{Kind, NodeId, ValueId, WeightId};
 
@@ -38,15 +39,30 @@ impl Stages<'_> {
         // The residual stream is written by rows of matrices later on: it is always shared.
         let place = self.allot(y, Scope::Shared);
         let (index, item) = self.item(w);
-        let kernel = Embed { format: item.format, h: item.columns };
-        let row_bytes = item.row_bytes();
+        let kernel: Box<dyn Fn(Expr, Expr) -> Action> = match item.arrangement {
+            Arrangement::Tiles { .. } => {
+                let kernel = EmbedTile { format: item.format, k: item.columns };
+                let tile_bytes = item.tile_bytes();
+                Box::new(move |token, y| {
+                    let tile = token.clone() / LANES;
+                    let lane = token - tile.clone() * LANES;
+                    call(kernel.clone(), [Self::weight(index) + tile * tile_bytes, lane, y])
+                })
+            }
+            _ => {
+                let kernel = Embed { format: item.format, h: item.columns };
+                let row_bytes = item.row_bytes();
+                Box::new(move |token, y| call(kernel.clone(), [Self::weight(index) + token * row_bytes, y]))
+            }
+        };
         self.planner.begin("embed", Split::Tokens, &[], &[place.buffer]);
         let mut actions = Vec::new();
         let count = self.row_count(Rows::Tokens);
         let share = self.planner.share(&mut actions, count);
-        self.planner.each(&mut actions, share, 1, |_, actions, t| {
+        self.planner.each(&mut actions, share, 1, |planner, actions, t| {
             let token = (Expr::from(Field::TokenIds) + t.clone() * WORD).load_u32();
-            actions.push(call(kernel, [Self::weight(index) + token * row_bytes, place.row(t)]));
+            let token = planner.bind(actions, token);
+            actions.push(kernel(token, place.row(t)));
         });
         self.planner.push(actions);
         Ok(())

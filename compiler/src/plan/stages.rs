@@ -264,8 +264,8 @@ impl Stages<'_> {
     }
 
     pub(super) fn named(&self, name: &str) -> (usize, &PayloadItem) {
-        let found = self.payload.items.iter().enumerate().find(|(_, i)| i.name == name);
-        found.unwrap_or_else(|| panic!("weight {name} is not in the payload"))
+        let index = self.payload.find(name).unwrap_or_else(|| panic!("weight {name} is not in the payload"));
+        (index, &self.payload.items[index])
     }
 
     /// The address of the weight at `index` of the payload.

@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 use moec::kernels::{
-    Attention, Combine, Elementwise, ElementwiseOp, Embed, Epilogue, GateRow, Interleave, Kernel, KvFormat, Matmul,
-    MatmulTuning, Norm, Outputs, Quantize, Rope, SortByExpert, StoreKey, StoreValue, TopK,
+    Attention, Combine, Elementwise, ElementwiseOp, Embed, EmbedTile, Epilogue, GateRow, Interleave, Kernel, KvFormat,
+    Matmul, MatmulTuning, Norm, Outputs, Quantize, Rope, SortByExpert, StoreKey, StoreValue, TopK,
 };
 use moec::plan::layout::Format;
 use moec_ir::math::{sigmoid, silu};
@@ -29,6 +29,7 @@ pub fn of(family: &str) -> Vec<Case> {
         "StoreValue" => store_values(),
         "Attention" => attentions(),
         "Embed" => embeds(),
+        "EmbedTile" => embed_tiles(),
         "TopK" => top_ks(),
         "SortByExpert" => sorts(),
         "Combine" => combines(),
@@ -392,6 +393,27 @@ fn embeds() -> Vec<Case> {
             let regions = [c.input("row", row), c.output("y", f32s(&padded(&y, 32)))];
             c.at(&regions);
             cases.push(c);
+        }
+    }
+    cases
+}
+
+fn embed_tiles() -> Vec<Case> {
+    let mut r = Random::new(14);
+    let mut cases = Vec::new();
+    for format in Format::ALL.into_iter().filter(|format| format.is_exact()) {
+        for k in [32, 96, 128, 160, 384] {
+            let w = Matrix::random(&mut r, format, 16, k, &[0; 16]);
+            for lane in [0, 1 + r.below(14), 15] {
+                let y: Vec<f32> = (0..k).map(|k| w.weight(lane, k)).collect();
+                let mut c = Case::new(EmbedTile { format, k });
+                let tile = c.input("tile", w.packed.clone());
+                c.at(&[tile]);
+                c.ints(&[lane]);
+                let y = c.output("y", f32s(&y));
+                c.at(&[y]);
+                cases.push(c);
+            }
         }
     }
     cases

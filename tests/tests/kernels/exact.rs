@@ -22,6 +22,7 @@ const ROWS: usize = 2;
 fn pack(source: &dyn RowSource, format: Format) -> Vec<u8> {
     let item = PayloadItem {
         name: "gate".into(),
+        shared: None,
         role: None,
         format,
         arrangement: Arrangement::Tiles { parts: vec![Part { tensor: "layers.0.gate".into(), rows: ROWS }] },
@@ -100,6 +101,10 @@ fn kept_codes_are_the_weights_of_the_gguf_package() {
         ("Q4_K", 12, Dtype::Q4K, Layout::Q4K),
         ("IQ4_NL", 20, Dtype::Iq4Nl, Layout::Iq4Nl),
         ("MXFP4", 39, Dtype::Mxfp4, Layout::Mxfp4),
+        ("Q6_K", 14, Dtype::Q6K, Layout::Q6K),
+        ("Q3_K", 11, Dtype::Q3K, Layout::Q3K),
+        ("Q2_K", 10, Dtype::Q2K, Layout::Q2K),
+        ("IQ4_XS", 23, Dtype::Iq4Xs, Layout::Iq4Xs),
     ] {
         let mut file = small();
         let gate = file.tensor("blk.0.ffn_gate.weight");

@@ -76,6 +76,7 @@ pub(crate) const ROPE: Rope = Rope { theta: 10000.0, scaling: RopeScaling::None 
 pub(crate) fn item(name: &str, format: Format, arrangement: Arrangement, rows: usize, columns: usize) -> PayloadItem {
     PayloadItem {
         name: name.into(),
+        shared: None,
         role: None,
         format,
         arrangement,

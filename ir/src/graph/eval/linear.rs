@@ -2,15 +2,13 @@
 
 use super::super::weight::{Layout, Weight};
 use super::Numbers;
-use super::tensor::{BLOCK, QuantizedRows, Rows, pad_heads, padded_head_dim};
+use super::tensor::{BLOCK, QuantizedRows, Rows, SPAN, pad_heads, padded_head_dim};
 use crate::math::{padded_rms_scale, sigmoid, silu};
 
 /// Lanes of a partial sum.
 const LANES: usize = 16;
 /// Rows of a float matrix whose products are computed side by side.
 const SIDE_BY_SIDE: usize = 8;
-/// Weight blocks for which activations have one scale.
-const BLOCKS_PER_SPAN: usize = 2;
 
 /// The numbers of a stored weight with its shape.
 #[derive(Clone, Debug)]
@@ -20,6 +18,8 @@ pub(super) struct Matrix {
     experts: usize,
     /// Numbers of a row, padding included.
     columns: usize,
+    /// Columns that share a scale.
+    scale_columns: usize,
     numbers: Numbers,
 }
 
@@ -40,7 +40,7 @@ impl Matrix {
         let (found, expected) = match &numbers {
             Numbers::Float(floats) if !layout.is_quantized() => (vec![floats.len()], vec![all * columns]),
             Numbers::Codes { codes, scales, offsets } if layout.is_quantized() => {
-                let blocks = all * columns / BLOCK;
+                let blocks = all * columns / layout.scale_columns();
                 let expected = vec![all * columns, blocks, if layout.has_offsets() { blocks } else { 0 }];
                 (vec![codes.len(), scales.len(), offsets.len()], expected)
             }
@@ -51,7 +51,7 @@ impl Matrix {
         if found != expected {
             return Err(format!("expected {expected:?} numbers, found {found:?}"));
         }
-        Ok(Matrix { rows, experts, columns, numbers })
+        Ok(Matrix { rows, experts, columns, scale_columns: layout.scale_columns(), numbers })
     }
 
     /// The numbers of a float weight.
@@ -62,9 +62,19 @@ impl Matrix {
         }
     }
 
-    /// Some rows of a float weight.
+    /// Some rows, as f32.
     pub(super) fn rows(&self, rows: impl Iterator<Item = usize>) -> Vec<f32> {
-        rows.flat_map(|row| &self.f32s()[row * self.columns..(row + 1) * self.columns]).copied().collect()
+        let number = |at: usize| match &self.numbers {
+            Numbers::Float(numbers) => numbers[at],
+            Numbers::Codes { codes, scales, offsets } => {
+                let (code, scale) = (f32::from(codes[at]), scales[at / self.scale_columns]);
+                match offsets.get(at / self.scale_columns) {
+                    Some(&offset) => code.mul_add(scale, offset),
+                    None => (code - 128.0) * scale,
+                }
+            }
+        };
+        rows.flat_map(|row| (row * self.columns..(row + 1) * self.columns).map(number)).collect()
     }
 
     /// Products of one row of `x` with `count` rows of the matrix from `first`.
@@ -75,7 +85,7 @@ impl Matrix {
                 float_products(&w[first * columns..(first + count) * columns], x, out);
             }
             (Numbers::Codes { codes, scales, offsets }, Rows::Q8(x)) => {
-                let blocks = self.columns / BLOCK;
+                let blocks = self.columns / self.scale_columns;
                 for r in first..first + count {
                     let codes = &codes[r * self.columns..(r + 1) * self.columns];
                     let of_row = r * blocks..(r + 1) * blocks;
@@ -163,34 +173,38 @@ fn float_products_body(w: &[f32], x: &[f32], out: &mut Vec<f32>) {
     }
 }
 
-/// The products of each 32 codes with 32 of a row: exact integers.
-fn dots<'a>(codes: &'a [u8], q: &'a [i8]) -> impl Iterator<Item = i32> + 'a {
-    let product = |(&c, &q): (&u8, &i8)| i32::from(c) * i32::from(q);
-    codes.chunks(BLOCK).zip(q.chunks(BLOCK)).map(move |(c, q)| c.iter().zip(q).map(product).sum())
+/// For each `columns` codes and as many of a row: the sum of their products, and −128 times the sum of the row's. Exact integers.
+fn dots<'a>(codes: &'a [u8], q: &'a [i8], columns: usize) -> impl Iterator<Item = (i32, i32)> + 'a {
+    codes.chunks(columns).zip(q.chunks(columns)).map(|(codes, q)| {
+        let products = codes.iter().zip(q).map(|(&code, &q)| i32::from(code) * i32::from(q));
+        (products.sum(), -128 * q.iter().map(|&q| i32::from(q)).sum::<i32>())
+    })
 }
 
 /// One row of codes and scales with one quantized row.
-fn quantized_product(codes: &[u8], scales: &[f32], (q, x_scales, sums): (&[i8], &[f32], &[i32])) -> f32 {
-    let mut dots = dots(codes, q).zip(sums).map(|(dot, sum)| sum + dot);
+fn quantized_product(codes: &[u8], scales: &[f32], (q, x_scales): (&[i8], &[f32])) -> f32 {
+    let columns = codes.len() / scales.len();
+    let mut dots = dots(codes, q, columns);
     let mut total = 0.0f32;
-    for (scales, x_scale) in scales.chunks(BLOCKS_PER_SPAN).zip(x_scales) {
+    for (scales, x_scale) in scales.chunks(SPAN / columns).zip(x_scales) {
         let mut group = 0.0f32;
-        for (scale, dot) in scales.iter().zip(&mut dots) {
-            group = (dot as f32).mul_add(*scale, group);
+        for (scale, (dot, sum)) in scales.iter().zip(&mut dots) {
+            group = ((sum + dot) as f32).mul_add(*scale, group);
         }
         total = group.mul_add(*x_scale, total);
     }
     total
 }
 
-/// One row of codes, scales and offsets with one quantized row, whose sums are −128 times those of its bytes.
-fn shifted_product(codes: &[u8], scales: &[f32], offsets: &[f32], (q, x_scales, sums): (&[i8], &[f32], &[i32])) -> f32 {
-    let mut dots = dots(codes, q).zip(sums);
+/// One row of codes, scales and offsets with one quantized row.
+fn shifted_product(codes: &[u8], scales: &[f32], offsets: &[f32], (q, x_scales): (&[i8], &[f32])) -> f32 {
+    let columns = codes.len() / scales.len();
+    let mut dots = dots(codes, q, columns);
     let mut total = 0.0f32;
-    let spans = scales.chunks(BLOCKS_PER_SPAN).zip(offsets.chunks(BLOCKS_PER_SPAN));
+    let spans = scales.chunks(SPAN / columns).zip(offsets.chunks(SPAN / columns));
     for ((scales, offsets), x_scale) in spans.zip(x_scales) {
         let mut group = 0.0f32;
-        for ((scale, offset), (dot, &sum)) in scales.iter().zip(offsets).zip(&mut dots) {
+        for ((scale, offset), (dot, sum)) in scales.iter().zip(offsets).zip(&mut dots) {
             group = (dot as f32).mul_add(*scale, group);
             group = (sum as f32).mul_add(offset * (-1.0 / 128.0), group);
         }
@@ -280,7 +294,7 @@ mod tests {
         let scales: Vec<f32> = (0..padded / BLOCK).map(|j| 0.5f32.powi(j as i32 - 3)).collect();
         let found = quantized_product(&codes, &scales, rows.row(0));
         let weight = |k: usize| f64::from(scales[k / BLOCK]) * (f64::from(codes[k]) - 128.0);
-        let rounded = |k: usize| f64::from(rows.codes[k]) * f64::from(rows.scales[k / 64]);
+        let rounded = |k: usize| f64::from(rows.codes[k]) * f64::from(rows.scales[k / SPAN]);
         let expected: f64 = (0..columns).map(|k| weight(k) * rounded(k)).sum();
         assert!((f64::from(found) - expected).abs() < 1e-4 * expected.abs(), "{found} {expected}");
         let exact: f64 = (0..columns).map(|k| weight(k) * f64::from(x[k])).sum();
@@ -298,7 +312,7 @@ mod tests {
         let offsets: Vec<f32> = (0..padded / BLOCK).map(|j| 0.5 - j as f32).collect();
         let found = shifted_product(&codes, &scales, &offsets, rows.row(0));
         let weight = |k: usize| f64::from(scales[k / BLOCK]) * f64::from(codes[k]) + f64::from(offsets[k / BLOCK]);
-        let rounded = |k: usize| f64::from(rows.codes[k]) * f64::from(rows.scales[k / 64]);
+        let rounded = |k: usize| f64::from(rows.codes[k]) * f64::from(rows.scales[k / SPAN]);
         let expected: f64 = (0..columns).map(|k| weight(k) * rounded(k)).sum();
         assert!((f64::from(found) - expected).abs() < 1e-4 * expected.abs(), "{found} {expected}");
     }

@@ -4,7 +4,7 @@ use super::super::types::Type;
 use crate::math;
 
 /// Elements of K that share an activation scale.
-const SPAN: usize = 64;
+pub(super) const SPAN: usize = 64;
 /// Elements of K that share a weight scale.
 pub(super) const BLOCK: usize = 32;
 
@@ -108,11 +108,11 @@ impl QuantizedRows {
         self.columns.next_multiple_of(BLOCK)
     }
 
-    /// The codes, scales and sums of a row.
-    pub(super) fn row(&self, row: usize) -> (&[i8], &[f32], &[i32]) {
+    /// The codes and scales of a row.
+    pub(super) fn row(&self, row: usize) -> (&[i8], &[f32]) {
         let part = |count: usize| row * count..(row + 1) * count;
         let (padded, groups) = (self.padded(), self.columns.div_ceil(SPAN));
-        (&self.codes[part(padded)], &self.scales[part(groups)], &self.sums[part(padded / BLOCK)])
+        (&self.codes[part(padded)], &self.scales[part(groups)])
     }
 
     /// How many rows there are.
