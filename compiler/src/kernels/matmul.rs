@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use super::common::{VECTOR, counted, load_f32, prefetch, store_f32, zeros};
 use super::scales::{weight_codes, weight_scales};
-use crate::plan::layout::{BLOCK, Format, GROUP, QuantizedRow, SPAN};
+use crate::plan::layout::{BLOCK, Format, GROUP, QuantizedRow};
 
 /// Most activation rows of one call.
 pub const MAX_TOKENS: usize = 16;
@@ -84,6 +84,8 @@ pub struct Matmul {
     pub k: usize,
     /// Activation rows, 1 ..= [`MAX_TOKENS`].
     pub tokens: usize,
+    /// Elements of a quantized activation row that share a scale; means nothing for float formats.
+    pub span: usize,
     /// What becomes of the sums.
     pub epilogue: Epilogue,
     /// Bytes between output rows.
@@ -104,6 +106,9 @@ impl Matmul {
         let mut name = format!("matmul_{format}_k{k}_t{tokens}_{}", self.epilogue.name());
         if *tokens > 1 {
             name += &format!("_y{y_stride}");
+        }
+        if format.is_quantized() && self.span != format.span() {
+            name += &format!("_s{}", self.span);
         }
         if *tuning != MatmulTuning::plain(*format) {
             let prefetch = tuning.prefetch.map_or(String::new(), |n| format!("_p{n}"));
@@ -218,7 +223,7 @@ impl Matmul {
     }
 
     fn quantized_sums(&self, b: &mut Builder, x: Value, w: Value, sums: Sums) -> Sums {
-        let row = QuantizedRow::new(self.k);
+        let row = QuantizedRow::new(self.k, self.span);
         let unroll = self.tuning.unroll;
         let blocks = self.k.div_ceil(BLOCK);
         let per_group = GROUP / BLOCK;
@@ -230,7 +235,7 @@ impl Matmul {
             sums
         };
         let bytes = self.format.group_bytes(per_group) as i64;
-        let advance = [bytes, self.word(GROUP / 4, 0), self.word(GROUP / SPAN, 0), self.word(per_group, 0)];
+        let advance = [bytes, self.word(GROUP / 4, 0), self.word(GROUP / self.span, 0), self.word(per_group, 0)];
         let scales = b.add_int(x, (row.scales() * self.tokens) as i64);
         let corrections = b.add_int(x, (row.sums() * self.tokens) as i64);
         let (at, mut sums) = walk(
@@ -265,7 +270,7 @@ impl Matmul {
             let number = group * (GROUP / BLOCK) + block;
             let corrected: Vec<Value> =
                 tokens.clone().map(|t| b.load_splat(Memory::I32, corrections, self.word(number, t))).collect();
-            if (block * BLOCK).is_multiple_of(SPAN) {
+            if (block * BLOCK).is_multiple_of(self.span) {
                 partial = acc.iter().map(|_| zeros(b)).collect();
             }
             let of_parts = match BLOCK / self.format.scale_columns() {
@@ -304,8 +309,8 @@ impl Matmul {
                 }
             }
             let elements = (block + 1) * BLOCK;
-            if elements.is_multiple_of(SPAN) || block + 1 == blocks {
-                let span = group * (GROUP / SPAN) + (elements - 1) / SPAN;
+            if elements.is_multiple_of(self.span) || block + 1 == blocks {
+                let span = group * (GROUP / self.span) + (elements - 1) / self.span;
                 for (i, acc) in acc.iter_mut().enumerate() {
                     let scale = b.load_splat(Memory::F32, scales, self.word(span, i % self.tokens));
                     *acc = b.fma(partial[i], scale, *acc);

@@ -204,7 +204,7 @@ impl Stages<'_> {
     pub(super) fn row_bytes(&self, v: ValueId) -> usize {
         match self.ty(v).kind {
             Kind::F32 | Kind::I32 => self.padded_columns(v) * WORD,
-            Kind::Q8 => QuantizedRow::new(self.columns(v)).stride(),
+            Kind::Q8 => QuantizedRow::new(self.columns(v), self.graph.span()).stride(),
             Kind::Kv => 0,
         }
     }

@@ -181,6 +181,13 @@ impl Layout {
         if matches!(self, Layout::Q6K | Layout::Q3K | Layout::Q2K) { 16 } else { 32 }
     }
 
+    /// Columns of an activation row that share a scale when it meets this layout alone. Stored codes meet rows that are as fine as those that
+    /// llama.cpp lets them meet: with 64, rounding adds 0.0060 to the mean NLL of SmolLM2 at Q8_0, with 32 it adds 0.0037, and there 0.0036. What moec
+    /// quantizes meets rows of 64, which cost fewer multiply-adds.
+    pub const fn span(self) -> usize {
+        if self.is_exact() { 32 } else { 64 }
+    }
+
     /// What it is for a weight stored as `stored`: never [`Layout::Stored`].
     pub const fn resolve(self, stored: DType) -> Layout {
         match (self, stored) {

@@ -37,7 +37,7 @@ fn pack(source: &dyn RowSource, format: Format) -> Vec<u8> {
     let packing = Packing {
         items: std::slice::from_ref(&item),
         source,
-        rope: Rope { theta: 1e4, scaling: RopeScaling::None },
+        rope: Rope { theta: 1e4, rotated: None, scaling: RopeScaling::None },
         head_dim: 2,
         threads: 1,
         progress: &|_, _| (),
@@ -53,7 +53,7 @@ fn pack(source: &dyn RowSource, format: Format) -> Vec<u8> {
 /// A quantized row that is 1 at `k` and 0 elsewhere, its scales 1.
 fn one(k: usize) -> Vec<u8> {
     let codes = (0..SMALL_HIDDEN).map(|i| u8::from(i == k));
-    let scales = std::iter::repeat_n(1f32.to_le_bytes(), SMALL_HIDDEN / 64).flatten();
+    let scales = std::iter::repeat_n(1f32.to_le_bytes(), SMALL_HIDDEN / 32).flatten();
     let sums = (0..SMALL_HIDDEN / 32).flat_map(|block| if block == k / 32 { -128i32 } else { 0 }.to_le_bytes());
     codes.chain(scales).chain(sums).collect()
 }
@@ -126,6 +126,7 @@ fn kept_codes_are_the_weights_of_the_gguf_package() {
             format,
             k: SMALL_HIDDEN,
             tokens: 1,
+            span: format.span(),
             epilogue: Epilogue::Store,
             y_stride: 0,
             codebook: [0; 16],

@@ -209,7 +209,8 @@ impl Matrix {
                 let columns = self.codes[row].len() / self.scales[row].len();
                 for (b, &xscale) in x.scales.iter().enumerate() {
                     let mut t = 0.0f32;
-                    for first in (64 * b..64 * (b + 1)).step_by(columns).filter(|&k| k < self.codes[row].len()) {
+                    for first in (x.span * b..x.span * (b + 1)).step_by(columns).filter(|&k| k < self.codes[row].len())
+                    {
                         let (mut i, j) = (0, first / columns);
                         let sum: i32 = x.q[first..first + columns].iter().map(|&q| -128 * i32::from(q)).sum();
                         for k in first..first + columns {
@@ -236,9 +237,9 @@ pub enum Activations {
 }
 
 impl Activations {
-    /// What a weight of `format` is multiplied by.
-    pub fn of(format: Format, x: &[f32]) -> Activations {
-        if format.is_quantized() { Activations::Quantized(quantize(x)) } else { Activations::Float(x.to_vec()) }
+    /// What a weight of `format` is multiplied by, quantized with a scale for each `span`.
+    pub fn of(format: Format, x: &[f32], span: usize) -> Activations {
+        if format.is_quantized() { Activations::Quantized(quantize(x, span)) } else { Activations::Float(x.to_vec()) }
     }
 
     /// As it lies in memory.
@@ -252,6 +253,7 @@ impl Activations {
 
 /// A quantized activation row.
 pub struct QRow {
+    pub span: usize,
     pub q: Vec<i8>,
     pub scales: Vec<f32>,
     pub sums: Vec<i32>,
@@ -267,12 +269,12 @@ impl QRow {
     }
 }
 
-/// Quantizes an activation row.
-pub fn quantize(x: &[f32]) -> QRow {
+/// Quantizes an activation row, a scale for each `span`.
+pub fn quantize(x: &[f32], span: usize) -> QRow {
     let mut x = x.to_vec();
     x.resize(up(x.len(), 32), 0.0);
-    let mut row = QRow { q: vec![], scales: vec![], sums: vec![] };
-    for block in x.chunks(64) {
+    let mut row = QRow { span, q: vec![], scales: vec![], sums: vec![] };
+    for block in x.chunks(span) {
         let amax = block.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         row.scales.push(amax * (1.0f32 / 127.0));
         let inv = if (127.0 / amax).is_finite() { 127.0 / amax } else { 0.0 };

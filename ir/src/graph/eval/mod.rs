@@ -278,10 +278,18 @@ impl Evaluator {
             Op::NormQuantize { x, w, eps } => {
                 let normed = linear::rms_norm(f32s(x), self.parts(*w)[0].f32s(), *eps);
                 outputs.hidden = hidden(graph, *x, &normed).unwrap_or(std::mem::take(&mut outputs.hidden));
-                vec![Tensor::Q8(QuantizedRows::new(&normed, columns_of(graph.ty(*x)), None)), Tensor::F32(normed)]
+                vec![
+                    Tensor::Q8(QuantizedRows::new(&normed, columns_of(graph.ty(*x)), None, graph.span())),
+                    Tensor::F32(normed),
+                ]
             }
             Op::Quantize { x } => {
-                vec![Tensor::Q8(QuantizedRows::new(f32s(x), columns_of(graph.ty(*x)), self.heads.get(x).copied()))]
+                vec![Tensor::Q8(QuantizedRows::new(
+                    f32s(x),
+                    columns_of(graph.ty(*x)),
+                    self.heads.get(x).copied(),
+                    graph.span(),
+                ))]
             }
             Op::Matmul { x, w } => vec![Tensor::F32(multiply(&rows(x), &self.parts(*w)))],
             Op::MatmulAdd { x, w, residual } => {
@@ -440,7 +448,7 @@ fn load(
         let weight = graph.weight(leaf);
         let error = |why: String| EvalError::Weight { name: weight.name.clone(), why };
         let numbers = weights.numbers(weight, layout, heads).map_err(error)?;
-        let matrix = Matrix::new(weight, layout, heads, numbers).map_err(error)?;
+        let matrix = Matrix::new(weight, layout, heads, graph.span(), numbers).map_err(error)?;
         matrices.insert((leaf, layout), matrix);
     }
     Ok(())
