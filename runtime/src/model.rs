@@ -89,6 +89,8 @@ pub struct StageCost {
     pub title: &'static str,
     /// Bytes of weights that it reads.
     pub weight_bytes: u64,
+    /// Bytes of one expert's weights, of which `weight_bytes` counts those that one token chooses.
+    pub expert_bytes: u64,
     /// Multiply-adds with weights; in the stage of the logits, for one row of them.
     pub multiply_adds: u64,
 }
@@ -176,6 +178,7 @@ impl Descriptor {
                 // SAFETY: titles are constant C strings, as names are.
                 title: unsafe { text(s.title) },
                 weight_bytes: s.weight_bytes,
+                expert_bytes: s.expert_bytes,
                 multiply_adds: s.multiply_adds,
             };
             stages.iter().map(cost).collect()

@@ -192,6 +192,7 @@ impl Object {
             let title = self.module.declare_data_in_data(title, &mut data);
             data.write_data_addr(offset(at + offset_of!(Stage, title)), title, 0);
             table.put(at + offset_of!(Stage, weight_bytes), &(stage.weight_bytes as u64).to_le_bytes());
+            table.put(at + offset_of!(Stage, expert_bytes), &(stage.expert_bytes as u64).to_le_bytes());
             table.put(at + offset_of!(Stage, multiply_adds), &(stage.multiply_adds as u64).to_le_bytes());
         }
         self.constant(&format!("{prefix}_stages"), table, data)

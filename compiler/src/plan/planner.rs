@@ -121,10 +121,12 @@ impl Planner {
         self.stage.title.push_str(title);
     }
 
-    /// Notes what the current stage costs for one token.
-    pub fn cost(&mut self, weight_bytes: usize, multiply_adds: usize) {
-        self.stage.weight_bytes += weight_bytes;
-        self.stage.multiply_adds += multiply_adds;
+    /// Notes what `matrices` matrices of `bytes` bytes and `multiply_adds` multiply-adds cost the current stage for one token; `routed` ones
+    /// are the experts that it chose.
+    pub fn cost(&mut self, matrices: usize, routed: bool, bytes: usize, multiply_adds: usize) {
+        self.stage.weight_bytes += matrices * bytes;
+        self.stage.expert_bytes += if routed { bytes } else { 0 };
+        self.stage.multiply_adds += matrices * multiply_adds;
     }
 
     /// Notes that the current stage has a product.

@@ -29,6 +29,8 @@ pub(super) struct Product {
     tile_bytes: usize,
     /// Bytes from one expert to the next.
     expert_bytes: usize,
+    /// Whether it has experts, of which each token meets some.
+    routed: bool,
     /// Tiles of one matrix.
     tiles: usize,
     /// The activation rows.
@@ -112,6 +114,7 @@ impl Stages<'_> {
             k: item.k(),
             tile_bytes: item.tile_bytes(),
             expert_bytes: item.expert_bytes(),
+            routed: item.experts > 1,
             tiles: item.padded_rows() / LANES,
             x,
         }
@@ -121,8 +124,8 @@ impl Stages<'_> {
     pub(super) fn account(&mut self, product: &Product, matrices: usize, epilogue: Epilogue, stride: usize) {
         let shape = ProductShape { format: product.format, k: product.k, epilogue };
         self.planner.product(StageProduct { weight: product.index, shape, matrices, stride });
-        let bytes = matrices * product.tiles * product.tile_bytes;
-        self.planner.cost(bytes, matrices * product.tiles * LANES * product.k);
+        let (bytes, multiply_adds) = (product.tiles * product.tile_bytes, product.tiles * LANES * product.k);
+        self.planner.cost(matrices, product.routed, bytes, multiply_adds);
     }
 
     fn tuning(&self, product: &Product, epilogue: Epilogue) -> ProductTuning {

@@ -282,6 +282,8 @@ pub struct Stage {
     pub barrier: bool,
     /// Bytes of weights that it reads for one token.
     pub weight_bytes: usize,
+    /// Bytes of one expert's weights, of which `weight_bytes` counts those that one token chooses.
+    pub expert_bytes: usize,
     /// Multiply-adds with weights for one token, as laid out.
     pub multiply_adds: usize,
     /// The products with weights in it.

@@ -14,7 +14,7 @@ pub mod metadata;
 use core::ffi::{c_char, c_void};
 
 /// Version of every layout in this crate. A descriptor with another version is refused.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// First field of a [`ModelDescriptor`]: `"moecmodl"` in little-endian bytes.
 pub const DESCRIPTOR_MAGIC: u64 = 0x6c64_6f6d_6365_6f6d;
@@ -255,6 +255,9 @@ pub struct Stage {
     pub title: *const c_char,
     /// Bytes of weights that it reads for one token.
     pub weight_bytes: u64,
+    /// Bytes of one expert's weights, of which `weight_bytes` counts [`ModelDescriptor::experts_per_token`]: several tokens
+    /// read the weights of every expert that one of them chose once. 0 where nothing depends on the routing.
+    pub expert_bytes: u64,
     /// Multiply-adds with weights for one token; in the stage of the logits, for one row of them.
     pub multiply_adds: u64,
 }

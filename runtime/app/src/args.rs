@@ -265,9 +265,12 @@ pub struct Bench {
     /// Tokens to decode [default: 64, or what the context holds]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub new_tokens: Option<u32>,
-    /// Tokens in the context before each measurement
+    /// Tokens in the context before each measurement; more than 0 also measures what reading their keys and values costs
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub depth: u32,
+    /// Texts that are decoded together, a token of each in a step
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub sequences: u32,
     /// Runs, of which the median counts
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     pub repeat: u32,

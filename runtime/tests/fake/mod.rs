@@ -159,8 +159,8 @@ pub fn descriptor(shape: &Shape) -> &'static ModelDescriptor {
 
 /// Each program has one stage.
 static STAGES: [Stage; 2] = [
-    Stage { title: c"decode".as_ptr(), weight_bytes: 1 << 20, multiply_adds: 1 << 20 },
-    Stage { title: c"batch".as_ptr(), weight_bytes: 1 << 20, multiply_adds: 1 << 20 },
+    Stage { title: c"decode".as_ptr(), weight_bytes: 1 << 20, expert_bytes: 0, multiply_adds: 1 << 20 },
+    Stage { title: c"batch".as_ptr(), weight_bytes: 1 << 20, expert_bytes: 0, multiply_adds: 1 << 20 },
 ];
 
 /// The numbers that generated code has as immediates.

@@ -8,7 +8,6 @@ mod embed;
 mod generate;
 mod info;
 mod logits;
-mod profile;
 mod score;
 mod selftest;
 mod tokenize;

@@ -2,28 +2,35 @@
 //!
 //! Stages of different layers with the same operations are one row. Deliberately absent: measuring (the runtime's), and the limits (`machine`).
 
+use super::work::{Limits, stage_bytes};
 use moec_runtime::model::StageCost;
 use moec_runtime::profile::StageTimes;
 use serde_json::{Value, json};
 
-/// What the machine can do, as measured in the same run.
+/// What went through the model in the steps that were timed.
 #[derive(Clone, Copy)]
-pub struct Limits {
-    /// Bytes per second.
-    pub read: f64,
-    /// Multiply-adds per second.
-    pub peak: f64,
+pub struct Steps {
+    /// Tokens in all steps together.
+    pub tokens: u64,
+    /// Rows of logits.
+    pub logit_rows: u64,
+    /// Steps that made some.
+    pub logit_steps: u64,
+    /// Experts that a token chooses.
+    pub experts_per_token: u32,
+    /// Experts of a layer that were chosen in a step: the mean.
+    pub experts: f64,
 }
 
-/// Rows for the kinds of stages, those that took longest first. `tokens` went through in all steps together; `logit_rows` rows of logits were made.
-pub fn rows(times: &StageTimes, costs: &[StageCost], tokens: u64, logit_rows: u64, limits: Limits) -> Vec<Value> {
+/// Rows for the kinds of stages, those that took longest first.
+pub fn rows(times: &StageTimes, costs: &[StageCost], done: Steps, limits: Limits) -> Vec<Value> {
     let total: f64 = times.stages.iter().map(|t| t.as_secs_f64()).sum();
-    let mut kinds: Vec<(&str, f64, u64, u64, usize)> = Vec::new();
+    let mut kinds: Vec<(&str, f64, f64, u64, usize)> = Vec::new();
     for (time, cost) in times.stages.iter().zip(costs) {
-        let times_done = if cost.title.contains("logits") { logit_rows } else { tokens };
-        let adds = cost.multiply_adds * times_done;
-        // With several tokens in a step, how often a weight is read depends on the routing.
-        let bytes = if times.steps == tokens { cost.weight_bytes * times_done } else { 0 };
+        let logits = cost.title.contains("logits");
+        let adds = cost.multiply_adds * if logits { done.logit_rows } else { done.tokens };
+        let steps = if logits { done.logit_steps } else { times.steps };
+        let bytes = steps as f64 * stage_bytes(cost, done.experts_per_token, done.experts);
         match kinds.iter_mut().find(|kind| kind.0 == cost.title) {
             Some(kind) => {
                 kind.1 += time.as_secs_f64();
@@ -35,16 +42,16 @@ pub fn rows(times: &StageTimes, costs: &[StageCost], tokens: u64, logit_rows: u6
         }
     }
     kinds.sort_by(|a, b| b.1.total_cmp(&a.1));
-    let row = |(title, seconds, bytes, adds, stages): (&str, f64, u64, u64, usize)| {
+    let row = |(title, seconds, bytes, adds, stages): (&str, f64, f64, u64, usize)| {
         json!({
             "operations": title,
             "stages": stages,
             "seconds": seconds,
             "share_of_time": seconds / total,
-            "bytes_per_s": bytes as f64 / seconds,
-            "share_of_bandwidth": bytes as f64 / seconds / limits.read,
+            "bytes_per_s": bytes / seconds,
+            "share_of_bandwidth": bytes / seconds / limits.read,
             "multiply_adds_per_s": adds as f64 / seconds,
-            "share_of_peak": adds as f64 / seconds / limits.peak,
+            "share_of_peak": adds as f64 / seconds / limits.products,
         })
     };
     kinds.into_iter().map(row).collect()
@@ -85,9 +92,11 @@ mod tests {
     fn stages_of_one_kind_are_one_row() {
         let ms = Duration::from_millis;
         let times = StageTimes { steps: 2, stages: vec![ms(10), ms(30), ms(20)] };
-        let cost = |title, weight_bytes| StageCost { title, weight_bytes, multiply_adds: 2 * weight_bytes };
+        let cost =
+            |title, weight_bytes| StageCost { title, weight_bytes, expert_bytes: 0, multiply_adds: 2 * weight_bytes };
         let costs = [cost("gate_up", 100), cost("logits", 50), cost("gate_up", 100)];
-        let found = rows(&times, &costs, 2, 1, Limits { read: 1e5, peak: 1e5 });
+        let done = Steps { tokens: 2, logit_rows: 1, logit_steps: 1, experts_per_token: 0, experts: 0.0 };
+        let found = rows(&times, &costs, done, Limits { read: 1e5, products: 1e5, floats: 1e5 });
         assert_eq!(found.len(), 2);
         assert_eq!(found[0]["stages"], 2);
         assert!((found[0]["bytes_per_s"].as_f64().unwrap() - 400.0 / 0.03).abs() < 1e-6);

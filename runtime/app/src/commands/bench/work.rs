@@ -1,0 +1,144 @@
+//! What steps of the model read and compute at least, and how fast the machine's limits let them be.
+//!
+//! A weight counts once for each step that needs it, an expert's when a token of the step chose it, keys and values once for
+//! each text. Deliberately absent: activations, which stay in the caches, and waiting.
+
+use moec_abi::PAGE_TOKENS;
+use moec_runtime::Descriptor;
+use moec_runtime::kv::Sequence;
+use moec_runtime::model::StageCost;
+use std::ops::{AddAssign, Div};
+
+/// What the machine can do, as measured in the same run.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes read per second.
+    pub read: f64,
+    /// Multiply-adds per second of the products with weights.
+    pub products: f64,
+    /// Multiply-adds per second in f32, which attention computes with.
+    pub floats: f64,
+}
+
+/// The least time for some work, and what it is bound by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bound {
+    /// Seconds.
+    pub seconds: f64,
+    /// `reading` or `arithmetic`.
+    pub by: &'static str,
+}
+
+impl Limits {
+    /// The time for `work` when reading and arithmetic overlap.
+    pub fn bound(&self, work: Work) -> Bound {
+        let reading = work.bytes() / self.read;
+        let arithmetic = work.products / self.products + work.attention / self.floats;
+        if reading > arithmetic {
+            Bound { seconds: reading, by: "reading" }
+        } else {
+            Bound { seconds: arithmetic, by: "arithmetic" }
+        }
+    }
+}
+
+/// Amounts, summed over steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Work {
+    /// Bytes of weights.
+    pub weights: f64,
+    /// Bytes of keys and values.
+    pub kv: f64,
+    /// Multiply-adds with weights.
+    pub products: f64,
+    /// Multiply-adds with keys and values.
+    pub attention: f64,
+}
+
+impl Work {
+    /// All bytes.
+    pub fn bytes(&self) -> f64 {
+        self.weights + self.kv
+    }
+}
+
+impl AddAssign for Work {
+    fn add_assign(&mut self, other: Work) {
+        self.weights += other.weights;
+        self.kv += other.kv;
+        self.products += other.products;
+        self.attention += other.attention;
+    }
+}
+
+impl Div<f64> for Work {
+    type Output = Work;
+    fn div(self, by: f64) -> Work {
+        let Work { weights, kv, products, attention } = self;
+        Work { weights: weights / by, kv: kv / by, products: products / by, attention: attention / by }
+    }
+}
+
+/// The work of a model's steps.
+pub struct Account {
+    descriptor: Descriptor,
+    /// Bytes of weights that do not depend on the routing; those of one expert in every layer.
+    fixed: f64,
+    expert: f64,
+}
+
+impl Account {
+    /// For a model.
+    pub fn new(descriptor: Descriptor) -> Account {
+        let [_, batch] = descriptor.stages();
+        let chosen = u64::from(descriptor.experts_per_token);
+        let fixed = batch.iter().map(|stage| stage.weight_bytes - chosen * stage.expert_bytes).sum::<u64>();
+        let expert = batch.iter().map(|stage| stage.expert_bytes).sum::<u64>();
+        Account { descriptor, fixed: fixed as f64, expert: expert as f64 }
+    }
+
+    /// The step that was made last: the last `tokens` tokens of each of `sequences`, `rows` rows of logits, `experts` experts of a layer that some
+    /// token chose (the mean over layers).
+    pub fn step(&self, sequences: &[Sequence], tokens: usize, rows: usize, experts: f64) -> Work {
+        let d = self.descriptor;
+        let mut work = Work { weights: self.fixed + experts * self.expert, ..Work::default() };
+        let per_key = (u64::from(d.layers) * u64::from(d.heads) * u64::from(d.head_dim) * 2) as f64;
+        let window = d.window().unwrap_or(usize::MAX);
+        for sequence in sequences {
+            let (first, end) = (sequence.len() - tokens, sequence.len());
+            let keys = end - (first + 1).saturating_sub(window);
+            work.kv += keys as f64 * d.page_bytes as f64 / PAGE_TOKENS as f64;
+            let met: usize = (first..end).map(|position| (position + 1).min(window)).sum();
+            work.attention += met as f64 * per_key;
+        }
+        work.products = (sequences.len() * tokens) as f64 * d.multiply_adds_per_token as f64
+            + rows as f64 * d.multiply_adds_per_logit_row as f64;
+        work
+    }
+}
+
+/// Bytes of weights that a stage reads in one step in which `experts` experts are chosen.
+pub fn stage_bytes(stage: &StageCost, per_token: u32, experts: f64) -> f64 {
+    (stage.weight_bytes - u64::from(per_token) * stage.expert_bytes) as f64 + experts * stage.expert_bytes as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { read: 10.0, products: 100.0, floats: 50.0 };
+
+    #[test]
+    fn the_slower_of_the_two_binds() {
+        let work = Work { weights: 15.0, kv: 5.0, products: 100.0, attention: 25.0 };
+        assert_eq!(LIMITS.bound(work), Bound { seconds: 2.0, by: "reading" });
+        assert_eq!(LIMITS.bound(Work { weights: 0.0, ..work }), Bound { seconds: 1.5, by: "arithmetic" });
+    }
+
+    #[test]
+    fn chosen_experts_are_read_once() {
+        let stage = StageCost { title: "gate_up", weight_bytes: 50, expert_bytes: 20, multiply_adds: 0 };
+        assert_eq!(stage_bytes(&stage, 2, 2.0), 50.0);
+        assert_eq!(stage_bytes(&stage, 2, 7.5), 160.0);
+    }
+}
