@@ -200,6 +200,28 @@ fn codes_that_are_kept_compute_what_they_stand_for() {
     assert!(flips > 0, "no choice between near equals was met: the test no longer shows what it is for");
 }
 
+/// A quantized table of embeddings that is the output's matrix, too, is stored once, and gives the bits of the evaluator in both uses.
+#[test]
+fn a_tied_output_shares_the_quantized_embedding() {
+    for name in ["mixtral-d", "qwen2-a"] {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/models").join(name);
+        let (model, golden) = (moec_tests::reference::open(&directory), Golden::read(&directory));
+        assert!(model.tensors.is_tied(), "{name}");
+        let place = tempfile::tempdir().expect("a temporary directory");
+        let path = write(&convert(&model, Kind::Q8), place.path());
+        let model = moec_tests::reference::open(&path);
+        for (quant, shared) in [("none", true), ("none,output=q8", false), ("none,embedding=f32", false)] {
+            let options = Options { quant: quant.parse().expect("a quantization"), ..Options::default() };
+            let payload = pipeline::compile(&model, &options).expect("the model compiles").plan.payload;
+            assert_eq!(payload.find("embed") == payload.find("output"), shared, "{name} {quant}");
+            let found = build(&path, quant, "f16").logits(&golden.full_ids, &[]);
+            let expected = evaluate(&model, quant, &golden.full_ids, None).logits;
+            let first = expected.iter().zip(&found.logits).position(|(a, b)| a.to_bits() != b.to_bits());
+            assert_eq!(first, None, "{name} {quant}");
+        }
+    }
+}
+
 #[test]
 fn tokenizers_give_the_ids_of_their_directories() {
     const TEXTS: [&str; 8] = [

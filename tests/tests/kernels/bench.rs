@@ -132,7 +132,7 @@ fn bench() {
     );
     println!("{:<60} {:>10} {:>8} {:>8} {:>8} {:>10}", "kernel", "G mul-add", "of peak", "GB/s", "of read", "us");
     let report = |label: &str, timed: Timed| {
-        if !timed.kernel.name().contains(&only) {
+        if !only.split(',').any(|part| timed.kernel.name().contains(part)) {
             return;
         }
         let seconds = seconds(&timed.args, &by_choice(&timed.kernel, &cpu));
