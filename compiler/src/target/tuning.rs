@@ -48,7 +48,7 @@ pub struct ProductTuning {
     pub block: usize,
     /// Bytes of activations that are gone through for one block of rows, so that they stay in the cache.
     pub activation_bytes: usize,
-    /// Whether the walk over the tokens prefetches the weights of the next block while it computes this one.
+    /// Whether the walk over the tokens prefetches the weights of the next block while it computes this one, with the kernels for 4 tokens and more.
     pub ahead: bool,
 }
 
@@ -71,7 +71,8 @@ impl ProductTuning {
     /// How the kernel for `tokens` tokens at once is written in a walk over tokens, where a block of rows has so many bytes.
     pub fn kernel_in_walk(&self, tokens: usize, block_bytes: usize) -> MatmulTuning {
         let kernel = self.kernel(tokens);
-        MatmulTuning { prefetch: if self.ahead { Some(block_bytes) } else { kernel.prefetch }, ..kernel }
+        let ahead = self.ahead && tokens > FEW_TOKENS;
+        MatmulTuning { prefetch: if ahead { Some(block_bytes) } else { kernel.prefetch }, ..kernel }
     }
 
     /// How the kernel for `tokens` tokens at once is written where it goes through all rows by itself.
@@ -79,6 +80,10 @@ impl ProductTuning {
         self.kernels[tokens - 1]
     }
 }
+
+/// Tokens so few that their kernels wait for weights, not for arithmetic. The CPU fetches ahead by itself then, the better the more row tiles are
+/// read at a time; prefetches only take the place of other loads.
+const FEW_TOKENS: usize = 3;
 
 /// Choices for one CPU level.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -89,6 +94,8 @@ pub struct Tuning {
     pub float: Tile,
     /// Row tiles computed together for a single token.
     pub single_rows: usize,
+    /// Row tiles computed together for two or three tokens, at least; also gone through for one walk over the tokens.
+    pub few_rows: usize,
     /// Bytes of activations that are gone through for one tile of rows, so that they stay in the cache.
     pub activation_bytes: usize,
     /// Whether a product of several tokens prefetches the weights of the next tiles while it computes.
@@ -103,6 +110,7 @@ impl Tuning {
         quantized: Tile { rows: 1, tokens: 2 },
         float: Tile { rows: 1, tokens: 2 },
         single_rows: 1,
+        few_rows: 1,
         activation_bytes: 2 << 20,
         prefetch: false,
         products: BTreeMap::new(),
@@ -119,7 +127,8 @@ impl Tuning {
                 // not short, and sums that need no spilling are worth more.
                 quantized: if is_zen4(features) { Tile { rows: 1, tokens: 8 } } else { Tile { rows: 2, tokens: 6 } },
                 float: Tile { rows: 2, tokens: 6 },
-                single_rows: 2,
+                single_rows: 4,
+                few_rows: 2,
                 prefetch: true,
                 ..Tuning::NARROW
             },
@@ -132,11 +141,15 @@ impl Tuning {
             return measured.clone();
         }
         let tile = if shape.format.is_quantized() { self.quantized } else { self.float };
-        let rows = |tokens: usize| if tokens == 1 { self.single_rows } else { tile.rows };
+        let rows = |tokens: usize| match tokens {
+            1 => self.single_rows,
+            2..=FEW_TOKENS => tile.rows.max(self.few_rows),
+            _ => tile.rows,
+        };
         let kernel = |tokens| MatmulTuning { tiles: rows(tokens), ..MatmulTuning::plain(shape.format) };
         ProductTuning {
             kernels: (1..=tile.tokens).map(kernel).collect(),
-            block: tile.rows,
+            block: tile.rows.max(self.few_rows),
             activation_bytes: self.activation_bytes,
             ahead: self.prefetch,
         }

@@ -24,7 +24,7 @@
 //! prefetch = [0, 0, 0, 0, 0, 0]     # bytes ahead; 0 leaves it to the CPU
 //! block = 2                         # row tiles for one walk over the tokens
 //! activation_bytes = 2097152        # of one walk over the rows
-//! ahead = true                      # whether a walk over the tokens prefetches the next rows; then `prefetch` is for calls without one
+//! ahead = true                      # whether a walk over 4 tokens or more prefetches the next rows; then `prefetch` is for the other calls
 //! measured = [{ step = 512, tokens = 128, default_share = 0.71, tuned_share = 0.74 }]
 //! ```
 //! What is not understood, or would not be legal for a kernel, is an error that names the key. Deliberately absent: which record is for which build
