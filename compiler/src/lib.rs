@@ -6,12 +6,15 @@
 pub mod build_script;
 mod disk;
 pub mod emit;
+pub mod expert_profile;
 pub mod import;
 pub mod kernels;
 pub mod lower;
 pub mod passes;
 pub mod pipeline;
 pub mod plan;
+pub mod predict;
+pub mod report;
 pub mod synth;
 pub mod target;
 pub mod tune;

@@ -8,16 +8,18 @@ use crate::emit::cache;
 use crate::emit::executable::{self, Objects, Placement};
 use crate::emit::library::{Contents, Library};
 use crate::emit::object::{LevelTarget, emit_main, emit_object};
-use crate::emit::pack::{PackReport, Packing};
+use crate::emit::pack::Packing;
 use crate::emit::{EmitError, library, payload};
+use crate::expert_profile::{self, ExpertProfile, ProfileError};
 use crate::import::build::build_graph;
 use crate::import::{self, Model};
 use crate::passes::{self, PassError, PassId, QuantConfig, Trace};
 use crate::plan::{ModelShape, Plan, PlanError, plan};
 use crate::target::{self, CpuLevel, TargetError};
-use crate::tune::apply::{Ambiguous, apply};
+use crate::tune::apply::{Ambiguous, Applied, apply};
 use crate::tune::{Record, worth_measuring};
 use moec_abi::KvType;
+use moec_abi::metadata::Metadata;
 use moec_ir::graph::{Graph, Layout, Mode, Role};
 use std::fs::File;
 use std::ops::ControlFlow;
@@ -48,6 +50,8 @@ pub struct Options {
     pub stop_after_rewrites: Option<usize>,
     /// What was measured of kernels, for levels and shapes that may or may not be those of this build.
     pub tuning: Vec<Record>,
+    /// How often experts are chosen: those that are chosen most come first in the payload.
+    pub expert_profiles: Vec<ExpertProfile>,
 }
 
 impl Default for Options {
@@ -64,6 +68,7 @@ impl Default for Options {
             stop_after: None,
             stop_after_rewrites: None,
             tuning: Vec::new(),
+            expert_profiles: Vec::new(),
         }
     }
 }
@@ -93,6 +98,9 @@ pub enum BuildError {
     /// There is no code for the target.
     #[error(transparent)]
     Target(#[from] TargetError),
+    /// A profile of experts is of another model.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
     /// Tuning records contradict each other.
     #[error(transparent)]
     Tuning(#[from] Ambiguous),
@@ -128,8 +136,8 @@ pub struct Compiled {
     pub traces: [Trace; 2],
     /// What is to be made of them.
     pub plan: Plan,
-    /// What the user should know of tuning records that do not fit, a sentence each.
-    pub notes: Vec<String>,
+    /// How kernels are written for each level, and what the user should know of tuning records.
+    pub tuned: Applied,
 }
 
 /// The longest sequence to compile for.
@@ -178,12 +186,13 @@ pub fn rewrite(model: &Model, options: &Options, mode: Mode) -> Result<(Graph, T
 pub fn compile(model: &Model, options: &Options) -> Result<Compiled, BuildError> {
     let (decode, first) = rewrite(model, options, Mode::Decode)?;
     let (batch, second) = rewrite(model, options, Mode::Batch)?;
-    let shape = ModelShape::new(&model.name, &model.config, options.kv, context(model, options)?);
+    let mut shape = ModelShape::new(&model.name, &model.config, options.kv, context(model, options)?);
+    shape.expert_order = expert_profile::order(&options.expert_profiles, model)?;
     let mut tuned = apply(&options.tuning, &options.levels, &options.target)?;
     let mut plan = plan(&decode, &batch, shape, &tuned.tunings)?;
     tuned.compare(&options.tuning, &worth_measuring(&plan));
     payload::seal(&mut plan, model);
-    Ok(Compiled { decode, batch, traces: [first, second], plan, notes: tuned.notes })
+    Ok(Compiled { decode, batch, traces: [first, second], plan, tuned })
 }
 
 /// How the building goes.
@@ -205,8 +214,12 @@ pub trait Progress: Sync {
 /// What was built.
 #[derive(Debug)]
 pub struct Built {
-    /// What packing did; `None` when the payload of an earlier build was used.
-    pub packed: Option<PackReport>,
+    /// What was made of the model.
+    pub compiled: Compiled,
+    /// Whether the payload of an earlier build was used.
+    pub copied: bool,
+    /// What the payload says of itself.
+    pub metadata: Metadata,
     /// Size of all that was written.
     pub bytes: u64,
 }
@@ -246,7 +259,7 @@ fn go_on(progress: &dyn Progress) -> Result<(), BuildError> {
 pub fn build(model: &Model, options: &Options, output: &Path, progress: &dyn Progress) -> Result<Built, BuildError> {
     check_runtime(&options.target)?;
     let compiled = compile(model, options)?;
-    compiled.notes.iter().for_each(|note| progress.note(note));
+    compiled.tuned.notes.iter().for_each(|note| progress.note(note));
     let plan = &compiled.plan;
     let key = payload::key(plan, model);
     let isa = target::isa_for(options.levels[0].features, &options.target)?;
@@ -255,7 +268,8 @@ pub fn build(model: &Model, options: &Options, output: &Path, progress: &dyn Pro
 
     let mut unfinished = executable::link(&objects, output, plan.payload.bytes as u64, key)?;
     let place = unfinished.payload;
-    let packed = fill(model, plan, place, unfinished.file(), progress)?;
+    let copied = fill(model, plan, place, unfinished.file(), progress)?;
+    let metadata = payload::read_metadata(unfinished.file(), place.offset, plan)?;
 
     unfinished.seal(&[])?;
     let host = target::host();
@@ -268,7 +282,7 @@ pub fn build(model: &Model, options: &Options, output: &Path, progress: &dyn Pro
     go_on(progress)?;
     let bytes = unfinished.finish()?;
     cache::remember(&place, output);
-    Ok(Built { packed, bytes })
+    Ok(Built { compiled, copied, metadata, bytes })
 }
 
 /// The whole way to the files that other programs link, in `directory`: named after [`Options::prefix`], as [`library`] says.
@@ -286,7 +300,7 @@ pub fn build_library(
         check_runtime(&options.target)?;
     }
     let compiled = compile(model, options)?;
-    compiled.notes.iter().for_each(|note| progress.note(note));
+    compiled.tuned.notes.iter().for_each(|note| progress.note(note));
     let plan = &compiled.plan;
     let key = payload::key(plan, model);
     let prefix = &options.prefix;
@@ -298,46 +312,48 @@ pub fn build_library(
     let parts = kind.parts(&contents)?;
     let unfinished = library::begin(directory, prefix, &parts, plan.payload.bytes as u64, key)?;
     let place = unfinished.payload;
-    let packed = fill(model, plan, place, unfinished.file(), progress)?;
+    let copied = fill(model, plan, place, unfinished.file(), progress)?;
+    let metadata = payload::read_metadata(unfinished.file(), place.offset, plan)?;
     go_on(progress)?;
     let (weights, bytes) = unfinished.finish()?;
     cache::remember(&place, &weights);
-    Ok(Built { packed, bytes })
+    Ok(Built { compiled, copied, metadata, bytes })
 }
 
-/// Puts the payload into its place in `file`: copied from an earlier build, or packed.
+/// What an earlier build says of the payload that `compiled` would have, if there is one.
+pub fn earlier_metadata(model: &Model, compiled: &Compiled) -> Option<Metadata> {
+    let key = payload::key(&compiled.plan, model);
+    let wanted = Placement { offset: 0, bytes: compiled.plan.payload.bytes as u64, key };
+    cache::find(&wanted)?.metadata(&compiled.plan).ok()
+}
+
+/// Puts the payload into its place in `file`: copied from an earlier build, or packed. Whether it was copied.
 fn fill(
     model: &Model,
     plan: &Plan,
     place: Placement,
     file: &File,
     progress: &dyn Progress,
-) -> Result<Option<PackReport>, BuildError> {
+) -> Result<bool, BuildError> {
     let earlier = cache::find(&place);
-    progress.begin(place.offset + place.bytes, earlier.is_some());
-    let packed = match earlier {
+    let copied = earlier.is_some();
+    progress.begin(place.offset + place.bytes, copied);
+    match earlier {
         Some(earlier) => {
             earlier.copy_to(file, place.offset, |done, all| {
                 progress.packed(done, all);
                 if go_on(progress).is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             })?;
-            None
         }
-        None => Some(pack(model, plan, place, file, progress)?),
-    };
+        None => pack(model, plan, place, file, progress)?,
+    }
     progress.end();
     go_on(progress)?;
-    Ok(packed)
+    Ok(copied)
 }
 
 /// Packs the payload into its place in `file`.
-fn pack(
-    model: &Model,
-    plan: &Plan,
-    place: Placement,
-    file: &File,
-    progress: &dyn Progress,
-) -> Result<PackReport, BuildError> {
+fn pack(model: &Model, plan: &Plan, place: Placement, file: &File, progress: &dyn Progress) -> Result<(), BuildError> {
     let packing = Packing {
         items: &plan.payload.items,
         source: &model.tensors,
@@ -351,6 +367,5 @@ fn pack(
         crate::emit::pack::PackError::Cancelled => BuildError::Cancelled,
         other => BuildError::Pack(other),
     })?;
-    payload::write_frame(file, place.offset, plan, model, place.key, &report)?;
-    Ok(report)
+    Ok(payload::write_frame(file, place.offset, plan, model, place.key, &report)?)
 }

@@ -262,6 +262,95 @@ fn a_report_tells_what_was_decided() {
 }
 
 #[test]
+fn a_report_sets_what_was_measured_beside_what_was_predicted() {
+    let out = TempDir::new().expect("a temporary directory");
+    let at = |name: &str| out.path().join(name);
+    let good = |arguments: &[&str]| {
+        let done = moec(arguments);
+        assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+        String::from_utf8(done.stdout).expect("text")
+    };
+    let (executable, json, bench) = (at("numerals"), at("r.json"), at("bench.json"));
+    let model = numerals();
+    good(&["build", text(&model), "-o", text(&executable), "--quant", "q4", "--report", text(&json)]);
+    let run = output_when_closed(Command::new(&executable).args(["bench", "--profile", "--json", "--repeat", "1"]));
+    let run = run.expect("it starts");
+    assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
+    std::fs::write(&bench, run.stdout).expect("writable");
+
+    let said = good(&["report", text(&json), "--measured", text(&bench)]);
+    for words in ["predictions are scaled by that", "predicted  measured", "expert_gate_up", "all together", "written "]
+    {
+        assert!(said.contains(words), "{words} is not in: {said}");
+    }
+    let page = at("r.html");
+    good(&["report", text(&json), "--measured", text(&bench), "-o", text(&page)]);
+    let page = std::fs::read_to_string(page).expect("written");
+    assert!(page.starts_with("<!DOCTYPE html>") && page.contains("Predicted and measured"), "{page}");
+    // What packing lost is told although the weights are now those of an earlier build.
+    let (again, markdown) = (at("again"), at("r.md"));
+    good(&[
+        "build",
+        text(&model),
+        "-o",
+        text(&again),
+        "--quant",
+        "q4",
+        "--report",
+        text(&markdown),
+        "--limits",
+        "none",
+    ]);
+    let markdown = std::fs::read_to_string(markdown).expect("written");
+    let line = markdown.lines().find(|line| line.starts_with("| experts | q4")).expect("the experts' weights");
+    assert!(line.contains(" %") && line.contains("layers."), "{line}");
+    assert!(!markdown.contains("Expected times"), "nothing is predicted with --limits none");
+    // Of the model itself, for what was measured: another prompt.
+    let short = output_when_closed(Command::new(&executable).args([
+        "bench",
+        "--profile",
+        "--json",
+        "--repeat",
+        "1",
+        "--prompt-tokens",
+        "40",
+        "--threads",
+        "1",
+    ]));
+    std::fs::write(&bench, short.expect("it starts").stdout).expect("writable");
+    let refused = moec(&["report", text(&json), "--measured", text(&bench)]);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("does not belong to") && said.contains("give the model"), "{said}");
+    let said = good(&["report", text(&model), "--quant", "q4", "--measured", text(&bench)]);
+    assert!(said.contains("prefill of 40 tokens"), "{said}");
+}
+
+#[test]
+fn report_may_stand_before_the_model_and_names_are_checked_first() {
+    let out = TempDir::new().expect("a temporary directory");
+    let output = out.path().join("m");
+    let done = moec(&["build", "--report", text(&numerals()), "-o", text(&output)]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    assert!(String::from_utf8_lossy(&done.stdout).starts_with("weights "));
+    std::fs::remove_file(&output).expect("it was built");
+    for (arguments, words) in [
+        (
+            vec!["build", text(&numerals()), "-o", text(&output), "--report", "r.pdf"],
+            "r.pdf: a report is written as .html",
+        ),
+        (vec!["build", "-o", text(&output), "--report", "r.html"], "name the model"),
+        (vec!["report", text(&numerals()), "-o", "r.txt"], "r.txt: a report is written as .html"),
+    ] {
+        let done = moec(&arguments);
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(2), "{said}");
+        assert!(said.contains(words), "{said}");
+    }
+    assert!(!output.exists(), "nothing is built before the report's name is known to be good");
+}
+
+#[test]
 fn targets_lists_this_machine() {
     let done = moec(&["targets"]);
     assert!(done.status.success());

@@ -226,7 +226,7 @@ pub enum Error {
         what: String,
     },
     /// A dense model has no routes.
-    #[error("this model has no experts, so there are no routes to show")]
+    #[error("this model has no experts, so there are no routes to show or count")]
     NoRoutes,
     /// A constrained answer cannot go on.
     #[error("the rule for the answer cannot be followed: {what}")]

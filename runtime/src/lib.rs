@@ -37,6 +37,7 @@ pub mod chat_template;
 pub mod cpus;
 pub mod embed;
 pub mod error;
+pub mod expert_counts;
 mod futex;
 pub mod generate;
 pub mod kv;

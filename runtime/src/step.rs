@@ -4,6 +4,7 @@
 
 use crate::barrier::Barrier;
 use crate::error::{Error, Result};
+use crate::expert_counts::ExpertCounts;
 use crate::kv::Sequence;
 use crate::memory::Zeroed;
 use crate::model::{Descriptor, Model};
@@ -163,6 +164,8 @@ pub(crate) struct Engine {
     logit_rows: Vec<u32>,
     /// Filled while it is there.
     profile: Option<Profile>,
+    /// As well.
+    expert_counts: Option<ExpertCounts>,
 }
 
 // SAFETY: the page tables are scratch space, filled and used within one step; everything else is `Send`.
@@ -188,6 +191,7 @@ impl Engine {
             page_tables: Vec::new(),
             logit_rows: Vec::new(),
             profile: None,
+            expert_counts: None,
         })
     }
 
@@ -208,19 +212,32 @@ impl Engine {
         }
     }
 
+    /// The words of `layer` for the first `tokens` tokens of the last step, in the array `[layers][max_tokens][experts_per_token]` at `offset` of scratch.
+    fn chosen(&self, offset: u64, layer: usize, tokens: usize) -> impl Iterator<Item = u32> {
+        let d = &self.descriptor;
+        let token_bytes = d.experts_per_token as usize * 4;
+        let first = offset as usize + layer * d.max_tokens as usize * token_bytes;
+        let words = self.scratch.bytes()[first..][..tokens * token_bytes].as_chunks::<4>().0;
+        words.iter().map(|word| u32::from_ne_bytes(*word))
+    }
+
     /// Adds the routes of the first `tokens` tokens of the last step to `routes`.
     fn read_routes(&self, tokens: usize, routes: &mut Routes) {
         let d = &self.descriptor;
-        let layer_bytes = d.max_tokens as usize * d.experts_per_token as usize * 4;
-        let bytes = tokens * d.experts_per_token as usize * 4;
         for layer in 0..d.layers as usize {
-            let section = |offset: u64| {
-                let words = self.scratch.bytes()[offset as usize + layer * layer_bytes..][..bytes].as_chunks::<4>().0;
-                words.iter().map(|word| u32::from_ne_bytes(*word))
-            };
-            routes.experts[layer].extend(section(d.routes_offset));
-            routes.weights[layer].extend(section(d.route_weights_offset).map(f32::from_bits));
+            routes.experts[layer].extend(self.chosen(d.routes_offset, layer, tokens));
+            routes.weights[layer].extend(self.chosen(d.route_weights_offset, layer, tokens).map(f32::from_bits));
         }
+    }
+
+    /// Counts the experts of the first `tokens` tokens of the last step, if anybody wants to know.
+    fn count_experts(&mut self, tokens: usize) {
+        let Some(mut counts) = self.expert_counts.take() else { return };
+        counts.tokens += tokens as u64;
+        for layer in 0..counts.layers.len() {
+            counts.add(layer, self.chosen(self.descriptor.routes_offset, layer, tokens));
+        }
+        self.expert_counts = Some(counts);
     }
 }
 
@@ -233,6 +250,16 @@ impl Model {
     /// Ends the timing and gives the times; empty when there was none.
     pub fn end_profile(&self) -> Profile {
         self.engine().profile.take().unwrap_or_default()
+    }
+
+    /// Counts experts from now on, beginning with `counts`.
+    pub(crate) fn set_expert_counts(&self, counts: ExpertCounts) {
+        self.engine().expert_counts = Some(counts);
+    }
+
+    /// The counts of experts so far, if they are counted.
+    pub(crate) fn expert_counts(&self) -> Option<ExpertCounts> {
+        self.engine().expert_counts.clone()
     }
 
     /// Sends the tokens of `parts` through the model in one step and advances their sequences. Rows of logits are in the
@@ -311,6 +338,7 @@ impl Model {
         if let Some(routes) = routes {
             engine.read_routes(tokens, routes);
         }
+        engine.count_experts(tokens);
         if let Some(hidden) = &mut logits.hidden {
             engine.read_hidden(engine.logit_rows.len(), hidden);
         }

@@ -56,7 +56,7 @@ fn record(choices: impl IntoIterator<Item = (ProductShape, ProductTuning)>) -> R
         machine: Machine::this(),
         features: target::host(),
         threads: 1,
-        limits: Limits { dots: 1.0, fmas: 1.0, read: 1.0 },
+        limits: Limits::usual(4e11, 1e11, 3e10, 2),
         products: choices.into_iter().map(found).collect::<BTreeMap<_, _>>(),
     };
     // Through the file's form, so that what is tried is what a record can say.
@@ -74,7 +74,7 @@ fn tuned(path: &Path, options: &Options, random: &mut Random) -> Options {
     let choices = products(&default.plan).into_iter().map(|product| (product.shape, any(product.shape.format, random)));
     let options = Options { tuning: vec![record(choices.collect::<Vec<_>>())], ..options.clone() };
     let compiled = pipeline::compile(&opened, &options).unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(compiled.notes, Vec::<String>::new(), "the record is for this build");
+    assert_eq!(compiled.tuned.notes, Vec::<String>::new(), "the record is for this build");
     let matmuls = |plan: &moec::plan::Plan| {
         let kernels = plan.levels[0].kernels();
         kernels.iter().filter(|k| matches!(k, Kernel::Matmul(_))).map(Kernel::name).collect::<Vec<_>>()
@@ -142,7 +142,7 @@ fn what_is_tuned_is_a_record_that_goes_on_and_is_used() {
     assert_eq!((again.left(), again.earlier), (0, all.products.len()), "nothing is measured twice");
 
     let used = pipeline::compile(&opened, &Options { tuning: vec![written], ..options.clone() });
-    assert_eq!(used.unwrap_or_else(|e| panic!("{e}")).notes, Vec::<String>::new());
+    assert_eq!(used.unwrap_or_else(|e| panic!("{e}")).tuned.notes, Vec::<String>::new());
 
     // A record of another machine is not overwritten.
     let foreign = std::fs::read_to_string(&output).expect("readable").replace("threads = 1\n", "threads = 77\n");
@@ -150,6 +150,41 @@ fn what_is_tuned_is_a_record_that_goes_on_and_is_used() {
     let error = tune::tune(&request(Duration::ZERO), &Silent).expect_err("another key").to_string();
     assert!(error.contains("delete it, or write elsewhere"), "{error}");
     assert_eq!(std::fs::read_to_string(&output).expect("readable"), foreign);
+}
+
+#[test]
+fn a_build_script_uses_a_record() {
+    let directory = tempfile::TempDir::new().expect("a temporary directory");
+    let path = model("mixtral-a");
+    let opened = import::open(&path).unwrap_or_else(|e| panic!("{e}"));
+    let options = Options { quant: "q4".parse().expect("a --quant option"), ..Options::default() };
+    let mut random = Random(7);
+    let tuned = tuned(&path, &options, &mut random);
+    let file = directory.path().join("r.toml");
+    std::fs::write(&file, tuned.tuning[0].to_toml()).expect("writable");
+    let compile = |name: &str, record: Option<&Path>| {
+        let builder = moec::build(&path).name("mixtral").quant("q4").target_cpu("native");
+        let builder = builder.target(&Triple::host().to_string()).out_dir(directory.path().join(name));
+        let builder = record.into_iter().fold(builder, moec::build_script::Builder::tuning);
+        builder.try_compile().map(|compiled| compiled.directory.join("libmixtral.a"))
+    };
+    let symbols = |archive: PathBuf| {
+        let bytes = std::fs::read(&archive).unwrap_or_else(|e| panic!("{}: {e}", archive.display()));
+        let wanted = pipeline::compile(&opened, &tuned).unwrap_or_else(|e| panic!("{e}"));
+        let kernels = wanted.plan.levels[0].kernels();
+        let names =
+            kernels.iter().filter(|k| matches!(k, Kernel::Matmul(_))).map(|k| format!("mixtral_l0_{}\0", k.name()));
+        names.filter(|name| bytes.windows(name.len()).any(|w| w == name.as_bytes())).count() as f64
+            / kernels.len() as f64
+    };
+    let (plain, with) = (compile("plain", None), compile("with", Some(&file)));
+    let (plain, with) =
+        (symbols(plain.unwrap_or_else(|e| panic!("{e}"))), symbols(with.unwrap_or_else(|e| panic!("{e}"))));
+    assert!(with > plain, "kernels are those of the record: {plain} without, {with} with");
+
+    std::fs::write(&file, "version = 1\n").expect("writable");
+    let error = compile("wrong", Some(&file)).expect_err("no record").to_string();
+    assert!(error.contains("r.toml") && error.contains("moec"), "{error}");
 }
 
 #[test]

@@ -1,17 +1,20 @@
 //! `moec build` and `moec run`.
 
 use super::failure::Usage;
-use super::output::{print_line, say};
-use super::report::Report;
+use super::output::say;
+use super::report::{self, LimitsFrom};
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use moec::emit::cache;
 use moec::emit::library::Library;
+use moec::expert_profile::ExpertProfile;
 use moec::import::{self, Dtype, Model};
 use moec::passes::{PassId, QuantConfig};
 use moec::pipeline::{self, Options, Progress};
+use moec::report::{Form, Inputs, Output, Predicted, gather};
 use moec::target;
+use moec::target::machine;
 use moec::tune::Record;
 use moec_abi::KvType;
 use moec_ir::graph::{Layout, Role};
@@ -54,6 +57,12 @@ pub struct BuildOptions {
     /// ignored with a warning; two for one level are an error. Results never depend on it, to the last bit.
     #[arg(long, value_name = "FILE,…", value_delimiter = ',')]
     tuning: Vec<PathBuf>,
+    /// How often each expert is chosen, as an executable of the model wrote it with --expert-stats; several are added up
+    ///
+    /// Experts that are chosen often come first in the payload and lie next to each other, layer by layer, so that what is read most is
+    /// in the same pages and prefetched together. Experts keep their numbers, and results their bits.
+    #[arg(long, value_name = "FILE,…", value_delimiter = ',')]
+    expert_profile: Vec<PathBuf>,
     /// System to make code for, e.g. aarch64-unknown-linux-gnu; this one without this
     #[arg(long, value_name = "TRIPLE", value_parser = triple)]
     target: Option<Triple>,
@@ -117,6 +126,11 @@ impl BuildOptions {
             stop_after: None,
             stop_after_rewrites: self.stop_after_rewrites,
             tuning: self.tuning.iter().map(|path| Record::read(path)).collect::<Result<_, _>>()?,
+            expert_profiles: self
+                .expert_profile
+                .iter()
+                .map(|path| ExpertProfile::read(path))
+                .collect::<Result<_, _>>()?,
         })
     }
 }
@@ -125,16 +139,24 @@ impl BuildOptions {
 #[derive(Debug, Args)]
 pub struct Build {
     /// The model's directory, or a .gguf file
-    model: PathBuf,
+    #[arg(required_unless_present = "report")]
+    model: Option<PathBuf>,
     /// The executable to write; the directory to write into for the other kinds
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
     /// What to write
     #[arg(long, value_enum, default_value = "exe")]
     emit: Emit,
-    /// Print what was decided to standard output: weights, sizes, errors, costs, stages
-    #[arg(long)]
-    report: bool,
+    /// Tell what was decided and what to expect: to standard output, or to a file ending in .html, .md or .json
+    ///
+    /// Without FILE, or with `-`: weights, sizes, errors, costs and stages as text. A file has more: predicted times of each kind of stage against the
+    /// machine's limits, kernels and how they are written, the memory plan, the worst tensors, what each pass did. `moec report` sets measured times
+    /// beside it.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
+    report: Option<PathBuf>,
+    /// The machine whose limits --report FILE predicts with: `here` measures this one in a second; a tuning record; none
+    #[arg(long, value_name = "here|none|RECORD", default_value = "here")]
+    limits: LimitsFrom,
     #[command(flatten)]
     options: BuildOptions,
 }
@@ -153,9 +175,20 @@ enum Emit {
 }
 
 impl Build {
+    /// The model, and where and how the report is written. `--report` may stand before the model: what follows it is a report only by the name's end.
+    fn arguments(&self) -> anyhow::Result<(PathBuf, Option<(PathBuf, Form)>)> {
+        match (&self.model, &self.report) {
+            (Some(model), None) => Ok((model.clone(), None)),
+            (Some(model), Some(to)) => Ok((model.clone(), Some((to.clone(), Form::of(to).map_err(Usage::new)?)))),
+            (None, Some(model)) if Form::of(model).is_err() => Ok((model.clone(), Some(("-".into(), Form::Text)))),
+            (None, _) => Err(Usage::new("name the model to build").into()),
+        }
+    }
+
     pub fn run(self) -> anyhow::Result<u8> {
+        let (path, report) = self.arguments()?;
         let options = self.options.resolve()?;
-        let model = import::open(&self.model)?;
+        let model = import::open(&path)?;
         let library = match self.emit {
             Emit::Exe => None,
             Emit::Object => Some(Library::Object),
@@ -186,18 +219,29 @@ impl Build {
             }
             other => other?,
         };
-        if self.report {
-            let plan = &pipeline::compile(&model, &options)?.plan;
-            let (levels, packed, bytes) = (&options.levels, built.packed.as_ref(), built.bytes);
-            print_line(Report { plan, levels, repacked: &repacked, packed, bytes })?;
-        } else if let Some(report) = &built.packed {
-            for role in report.by_role().iter().filter(|r| r.error > 0.0) {
-                let name = role.role.map_or("rope", |r| r.name());
-                say(format_args!(
-                    "{name:>10}: {} weights, relative RMS error {:.2} %",
-                    role.format,
-                    100.0 * role.relative_rms()
-                ));
+        let output = Output { path: self.output.display().to_string(), bytes: built.bytes, copied: built.copied };
+        let machines = match &report {
+            Some((_, form)) if *form != Form::Text => report::machines(&options, &self.limits, machine::cores())?,
+            _ => Vec::new(),
+        };
+        let told = gather(&Inputs {
+            model: &model,
+            options: &options,
+            compiled: &built.compiled,
+            metadata: Some(&built.metadata),
+            output: Some(&output),
+            repacked: &repacked,
+            machines: &machines,
+            predicted: Predicted::default(),
+        });
+        if let Some((to, form)) = &report {
+            report::write(&told, to, *form)?;
+        } else if !built.copied {
+            for w in &told.weights {
+                if let Some(loss) = w.error.as_ref().filter(|loss| loss.relative_rms > 0.0) {
+                    let error = 100.0 * loss.relative_rms;
+                    say(format_args!("{:>10}: {} weights, relative RMS error {error:.2} %", w.role, w.layout));
+                }
             }
         }
         say(format_args!("wrote {} ({})", self.output.display(), indicatif::HumanBytes(built.bytes)));
@@ -209,14 +253,14 @@ impl Build {
 }
 
 /// Says what the importer wants to be known.
-fn warn(model: &Model) {
+pub fn warn(model: &Model) {
     for warning in &model.warnings {
         say(format_args!("warning: {warning}"));
     }
 }
 
 /// For each role whose weights are stored in blocks of integers: in which, and what becomes of them.
-fn repacked(model: &Model, options: &Options) -> Vec<String> {
+pub fn repacked(model: &Model, options: &Options) -> Vec<String> {
     let mut counts: BTreeMap<(Role, Dtype, Layout), usize> = BTreeMap::new();
     for (role, stored, layout) in pipeline::layouts(model, options) {
         if !stored.is_float() {

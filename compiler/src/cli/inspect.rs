@@ -73,7 +73,7 @@ impl Inspect {
             return Ok(0);
         }
         let compiled = pipeline::compile(&model, &options)?;
-        for note in &compiled.notes {
+        for note in &compiled.tuned.notes {
             say(format_args!("moec: warning: {note}"));
         }
         if self.rewrites {

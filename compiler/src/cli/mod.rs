@@ -40,6 +40,8 @@ enum Command {
     Run(build::Run),
     /// Show what the compiler makes of a model: graphs, plan, kernels, machine code
     Inspect(inspect::Inspect),
+    /// Tell what a model would be built to and what to expect, and set what was measured beside it
+    Report(report::ReportCommand),
     /// Measure on this machine how a model's kernels are best written, for --tuning
     Tune(tune::Tune),
     /// Write a model of full shape with random weights, for measurements
@@ -58,6 +60,7 @@ impl Cli {
             Command::Build(build) => build.run(),
             Command::Run(run) => run.run(),
             Command::Inspect(inspect) => inspect.run(),
+            Command::Report(report) => report.run(),
             Command::Synth(synth) => synth.run(),
             Command::Tune(tune) => tune.run(),
             Command::Targets(targets) => targets.run(),

@@ -3,8 +3,10 @@
 //! Nothing is stored twice: for each payload key the cache remembers in which file it lies, as a small file in the user's cache directory. What
 //! it says is checked against that file's trailer or header before it is believed. Deliberately absent: executables of `moec run`.
 
-use super::EmitError;
 use super::executable::Placement;
+use super::{EmitError, payload};
+use crate::plan::Plan;
+use moec_abi::metadata::Metadata;
 use moec_abi::{PAYLOAD_MAGIC, PayloadHeader, Plain, TRAILER_MAGIC, Trailer};
 use std::fs::File;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -64,6 +66,14 @@ fn offset_in_executable(file: &File, length: u64, wanted: &Placement) -> Option<
 }
 
 impl Earlier {
+    /// What the payload says of itself; it is the one of `plan`, whose key it has.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn metadata(&self, plan: &Plan) -> Result<Metadata, EmitError> {
+        payload::read_metadata(&self.file, self.offset, plan)
+    }
+
     /// Copies the payload to `at` of another file, inside the kernel where the file system can. `progress` is told the bytes copied and those
     /// to copy; when it breaks, the rest is not copied.
     ///

@@ -8,6 +8,7 @@ use super::EmitError;
 use super::pack::PackReport;
 use crate::import::Model;
 use crate::plan::Plan;
+use crate::plan::payload::Arrangement;
 use moec_abi::metadata::{Metadata, WeightEntry};
 use moec_abi::{ABI_VERSION, PAYLOAD_MAGIC, PayloadHeader, Plain};
 use std::collections::BTreeMap;
@@ -90,6 +91,18 @@ pub fn write_frame(
     Ok(())
 }
 
+/// What the payload that starts at `start` of `file` says of itself.
+///
+/// # Errors
+/// When it cannot be read, or is not the one that was planned.
+pub fn read_metadata(file: &File, start: u64, plan: &Plan) -> Result<Metadata, EmitError> {
+    let (at, length) = plan.payload.metadata;
+    let mut bytes = vec![0; length];
+    let failed = EmitError::io("cannot read the description of", "the weights");
+    let read = file.read_exact_at(&mut bytes, start + at as u64);
+    read.and_then(|()| Ok(serde_json::from_slice(&bytes)?)).map_err(failed)
+}
+
 fn json(metadata: &Metadata) -> String {
     serde_json::to_string(metadata).expect("metadata is plain data")
 }
@@ -98,7 +111,8 @@ fn metadata(plan: &Plan, model: &Model, report: Option<&PackReport>) -> Metadata
     let mut quantization = BTreeMap::new();
     let mut weights = Vec::new();
     for (i, item) in plan.payload.items.iter().enumerate() {
-        let role = item.role.map_or("rope", |role| role.name());
+        let table = if matches!(item.arrangement, Arrangement::ExpertPlaces { .. }) { "places" } else { "rope" };
+        let role = item.role.map_or(table, |role| role.name());
         quantization.insert(role.to_string(), item.format.name().to_string());
         weights.push(WeightEntry {
             name: item.name.clone(),
@@ -112,7 +126,7 @@ fn metadata(plan: &Plan, model: &Model, report: Option<&PackReport>) -> Metadata
             relative_rms_error: report.map_or(0.0, |r| (r.items[i].relative_rms() * 1e6).round() / 1e6),
         });
     }
-    quantization.remove("rope");
+    quantization.retain(|role, _| !matches!(role.as_str(), "rope" | "places"));
     Metadata {
         name: model.name.clone(),
         architecture: model.config.architecture.name().to_string(),

@@ -75,6 +75,8 @@ pub struct ModelShape {
     pub kv: KvType,
     /// Most tokens of a step.
     pub max_tokens: usize,
+    /// For each layer its experts in the order in which their matrices are to lie in the payload; in their own without.
+    pub expert_order: Option<Vec<Vec<usize>>>,
 }
 
 impl ModelShape {
@@ -97,6 +99,7 @@ impl ModelShape {
             sliding_window: config.sliding_window.filter(|&w| w < context && config.full_layers.is_empty()),
             kv,
             max_tokens: context.min(MAX_STEP_TOKENS),
+            expert_order: None,
         }
     }
 }
@@ -172,7 +175,10 @@ pub fn plan(decode: &Graph, batch: &Graph, shape: ModelShape, tunings: &[Tuning]
     let heads = [decode, batch].map(HeadLayout::new);
     let mut payload = PayloadMap::default();
     for (graph, heads) in [decode, batch].into_iter().zip(&heads) {
-        place_weights(graph, heads, shape.tied, &mut payload)?;
+        place_weights(graph, heads, &shape, &mut payload)?;
+    }
+    if let Some(order) = &shape.expert_order {
+        payload.place(expert_places(order))?;
     }
     for (name, sine) in [("rope.cos", false), ("rope.sin", true)] {
         payload.place(PayloadItem {
@@ -182,6 +188,7 @@ pub fn plan(decode: &Graph, batch: &Graph, shape: ModelShape, tunings: &[Tuning]
             format: Format::F32,
             arrangement: Arrangement::RopeTable { sine },
             experts: 1,
+            order: None,
             rows: shape.context,
             columns: padded_head_dim(shape.head_dim) / 2,
             row_heads: None,
@@ -213,10 +220,46 @@ pub fn plan(decode: &Graph, batch: &Graph, shape: ModelShape, tunings: &[Tuning]
     })
 }
 
+/// The name of the table that says where experts lie.
+pub(crate) const EXPERT_PLACES: &str = "experts.places";
+
+/// The table that says where experts lie that have this order.
+fn expert_places(order: &[Vec<usize>]) -> PayloadItem {
+    let places = |order: &Vec<usize>| {
+        let mut places = vec![0; order.len()];
+        for (place, &expert) in order.iter().enumerate() {
+            places[expert] = place as u32;
+        }
+        places
+    };
+    PayloadItem {
+        name: EXPERT_PLACES.to_string(),
+        role: None,
+        format: Format::F32,
+        shared: None,
+        arrangement: Arrangement::ExpertPlaces { places: order.iter().map(places).collect() },
+        experts: 1,
+        order: None,
+        rows: order.len(),
+        columns: order.first().map_or(0, Vec::len),
+        row_heads: None,
+        column_heads: None,
+        offset: 0,
+    }
+}
+
 /// Gives every weight that a graph reads a place, in the order in which it reads them.
-fn place_weights(graph: &Graph, heads: &HeadLayout, tied: bool, payload: &mut PayloadMap) -> Result<(), PlanError> {
+fn place_weights(
+    graph: &Graph,
+    heads: &HeadLayout,
+    shape: &ModelShape,
+    payload: &mut PayloadMap,
+) -> Result<(), PlanError> {
+    // Experts belong to the choice before them.
+    let mut choices = 0;
     for node in graph.nodes() {
         let op = graph.op(node);
+        choices += usize::from(matches!(op, Op::TopK { .. }));
         let Some(id) = op.weight() else { continue };
         let weight = graph.weight(id);
         let arrangement = match (op, &weight.source) {
@@ -238,13 +281,14 @@ fn place_weights(graph: &Graph, heads: &HeadLayout, tied: bool, payload: &mut Pa
             format: format(weight, &arrangement),
             arrangement,
             experts: weight.experts(),
+            order: shape.expert_order.as_ref().filter(|_| weight.experts() > 1).map(|all| all[choices - 1].clone()),
             rows: weight.rows(),
             columns: weight.columns(),
             row_heads: heads.of_rows(id),
             column_heads: heads.of_columns(id),
             offset: 0,
         };
-        if !(tied && weight.role == Role::Output && payload.share(&item)) {
+        if !(shape.tied && weight.role == Role::Output && payload.share(&item)) {
             payload.place(item)?;
         }
     }
@@ -273,7 +317,7 @@ fn costs(payload: &PayloadMap, shape: &ModelShape) -> Costs {
         match item.arrangement {
             Arrangement::Table => costs.decode_weight_bytes += item.row_bytes(),
             Arrangement::Vector => costs.decode_weight_bytes += item.columns * 4,
-            Arrangement::RopeTable { .. } => {}
+            Arrangement::RopeTable { .. } | Arrangement::ExpertPlaces { .. } => {}
             Arrangement::Tiles { .. } if role == Role::Embedding && item.shared.is_none() => {
                 costs.decode_weight_bytes += item.tile_bytes();
             }

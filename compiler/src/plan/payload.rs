@@ -35,6 +35,11 @@ pub enum Arrangement {
         /// Whether the sines.
         sine: bool,
     },
+    /// Where each expert's matrices lie among those of its layer: u32 `[layers][experts]`.
+    ExpertPlaces {
+        /// For each layer, by expert.
+        places: Vec<Vec<u32>>,
+    },
 }
 
 /// A tensor that gives some of a tiled weight's rows.
@@ -61,6 +66,8 @@ pub struct PayloadItem {
     pub arrangement: Arrangement,
     /// Matrices of this shape: 1 unless the weight has experts.
     pub experts: usize,
+    /// The experts in the order in which their matrices lie, when it is not their own.
+    pub order: Option<Vec<usize>>,
     /// Rows of one matrix in the model.
     pub rows: usize,
     /// Columns in the model.
@@ -88,7 +95,10 @@ impl PayloadItem {
         match self.arrangement {
             Arrangement::Tiles { .. } => round_up(padded(self.rows, self.row_heads), LANES),
             Arrangement::GateUp { .. } => 2 * round_up(self.rows / 2, LANES),
-            Arrangement::Table | Arrangement::Vector | Arrangement::RopeTable { .. } => self.rows,
+            Arrangement::Table
+            | Arrangement::Vector
+            | Arrangement::RopeTable { .. }
+            | Arrangement::ExpertPlaces { .. } => self.rows,
         }
     }
 
@@ -105,11 +115,21 @@ impl PayloadItem {
     /// Bytes from one expert's matrix to the next.
     pub fn expert_bytes(&self) -> usize {
         let one = match self.arrangement {
-            Arrangement::Table | Arrangement::RopeTable { .. } => self.rows * self.row_bytes() + 64,
+            Arrangement::Table | Arrangement::RopeTable { .. } | Arrangement::ExpertPlaces { .. } => {
+                self.rows * self.row_bytes() + 64
+            }
             Arrangement::Vector => round_up(self.k(), ROW_ALIGN) * 4,
             Arrangement::Tiles { .. } | Arrangement::GateUp { .. } => self.padded_rows() / LANES * self.tile_bytes(),
         };
         round_up(one, PAYLOAD_ALIGN)
+    }
+
+    /// Where the matrix of an expert lies among all of them.
+    pub fn place_of(&self, expert: usize) -> usize {
+        match &self.order {
+            None => expert,
+            Some(order) => order.iter().position(|&e| e == expert).expect("an order has every expert"),
+        }
     }
 
     /// All its bytes.
@@ -139,7 +159,11 @@ impl fmt::Display for PayloadItem {
             }
             Arrangement::GateUp { gate, up } => write!(f, "tiles of {gate} and {up} in turn"),
             Arrangement::RopeTable { sine } => write!(f, "{}", if *sine { "sines" } else { "cosines" }),
+            Arrangement::ExpertPlaces { places } => write!(f, "places of experts {places:?}"),
         }?;
+        if let Some(order) = &self.order {
+            write!(f, ", experts in the order {order:?}")?;
+        }
         if let Some(dim) = self.row_heads {
             write!(f, ", rows in heads of {dim}")?;
         }

@@ -4,13 +4,13 @@
 //! over tiles of rows is outside and the loop over tokens inside, so that a tile of the weight is read from memory once and stays in the cache for all tokens. Products with experts take the same form for each expert, with the tokens that chose
 //! it. Deliberately absent: everything that is not a product ([`super::stages`]).
 
-use super::PlanError;
 use super::buffers::Scope;
 use super::layout::Format;
 use super::planner::{Place, Planner, Share, Split, call};
 use super::program::{Action, Expr, Field, StageProduct};
 use super::quant::CODEBOOK;
 use super::stages::{Rows, Stages, WORD};
+use super::{EXPERT_PLACES, PlanError};
 use crate::kernels::{Combine, Epilogue, Interleave, Matmul, MatmulTuning};
 use crate::target::{ProductShape, ProductTuning};
 use moec_abi::{LANES, round_up};
@@ -103,7 +103,22 @@ pub(super) struct Down {
     pub order: Option<ValueId>,
 }
 
+/// Where an expert's matrix lies, by the layer's table of places if there is one.
+fn place_of(places: Option<&Expr>, expert: Expr) -> Expr {
+    match places {
+        None => expert,
+        Some(table) => (table.clone() + expert * WORD).load_u32(),
+    }
+}
+
 impl Stages<'_> {
+    /// The address of the places of the experts of the last choice that was planned, if they do not lie in their own order.
+    fn expert_places(&self) -> Option<Expr> {
+        self.shape.expert_order.as_ref()?;
+        let (index, item) = self.named(EXPERT_PLACES);
+        Some(Self::weight(index) + (self.routed - 1) * item.row_bytes())
+    }
+
     /// The weight `w` with rows of `x`, quantized when the weight is.
     pub(super) fn product(&mut self, x: ValueId, w: WeightId) -> Product {
         let x = if self.item(w).1.format.is_quantized() { self.quantized(x) } else { self.place(x) };
@@ -384,13 +399,15 @@ impl Stages<'_> {
         let count = self.row_count(Rows::Tokens);
         let kernel = self.single(product, Results { epilogue, stride: 0 });
         let unit_bytes = epilogue.tiles() * product.tile_bytes;
+        let places = self.expert_places();
         self.planner.each(actions, Share { from: Expr::Int(0), to: count }, 1, |planner, actions, t| {
             for slot in 0..slots {
                 let first = slot * units;
                 let from = planner.bind(actions, share.from.clone().max(first).min(first + units) - first);
                 let to = share.to.clone().max(first).min(first + units) - first;
                 let expert = (experts.row(t.clone()) + slot * WORD).load_u32();
-                let w = Self::weight(product.index) + expert * product.expert_bytes + from.clone() * unit_bytes;
+                let place = place_of(places.as_ref(), expert);
+                let w = Self::weight(product.index) + place * product.expert_bytes + from.clone() * unit_bytes;
                 let row = t.clone() * slots + slot;
                 let x = product.x.row(match rows {
                     SlotRows::Token => t.clone(),
@@ -424,7 +441,8 @@ impl Stages<'_> {
         let offsets = sorted.row(Expr::Int(0)) + expert.clone() * WORD;
         let first = self.planner.bind(&mut inner, offsets.clone().load_u32());
         let count = self.planner.bind(&mut inner, (offsets + WORD).load_u32() - first.clone());
-        let w = self.planner.bind(&mut inner, Self::weight(product.index) + expert * product.expert_bytes);
+        let place = place_of(self.expert_places().as_ref(), expert);
+        let w = self.planner.bind(&mut inner, Self::weight(product.index) + place * product.expert_bytes);
         let y_first = self.planner.bind(&mut inner, y.row(first.clone()));
         let (x, rows) = if gather {
             let rows = sorted.row(Expr::Int(0)) + layout.order + first * WORD;
@@ -546,11 +564,12 @@ impl Stages<'_> {
             (Dispatch::Decode | Dispatch::General | Dispatch::Grouped, _) => {
                 let kernel = self.single(&product, Results { epilogue: Epilogue::Store, stride: 0 });
                 let tiles = tiles.clone();
+                let places = self.expert_places();
                 self.planner.each(&mut actions, Share { from: Expr::Int(0), to: count.clone() }, 1, |_, actions, t| {
                     for slot in 0..slots {
                         let expert = (chosen.row(t.clone()) + slot * WORD).load_u32();
                         let w = Self::weight(product.index)
-                            + expert * product.expert_bytes
+                            + place_of(places.as_ref(), expert) * product.expert_bytes
                             + tiles.from.clone() * product.tile_bytes;
                         let row = t.clone() * slots + slot;
                         let y = parts.row(row.clone()) + tiles.from.clone() * (LANES * WORD);

@@ -328,23 +328,34 @@ pub struct PlacedWeight {
 impl Program {
     /// Every kernel called, in order of first use, each once.
     pub fn kernels(&self) -> Vec<Kernel> {
-        fn collect(actions: &[Action], seen: &mut Vec<Kernel>) {
-            for action in actions {
-                match action {
-                    Action::Let(..) => {}
-                    Action::Call(kernel, _) => {
-                        if !seen.contains(kernel) {
-                            seen.push(kernel.clone());
-                        }
-                    }
-                    Action::Loop { body, .. } => collect(body, seen),
-                    Action::Switch { cases, .. } => cases.iter().for_each(|c| collect(c, seen)),
+        let mut seen = Vec::new();
+        self.stages.iter().for_each(|stage| collect(&stage.actions, &mut seen));
+        seen
+    }
+}
+
+impl Stage {
+    /// Every kernel called, in order of first use, each once.
+    pub fn kernels(&self) -> Vec<Kernel> {
+        let mut seen = Vec::new();
+        collect(&self.actions, &mut seen);
+        seen
+    }
+}
+
+/// Adds the kernels that `actions` call and that were not seen.
+fn collect(actions: &[Action], seen: &mut Vec<Kernel>) {
+    for action in actions {
+        match action {
+            Action::Let(..) => {}
+            Action::Call(kernel, _) => {
+                if !seen.contains(kernel) {
+                    seen.push(kernel.clone());
                 }
             }
+            Action::Loop { body, .. } => collect(body, seen),
+            Action::Switch { cases, .. } => cases.iter().for_each(|c| collect(c, seen)),
         }
-        let mut seen = Vec::new();
-        self.stages.iter().for_each(|s| collect(&s.actions, &mut seen));
-        seen
     }
 }
 

@@ -122,7 +122,7 @@ mod tests {
             machine: Machine { cpu: "a machine of old".to_string(), caches: vec![32 << 10] },
             features: find_levels(level, &x86()).unwrap()[0].features,
             threads: 2,
-            limits: Limits { dots: 1.0, fmas: 1.0, read: 1.0 },
+            limits: Limits::usual(4e11, 1e11, 3e10, 2),
             products: [(SHAPE, Found { tuning, measured: Vec::new() })].into(),
         }
     }

@@ -6,8 +6,9 @@
 use super::code::Compiler;
 use crate::kernels::Matmul;
 use crate::lower::backend::KernelBackend;
-use crate::lower::wide;
+use crate::lower::wide::{self, Cpu};
 use moec_abi::LANES;
+use moec_ir::tile::Function;
 
 /// The cost of a kernel's loop.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -16,6 +17,16 @@ pub struct Cost {
     pub instructions: f64,
     /// Moves that the allocator put into the loop.
     pub moves: usize,
+}
+
+/// Instructions of the longest run of code without a branch in a function, which is the loop that its time goes into, and the moves that the allocator put there;
+/// `None` when it does not compile.
+pub fn hot_loop(function: &Function, cpu: Cpu) -> Option<(usize, usize)> {
+    let compiled = wide::compile(function, cpu).ok()?;
+    let blocks = &compiled.selected.function.blocks;
+    let hot = blocks.iter().max_by_key(|block| block.insts.len())?.insts.clone();
+    let moves = compiled.output.edits.iter().filter(|(at, _)| hot.contains(&at.inst().index())).count();
+    Some((hot.len(), moves))
 }
 
 /// The cost of `kernel`; `None` when it does not compile for this level, which more registers than there are can cause.
@@ -28,11 +39,8 @@ pub fn cost(compiler: &Compiler, kernel: &Matmul) -> Option<Cost> {
     let multiply_adds = (at_once * LANES * columns * kernel.tuning.unroll * kernel.tokens) as f64;
     match compiler.backend() {
         KernelBackend::Wide(cpu) => {
-            let compiled = wide::compile(&function, cpu).ok()?;
-            let blocks = &compiled.selected.function.blocks;
-            let hot = blocks.iter().max_by_key(|block| block.insts.len())?.insts.clone();
-            let moves = compiled.output.edits.iter().filter(|(at, _)| hot.contains(&at.inst().index())).count();
-            Some(Cost { instructions: 1024.0 * (hot.len() + moves) as f64 / multiply_adds, moves })
+            let (instructions, moves) = hot_loop(&function, cpu)?;
+            Some(Cost { instructions: 1024.0 * (instructions + moves) as f64 / multiply_adds, moves })
         }
         KernelBackend::Cranelift => {
             // Its code does not say what a spill is; its size does, and instructions of these machines have four to eight bytes.

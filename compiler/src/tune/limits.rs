@@ -1,14 +1,18 @@
-//! What the machine can do at a CPU level: multiply-adds out of registers, and bytes out of memory.
+//! What the machine can do at a CPU level: operations out of registers, bytes out of memory, and meeting at a barrier.
 //!
-//! Both are loops in tile IR through the same back end as kernels, so that a share of a limit says what the kernel loses and not what the level lacks.
-//! Deliberately absent: caches, latencies, writes.
+//! All but the barrier are loops in tile IR through the same back end as kernels, so that a share of a limit says what the kernel loses and not what the level
+//! lacks. Deliberately absent: caches, writes.
 
 use super::arena::Arena;
 use super::code::{CodeError, Compiler};
 use super::contest::median;
 use super::team::{Took, together};
+use moec_abi::LANES;
 use moec_ir::tile::build::Builder;
 use moec_ir::tile::{Binary, Function, Memory, Shift, Value};
+use serde::{Deserialize, Serialize};
+use std::hint::black_box;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Iterations of the loop that measures the peak.
 pub const PEAK_LOOPS: usize = 10_000;
@@ -22,8 +26,9 @@ pub const STREAMS: usize = 4;
 /// Numbers of sums in flight that are tried: which keeps all pipes busy depends on latency and registers.
 pub const PEAK_SUMS: [usize; 3] = [4, 6, 12];
 
-/// What all threads do together in a second.
-#[derive(Clone, Copy, PartialEq, Debug)]
+/// What all threads do together in a second, and what cannot be done faster by doing more of it at once.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Limits {
     /// Multiply-adds of bytes.
     pub dots: f64,
@@ -31,9 +36,22 @@ pub struct Limits {
     pub fmas: f64,
     /// Bytes read from memory.
     pub read: f64,
+    /// The simplest operations on vectors of 16 lanes.
+    pub ops: f64,
+    /// Seconds of one f32 multiply-add that waits for the one before it.
+    pub latency: f64,
+    /// Seconds in which all threads meet at a barrier.
+    pub barrier: f64,
 }
 
 impl Limits {
+    /// With what is usual for the rest where only the first three are known: two simple operations for each multiply-add of vectors, results after four
+    /// multiply-adds of `threads` threads, half a microsecond for a barrier.
+    pub fn usual(dots: f64, fmas: f64, read: f64, threads: usize) -> Limits {
+        let vectors = fmas / LANES as f64;
+        Limits { dots, fmas, read, ops: 2.0 * vectors, latency: 4.0 * threads as f64 / vectors, barrier: 0.5e-6 }
+    }
+
     /// The least seconds for so many multiply-adds (of bytes with `quantized`) over so many bytes from memory.
     pub fn seconds(&self, quantized: bool, multiply_adds: f64, bytes: f64) -> f64 {
         let peak = if quantized { self.dots } else { self.fmas };
@@ -55,6 +73,57 @@ pub fn peak_loop(bytes: bool, sums: usize) -> Function {
     b.store(if bytes { Memory::I32 } else { Memory::F32 }, all, y, 0);
     b.finish()
 }
+
+/// A loop of the simplest operation there is, on vectors in registers. Parameters as [`peak_loop`]; an iteration does `sums` of it.
+pub fn simple_loop(sums: usize) -> Function {
+    let (mut b, [x, y]) = Builder::new("simple", ["x", "y"]);
+    let initial: Vec<Value> = (0..sums).map(|i| b.lanes([i as i32; 16])).collect();
+    let u = b.load(Memory::I32, x, 0);
+    let (start, end) = (b.int(0), b.int(PEAK_LOOPS as i64));
+    let sums = b.for_loop(start, end, 1, &initial, |b, _, sums| {
+        sums.iter().map(|&sum| b.binary(Binary::Add, sum, u)).collect()
+    });
+    let all = sums.into_iter().reduce(|a, c| b.add(a, c)).expect("there are sums");
+    b.store(Memory::I32, all, y, 0);
+    b.finish()
+}
+
+/// Seconds in which `threads` threads meet, each with a little that the next one must see: each says that it is there and looks until all are, as a model's workers
+/// do, whose stages then read what others have written.
+fn barrier_seconds(threads: usize) -> f64 {
+    const MEETINGS: usize = 1000;
+    /// Words that each writes and another reads: of 16 cache lines.
+    const WORDS: usize = 16;
+    let written: Vec<Line> = (0..threads * WORDS).map(|_| Line::default()).collect();
+    let mut seconds: Vec<f64> = (0..9)
+        .map(|_| {
+            let arrived = AtomicUsize::new(0);
+            let meet = |worker: usize| {
+                let lines = |of: usize| &written[of % threads * WORDS..][..WORDS];
+                for meeting in 1..=MEETINGS {
+                    lines(worker).iter().for_each(|line| line.0.store(meeting, Ordering::Relaxed));
+                    arrived.fetch_add(1, Ordering::AcqRel);
+                    let mut looks = 0u32;
+                    while arrived.load(Ordering::Acquire) < meeting * threads {
+                        looks += 1;
+                        // A thread whose partner has no CPU must not keep it from getting one.
+                        if looks.is_multiple_of(4096) { std::thread::yield_now() } else { std::hint::spin_loop() }
+                    }
+                    lines(worker + 1).iter().for_each(|line| {
+                        black_box(line.0.load(Ordering::Relaxed));
+                    });
+                }
+            };
+            together(threads, &meet).wall.as_secs_f64() / MEETINGS as f64
+        })
+        .collect();
+    median(&mut seconds)
+}
+
+/// A word in a cache line of its own.
+#[derive(Default)]
+#[repr(align(64))]
+struct Line(AtomicUsize);
 
 /// A loop that reads, in one stream or in [`STREAMS`] at once, as a kernel of several row tiles does; the processor fetches ahead in each stream by itself.
 /// Parameters: the memory, 64 bytes to write, and how many bytes to read: a multiple of [`SWEEP_STEP`].
@@ -95,22 +164,26 @@ pub fn measure(compiler: &Compiler, arena: &mut Arena, threads: usize) -> Result
     const PASSES: usize = 9;
     let [weights, activations, results] = arena.addresses();
     let share = arena.weight_bytes() / threads / SWEEP_STEP * SWEEP_STEP;
-    let mut peaks = [0f64; 2];
-    for (peak, bytes) in peaks.iter_mut().zip([true, false]) {
-        for sums in PEAK_SUMS {
-            let code = compiler.function(&peak_loop(bytes, sums))?;
-            let work = |worker: usize| {
-                for _ in 0..20 {
-                    // SAFETY: the arena has at least so many activations and a line of results for each worker.
-                    unsafe { code.call(&[activations, results + 64 * worker as i64]) };
-                }
-            };
-            let adds = 20 * PEAK_LOOPS * sums * threads * if bytes { 64 } else { 16 };
-            for _ in 0..PASSES {
-                *peak = peak.max(adds as f64 / together(threads, &work).cpu.as_secs_f64());
+    // The most iterations of a loop that all threads together do in a second.
+    let best = |function: &Function| -> Result<f64, CodeError> {
+        const CALLS: usize = 20;
+        let code = compiler.function(function)?;
+        let work = |worker: usize| {
+            for _ in 0..CALLS {
+                // SAFETY: the arena has at least so many activations and a line of results for each worker.
+                unsafe { code.call(&[activations, results + 64 * worker as i64]) };
             }
-        }
+        };
+        let once = || (CALLS * PEAK_LOOPS * threads) as f64 / together(threads, &work).cpu.as_secs_f64();
+        Ok((0..PASSES).map(|_| once()).fold(0.0, f64::max))
+    };
+    let (mut dots, mut fmas, mut ops) = (0f64, 0f64, 0f64);
+    for sums in PEAK_SUMS {
+        dots = dots.max(best(&peak_loop(true, sums))? * (64 * sums) as f64);
+        fmas = fmas.max(best(&peak_loop(false, sums))? * (LANES * sums) as f64);
+        ops = ops.max(best(&simple_loop(sums))? * sums as f64);
     }
+    let latency = threads as f64 / best(&peak_loop(false, 1))?;
     let (mut read, mut waited) = (0f64, Vec::new());
     for streams in [false, true] {
         let code = compiler.function(&sweep_loop(streams))?;
@@ -124,6 +197,6 @@ pub fn measure(compiler: &Compiler, arena: &mut Arena, threads: usize) -> Result
         read = read.max(median(&mut rates));
         waited.extend(took.iter().map(|took| took.wall.as_secs_f64() / took.cpu.as_secs_f64()));
     }
-    let [dots, fmas] = peaks;
-    Ok((Limits { dots, fmas, read }, median(&mut waited)))
+    let barrier = barrier_seconds(threads);
+    Ok((Limits { dots, fmas, read, ops, latency, barrier }, median(&mut waited)))
 }

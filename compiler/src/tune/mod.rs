@@ -9,7 +9,7 @@ pub mod apply;
 mod arena;
 pub mod code;
 mod contest;
-mod cost;
+pub mod cost;
 pub mod limits;
 pub mod products;
 pub mod record;
@@ -27,6 +27,7 @@ use crate::target::CpuLevel;
 use crate::target::machine::Machine;
 use code::{CodeError, Compiler};
 use contest::Ended;
+use limits::Limits;
 use products::{Product, products};
 use search::Search;
 use std::collections::BTreeMap;
@@ -111,6 +112,16 @@ pub fn worth_measuring(plan: &Plan) -> Vec<Product> {
     let (bytes, adds) = (sum(|p| p.decode_bytes), sum(|p| p.multiply_adds));
     all.retain(|p| p.decode_bytes as f64 / bytes > LEAST_SHARE || p.multiply_adds as f64 / adds > LEAST_SHARE);
     all
+}
+
+/// The limits of this machine at `level` with `threads` threads, and whether other programs wanted the same cores meanwhile.
+///
+/// # Errors
+/// When this machine cannot run the level's code, or has no memory.
+pub fn limits_here(level: CpuLevel, threads: usize) -> Result<(Limits, bool), TuneError> {
+    let compiler = Compiler::new(level)?;
+    let workload = Workload::new(compiler, &Machine::this(), threads, &[])?;
+    Ok((workload.limits(), workload.waited() > MOST_WAITED))
 }
 
 /// Measures what is not yet in the record at the output, shape by shape, and writes the record after each.

@@ -14,6 +14,9 @@
 //! dots = 460e9
 //! fmas = 115e9
 //! read = 57e9
+//! ops = 15e9                        # this and the rest only predict; without them, what is usual
+//! latency = 1.1e-9                  # seconds
+//! barrier = 0.3e-6
 //!
 //! [[product]]                       # one for each shape
 //! format = "q4"
@@ -137,6 +140,9 @@ struct LimitsTable {
     dots: f64,
     fmas: f64,
     read: f64,
+    ops: Option<f64>,
+    latency: Option<f64>,
+    barrier: Option<f64>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -246,6 +252,9 @@ impl Record {
                 dots: self.limits.dots.round(),
                 fmas: self.limits.fmas.round(),
                 read: self.limits.read.round(),
+                ops: Some(self.limits.ops.round()),
+                latency: Some(self.limits.latency),
+                barrier: Some(self.limits.barrier),
             },
             product: self.products.iter().map(product).collect(),
         };
@@ -282,11 +291,14 @@ impl File {
             })?;
             features |= bit;
         }
-        for (key, value) in [("dots", self.limits.dots), ("fmas", self.limits.fmas), ("read", self.limits.read)] {
-            if !(value.is_finite() && value > 0.0) {
-                return Err((format!("limits.{key}"), format!("{value} is no rate; it must be above 0")));
+        let LimitsTable { dots, fmas, read, ops, latency, barrier } = self.limits;
+        let all = [("dots", dots), ("fmas", fmas), ("read", read)].map(|(key, value)| (key, Some(value)));
+        for (key, value) in all.into_iter().chain([("ops", ops), ("latency", latency), ("barrier", barrier)]) {
+            if let Some(value) = value.filter(|value| !(value.is_finite() && *value > 0.0)) {
+                return Err((format!("limits.{key}"), format!("{value} is no limit; it must be above 0")));
             }
         }
+        within("threads", self.threads, 1..=1 << 16)?;
         let mut products = BTreeMap::new();
         for (i, table) in self.product.iter().enumerate() {
             let (shape, found) = table.check().map_err(|(key, reason)| (format!("product[{i}].{key}"), reason))?;
@@ -295,8 +307,13 @@ impl File {
             }
         }
         let machine = Machine { cpu: self.machine.cpu, caches: self.machine.caches };
-        let LimitsTable { dots, fmas, read } = self.limits;
-        let limits = Limits { dots, fmas, read };
+        let usual = Limits::usual(dots, fmas, read, self.threads);
+        let limits = Limits {
+            ops: ops.unwrap_or(usual.ops),
+            latency: latency.unwrap_or(usual.latency),
+            barrier: barrier.unwrap_or(usual.barrier),
+            ..usual
+        };
         Ok(Record {
             source: String::new(),
             moec: self.moec,

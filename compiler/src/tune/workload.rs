@@ -82,7 +82,7 @@ impl Workload {
         let most = |bytes: &dyn Fn(&Product) -> usize| products.iter().map(bytes).max().unwrap_or(0);
         let one_block = most(&|p| EVEN_TILES * p.tile_bytes());
         let weights = (4 * machine.largest_cache()).clamp(128 << 20, 1 << 30).max(threads * one_block);
-        let activations = threads * most(&|p| rows(p) * activation_stride(p.shape));
+        let activations = (threads * most(&|p| rows(p) * activation_stride(p.shape))).max(4096);
         let results = most(&|p| rows(p) * p.stride.max(p.tiles * LANES * 4)) + threads * 64;
         let bytes = weights + activations + results;
         let no_memory = |source| NoMemory { bytes, source };

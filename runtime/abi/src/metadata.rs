@@ -54,6 +54,35 @@ pub struct WeightEntry {
     pub relative_rms_error: f64,
 }
 
+/// How often each expert of a model was chosen: written by a compiled model, read by the compiler.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpertStats {
+    /// [`ExpertStats::VERSION`].
+    pub version: u32,
+    /// Version of moec that counted.
+    pub moec: String,
+    /// Name of the model, as in [`Metadata`].
+    pub model: String,
+    /// Architecture, as there.
+    pub architecture: String,
+    /// Number of parameters, as there: with the names, what tells one model from another however it is quantized.
+    pub parameters: u64,
+    /// Experts of a layer.
+    pub experts: u32,
+    /// Experts for each token.
+    pub experts_per_token: u32,
+    /// Tokens that chose.
+    pub tokens: u64,
+    /// For each layer how often each expert was chosen.
+    pub counts: Vec<Vec<u64>>,
+}
+
+impl ExpertStats {
+    /// The version of this form.
+    pub const VERSION: u32 = 1;
+}
+
 /// Values recorded when the executable was built, recomputed by `selftest`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Golden {

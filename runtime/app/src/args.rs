@@ -140,6 +140,9 @@ pub struct RunArgs {
     /// Run even if the weights are larger than the memory, reading them from the disk again and again
     #[arg(long)]
     pub low_memory: bool,
+    /// Count how often each expert is chosen, and write it here as JSON at the end, for `moec build --expert-profile`
+    #[arg(long, value_name = "FILE")]
+    pub expert_stats: Option<PathBuf>,
 }
 
 /// Which tokens are left to draw from.

@@ -9,6 +9,7 @@
 mod args;
 mod commands;
 mod embedding;
+mod expert_stats;
 mod failure;
 mod interrupt;
 mod machine;

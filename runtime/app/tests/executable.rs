@@ -203,7 +203,7 @@ fn writes_logits_and_routes() {
     assert_eq!(fs::read_dir(model.dir.path()).unwrap().count(), 1, "temporary files are left");
     let dense = Model::new("fake-dense");
     let error = dense.failure(1, &["logits", "--tokens", "1", "-o", path.to_str().unwrap(), "--routes"]);
-    assert_eq!(error, "error: this model has no experts, so there are no routes to show\n");
+    assert_eq!(error, "error: this model has no experts, so there are no routes to show or count\n");
 }
 
 fn scores() {

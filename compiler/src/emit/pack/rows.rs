@@ -65,7 +65,10 @@ pub(crate) fn tile_rows(item: &PayloadItem, tile: usize) -> Vec<TileRows<'_>> {
             }
             found
         }
-        (Arrangement::Table | Arrangement::Vector | Arrangement::RopeTable { .. }, _) => {
+        (
+            Arrangement::Table | Arrangement::Vector | Arrangement::RopeTable { .. } | Arrangement::ExpertPlaces { .. },
+            _,
+        ) => {
             unreachable!("{} is not made of tiles", item.name)
         }
     };
@@ -112,6 +115,7 @@ mod tests {
             format: Format::F32,
             arrangement,
             experts: 1,
+            order: None,
             rows,
             columns: 8,
             row_heads,

@@ -97,7 +97,9 @@ fn pieces(items: &[PayloadItem]) -> Vec<Piece> {
 fn units(item: &PayloadItem) -> (usize, usize) {
     match item.arrangement {
         Arrangement::Tiles { .. } | Arrangement::GateUp { .. } => (item.padded_rows() / LANES, item.tile_bytes()),
-        Arrangement::Table | Arrangement::RopeTable { .. } => (item.rows, item.row_bytes()),
+        Arrangement::Table | Arrangement::RopeTable { .. } | Arrangement::ExpertPlaces { .. } => {
+            (item.rows, item.row_bytes())
+        }
         Arrangement::Vector => (1, round_up(item.k(), ROW_ALIGN) * 4),
     }
 }
@@ -109,13 +111,13 @@ impl Piece {
 
     /// Its place in the payload.
     fn offset(&self, item: &PayloadItem) -> u64 {
-        (item.offset + self.expert * item.expert_bytes() + self.range.start * units(item).1) as u64
+        (item.offset + item.place_of(self.expert) * item.expert_bytes() + self.range.start * units(item).1) as u64
     }
 
     /// The stored rows that it reads.
     fn sources<'a>(&self, item: &'a PayloadItem) -> Vec<(&'a str, Range<usize>)> {
         match item.arrangement {
-            Arrangement::RopeTable { .. } => Vec::new(),
+            Arrangement::RopeTable { .. } | Arrangement::ExpertPlaces { .. } => Vec::new(),
             Arrangement::Vector => vec![(item.name.as_str(), 0..1)],
             Arrangement::Table => vec![(item.name.as_str(), self.range.clone())],
             Arrangement::Tiles { .. } | Arrangement::GateUp { .. } => {
@@ -190,7 +192,7 @@ impl Shared<'_> {
     }
 
     fn encode(&self, item: &PayloadItem, piece: &Piece, scratch: &mut Scratch) -> Result<Loss, PackError> {
-        match item.arrangement {
+        match &item.arrangement {
             Arrangement::Tiles { .. } | Arrangement::GateUp { .. } if item.format.is_exact() => {
                 self.keep_tiles(item, piece, scratch)
             }
@@ -198,7 +200,14 @@ impl Shared<'_> {
             Arrangement::Table => self.encode_rows(item, piece, scratch, item.format),
             Arrangement::Vector => self.encode_vector(item, piece, scratch),
             Arrangement::RopeTable { sine } => {
-                rotary::encode(sine, &self.rotations, item.columns, piece.range.clone(), &mut scratch.out);
+                rotary::encode(*sine, &self.rotations, item.columns, piece.range.clone(), &mut scratch.out);
+                Ok(Loss::default())
+            }
+            Arrangement::ExpertPlaces { places } => {
+                let rows = places[piece.range.clone()].iter().flatten();
+                for (bytes, place) in scratch.out.chunks_exact_mut(4).zip(rows) {
+                    bytes.copy_from_slice(&place.to_le_bytes());
+                }
                 Ok(Loss::default())
             }
         }
@@ -332,7 +341,7 @@ impl Shared<'_> {
 fn describe(item: &PayloadItem) -> Packed {
     let (count, bytes) = units(item);
     let weights = match item.arrangement {
-        Arrangement::RopeTable { .. } => 0,
+        Arrangement::RopeTable { .. } | Arrangement::ExpertPlaces { .. } => 0,
         Arrangement::Vector => item.columns,
         Arrangement::Table | Arrangement::Tiles { .. } | Arrangement::GateUp { .. } => {
             item.experts * item.rows * item.columns

@@ -13,9 +13,11 @@ mod selftest;
 mod tokenize;
 
 use crate::args::{Cli, Command, Ids, RunArgs};
+use crate::expert_stats::StatsFile;
 use crate::failure::{Failure, Result};
 use moec_abi::ModelDescriptor;
 use moec_runtime::{Descriptor, Model, Options, PayloadSource, PoolOptions, Session};
+use std::cell::RefCell;
 use std::ffi::c_int;
 use std::io::Read;
 use std::sync::Arc;
@@ -27,6 +29,8 @@ pub(crate) struct Context {
     pub descriptor: Descriptor,
     /// Where the weights are.
     pub payload: PayloadSource,
+    /// Where the counts of experts go when the command is done.
+    stats: RefCell<Option<StatsFile>>,
 }
 
 /// Runs the command; returns the exit status.
@@ -36,32 +40,45 @@ pub(crate) struct Context {
 pub(crate) unsafe fn dispatch(cli: &Cli, model: *const ModelDescriptor, payload: PayloadSource) -> Result<c_int> {
     // SAFETY: the caller vouches for the descriptor.
     let descriptor = unsafe { Descriptor::new(model) }?;
-    let context = Context { descriptor, payload };
+    let context = Context { descriptor, payload, stats: RefCell::new(None) };
+    let done = run(&context, cli);
+    // What was counted before a command failed or was interrupted was counted all the same; the first failure is the one to tell.
+    let written = context.stats.take().map_or(Ok(()), StatsFile::write);
+    done.and_then(|status| written.map(|()| status))
+}
+
+fn run(context: &Context, cli: &Cli) -> Result<c_int> {
+    let descriptor = context.descriptor;
     match &cli.command {
-        Command::Generate(args) => generate::run(&context, args),
-        Command::Chat(args) => chat::run(&context, args).map(|()| 0),
+        Command::Generate(args) => generate::run(context, args),
+        Command::Chat(args) => chat::run(context, args).map(|()| 0),
         Command::Serve(args) => {
             // The scheduler's thread does the work here; it confines itself to a core.
             crate::serve::run(descriptor, &context.options(&args.run), args).map(|()| 0)
         }
-        Command::Embed(args) => embed::run(&context, args).map(|()| 0),
-        Command::Logits(args) => logits::run(&context, args).map(|()| 0),
+        Command::Embed(args) => embed::run(context, args).map(|()| 0),
+        Command::Logits(args) => logits::run(context, args).map(|()| 0),
         Command::Score(args) => match (&args.answers, &args.choices) {
-            (Some(file), _) => answers::run(&context, args, file).map(|()| 0),
-            (None, Some(file)) => choices::run(&context, args, file).map(|()| 0),
-            (None, None) => score::run(&context, args).map(|()| 0),
+            (Some(file), _) => answers::run(context, args, file).map(|()| 0),
+            (None, Some(file)) => choices::run(context, args, file).map(|()| 0),
+            (None, None) => score::run(context, args).map(|()| 0),
         },
-        Command::Tokenize(args) => tokenize::run(&context, args).map(|()| 0),
-        Command::Bench(args) => bench::run(&context, args).map(|()| 0),
-        Command::Info(args) => info::run(&context, args).map(|()| 0),
-        Command::Selftest(args) => selftest::run(&context, args).map(|()| 0),
+        Command::Tokenize(args) => tokenize::run(context, args).map(|()| 0),
+        Command::Bench(args) => bench::run(context, args).map(|()| 0),
+        Command::Info(args) => info::run(context, args).map(|()| 0),
+        Command::Selftest(args) => selftest::run(context, args).map(|()| 0),
     }
 }
 
 impl Context {
     /// Opens the model for a process whose main thread does the work.
     fn open(&self, args: &RunArgs) -> Result<Arc<Model>> {
-        Ok(Model::open(self.descriptor, &self.options(args))?)
+        let stats = args.expert_stats.as_deref().map(StatsFile::check).transpose()?;
+        let model = Model::open(self.descriptor, &self.options(args))?;
+        if let Some(stats) = stats {
+            self.stats.replace(Some(stats.start(&model)?));
+        }
+        Ok(model)
     }
 
     /// How to open the model on a thread that does the work.

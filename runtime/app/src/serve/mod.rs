@@ -26,6 +26,7 @@ mod texts;
 mod tools;
 
 use crate::args::service::Serve;
+use crate::expert_stats::StatsFile;
 use crate::failure::{Failure, Result};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{StatusCode, header::AUTHORIZATION};
@@ -57,6 +58,7 @@ pub(crate) fn run(descriptor: Descriptor, options: &Options, args: &Serve) -> Re
         };
         Failure::Refused(format!("cannot listen on {host}:{port}: {source}{remedy}"))
     })?;
+    let stats = args.run.expert_stats.as_deref().map(StatsFile::check).transpose()?;
     let metrics = Metrics::new();
     let page_bytes = descriptor.page_bytes;
     let limits = Limits {
@@ -68,6 +70,7 @@ pub(crate) fn run(descriptor: Descriptor, options: &Options, args: &Serve) -> Re
         ..Limits::default()
     };
     let scheduler = Scheduler::start(descriptor, options, &limits, metrics.observer())?;
+    let stats = stats.map(|file| file.start(scheduler.model())).transpose()?;
     let context = args.context.map_or(scheduler.context(), |context| (context as usize).min(scheduler.context()));
     let name = args.model_name.clone().unwrap_or_else(|| scheduler.model().metadata().name.clone());
     let server = Arc::new(Server::new(scheduler, metrics, name, args.api_key.clone(), context));
@@ -93,7 +96,7 @@ pub(crate) fn run(descriptor: Descriptor, options: &Options, args: &Serve) -> Re
     runtime.block_on(connection::serve(listener, app.0, scheduler, limits, ready))?;
     // Whatever is left belongs to clients that did not read; nothing waits for them.
     runtime.shutdown_background();
-    Ok(())
+    stats.map_or(Ok(()), StatsFile::write)
 }
 
 /// All routes, and the state behind them.

@@ -1,0 +1,98 @@
+//! A report for a terminal.
+//!
+//! What is known of every build comes first, in lines that begin with a word, as scripts read them; predictions and measurements follow as tables.
+//! Deliberately absent: what takes more than a screen (the other forms have it).
+
+use super::page::{self, Align, Table};
+use super::units::{plural, seconds};
+use super::{Program, Report};
+use indicatif::HumanBytes;
+use std::fmt::Write as _;
+
+/// The text, without a newline at its end.
+pub fn text(report: &Report) -> String {
+    let mut text = String::new();
+    for line in &report.repacked {
+        let _ = writeln!(text, "{line}");
+    }
+    let _ = writeln!(
+        text,
+        "{:<10} {:<6} {:>15} {:>12} {:>6}  relative RMS error",
+        "weights", "as", "number", "size", "bits"
+    );
+    for w in &report.weights {
+        let (size, bits) = (HumanBytes(w.bytes).to_string(), 8.0 * w.bytes as f64 / w.count as f64);
+        let error = match &w.error {
+            None => "not known: not packed yet".to_string(),
+            Some(loss) if loss.relative_rms == 0.0 => "none".to_string(),
+            Some(loss) => format!("{:.2} %", 100.0 * loss.relative_rms),
+        };
+        let _ = writeln!(text, "{:<10} {:<6} {:>15} {size:>12} {bits:>6.2}  {error}", w.role, w.layout, w.count);
+    }
+    let million = |n: u64| format!("{:.1} M", n as f64 / 1e6);
+    let (token, memory) = (&report.token, &report.memory);
+    let _ = writeln!(
+        text,
+        "a token    reads {} of weights; {} multiply-adds, and {} for its logits",
+        HumanBytes(token.weight_bytes),
+        million(token.multiply_adds),
+        million(token.multiply_adds_per_logit_row)
+    );
+    let _ = writeln!(
+        text,
+        "memory     {} shared and {} for each thread; {} of KV cache for {} tokens",
+        HumanBytes(memory.scratch),
+        HumanBytes(memory.thread_scratch),
+        HumanBytes(memory.page),
+        memory.page_tokens
+    );
+    for level in &report.levels {
+        let told = [("one token", &level.decode), ("many", &level.batch)].map(|(what, program)| {
+            let Program { stages, barriers, kernels, .. } = program;
+            format!("{what} in {stages} stages, {barriers} barriers, {kernels} kernels")
+        });
+        let _ = writeln!(text, "code       {}: {}", level.name, told.join("; "));
+    }
+    for level in &report.levels {
+        for (what, program) in [("decode", &level.decode), ("prefill", &level.batch)] {
+            if let Some(step) = program.step {
+                let rate = step.tokens as f64 / step.seconds;
+                let tokens = plural(step.tokens, "token");
+                let _ = writeln!(
+                    text,
+                    "expected   {}: {what} of {tokens} in {}, {rate:.1} tokens/s",
+                    level.name,
+                    seconds(step.seconds)
+                );
+            }
+        }
+    }
+    if let Some(output) = &report.output {
+        let _ = writeln!(text, "written    {}", HumanBytes(output.bytes));
+    }
+    if let Some(comparison) = &report.measured {
+        let _ = writeln!(text, "\n{}", page::told(report, comparison));
+        for (phase, what) in [(&comparison.decode, "decode"), (&comparison.prefill, "prefill")] {
+            let _ = write!(text, "\n{}", columns(&page::compared(phase, what)));
+        }
+    }
+    text.truncate(text.trim_end().len());
+    text
+}
+
+/// A table in columns.
+fn columns(table: &Table) -> String {
+    let rows =
+        || std::iter::once(table.columns.iter().map(|(name, _)| name.to_string()).collect()).chain(table.rows.clone());
+    let width = |i: usize| rows().map(|row: Vec<String>| row[i].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..table.columns.len()).map(width).collect();
+    let mut text = String::new();
+    for row in rows() {
+        let cells = row.iter().zip(&widths).zip(&table.columns).map(|((cell, &width), (_, align))| match align {
+            Align::Left => format!("{cell:<width$}"),
+            Align::Right => format!("{cell:>width$}"),
+        });
+        let _ = writeln!(text, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+    }
+    text
+}
