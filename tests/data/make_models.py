@@ -34,6 +34,14 @@ MODELS = {
     "olmoe-a": ("Olmoe", dict(num_experts=8, num_experts_per_tok=2, norm_topk_prob=False, rms_norm_eps=1e-5)),
     # fused projections, a window
     "phi3-a": ("Phi3", dict(sliding_window=6, original_max_position_embeddings=256, pad_token_id=0)),
+    # LongRoPE in a sequence that is long from the prompt on
+    "phi3-long": ("Phi3", dict(original_max_position_embeddings=16, pad_token_id=0, rope_scaling=dict(
+        rope_type="longrope", rope_theta=10000.0, short_factor=[1.0, 1.1, 1.3, 1.6, 2.0, 2.5, 3.0, 4.0],
+        long_factor=[1.05, 1.5, 2.0, 3.0, 5.0, 8.0, 12.0, 16.0]))),
+    # 12 of the 16 elements of a head are rotated; LongRoPE in a short sequence, with an amplitude of its own
+    "phi3-partial": ("Phi3", dict(original_max_position_embeddings=256, pad_token_id=0, partial_rotary_factor=0.75, rope_scaling=dict(
+        rope_type="longrope", rope_theta=10000.0, partial_rotary_factor=0.75, attention_factor=1.2, factor=2.0,
+        short_factor=[1.0, 1.2, 1.5, 1.9, 2.4, 3.0], long_factor=[2.0, 3.0, 4.0, 5.0, 6.0, 7.0]))),
     # every bias that Llama can have; dynamic rope
     "llama-biases": ("Llama", dict(attention_bias=True, mlp_bias=True, head_dim=20,
                                    rope_scaling={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0})),

@@ -13,7 +13,7 @@ struct Blocks {
 }
 
 /// By name.
-const TYPES: [(&str, Blocks); 10] = [
+const TYPES: [(&str, Blocks); 13] = [
     ("Q8_0", Blocks { kind: 8, elements: 32, bytes: 34, factors: &[(0, 0.0008)] }),
     ("Q5_0", Blocks { kind: 6, elements: 32, bytes: 22, factors: &[(0, 0.006)] }),
     ("Q5_1", Blocks { kind: 7, elements: 32, bytes: 24, factors: &[(0, 0.006), (2, -0.09)] }),
@@ -24,6 +24,9 @@ const TYPES: [(&str, Blocks); 10] = [
     ("IQ4_NL", Blocks { kind: 20, elements: 32, bytes: 18, factors: &[(0, 0.0012)] }),
     ("MXFP4", Blocks { kind: 39, elements: 32, bytes: 17, factors: &[] }),
     ("Q6_K", Blocks { kind: 14, elements: 256, bytes: 210, factors: &[(208, 0.00004)] }),
+    ("Q3_K", Blocks { kind: 11, elements: 256, bytes: 110, factors: &[(108, 0.001)] }),
+    ("Q2_K", Blocks { kind: 10, elements: 256, bytes: 84, factors: &[(80, 0.004), (82, 0.006)] }),
+    ("IQ4_XS", Blocks { kind: 23, elements: 256, bytes: 136, factors: &[(0, 0.00006)] }),
 ];
 
 /// Names of the types that [`mixtral`] makes.

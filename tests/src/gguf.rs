@@ -236,6 +236,20 @@ pub fn numbers(model: &Model, weight: &str) -> (Vec<usize>, Vec<f32>) {
     (shape, values)
 }
 
+/// All numbers of a weight, of heads that are rotated in part the rotated rows first, as everyone but moec has them.
+fn stored_order(model: &Model, weight: &str) -> (Vec<usize>, Vec<f32>) {
+    let (shape, values) = numbers(model, weight);
+    let last = weight.rsplit('.').next().unwrap_or(weight);
+    let Some(rotated) = model.config.rope.rotated.filter(|_| matches!(last, "q" | "k")) else { return (shape, values) };
+    let (half, columns) = (model.config.head_dim / 2, shape[1]);
+    let turned = rotated / 2;
+    let order: Vec<usize> =
+        [0..turned, half..half + turned, turned..half, half + turned..2 * half].into_iter().flatten().collect();
+    let head =
+        |head: &[f32]| order.iter().flat_map(|row| head[row * columns..][..columns].to_vec()).collect::<Vec<f32>>();
+    (shape, values.chunks(2 * half * columns).flat_map(head).collect())
+}
+
 /// A model directory, converted. Norms, biases and routers are f32, as llama.cpp writes them.
 ///
 /// # Panics
@@ -264,21 +278,31 @@ pub fn convert(model: &Model, kind: Kind) -> Gguf {
     put("attention.key_length", number(config.head_dim));
     put("attention.value_length", number(config.head_dim));
     put("attention.layer_norm_rms_epsilon", Value::F32(config.norm_eps));
-    put("rope.dimension_count", number(config.head_dim));
+    put("rope.dimension_count", number(config.rope.rotated.unwrap_or(config.head_dim)));
     put("rope.freq_base", Value::F32(config.rope.theta as f32));
     if let Some(window) = config.sliding_window.filter(|_| arch == "phi3") {
         put("attention.sliding_window", number(window));
     }
-    match config.rope.scaling {
+    let mut divisors: Vec<(&str, &[f32])> = Vec::new();
+    match &config.rope.scaling {
         RopeScaling::None => {}
+        RopeScaling::Long { short, long, original_context, attention_factor } => {
+            put("rope.scaling.original_context_length", number(*original_context));
+            // What the lengths give is left out: an f32 does not hold it.
+            let longer = (config.context as f64 / *original_context as f64).ln() / (*original_context as f64).ln();
+            if *attention_factor != (1.0 + longer).sqrt() {
+                put("rope.scaling.attn_factor", Value::F32(*attention_factor as f32));
+            }
+            divisors.extend([("rope_factors_short.weight", &short[..]), ("rope_factors_long.weight", &long[..])]);
+        }
         RopeScaling::Linear { factor } => {
             put("rope.scaling.type", Value::Text("linear".into()));
-            put("rope.scaling.factor", Value::F32(factor as f32));
+            put("rope.scaling.factor", Value::F32(*factor as f32));
         }
         RopeScaling::Yarn { factor, original_context, .. } => {
             put("rope.scaling.type", Value::Text("yarn".into()));
-            put("rope.scaling.factor", Value::F32(factor as f32));
-            put("rope.scaling.original_context_length", number(original_context));
+            put("rope.scaling.factor", Value::F32(*factor as f32));
+            put("rope.scaling.original_context_length", number(*original_context));
         }
         RopeScaling::Llama3 { .. } | RopeScaling::Divided { .. } => panic!("divisors are a tensor: not converted"),
     }
@@ -291,12 +315,16 @@ pub fn convert(model: &Model, kind: Kind) -> Gguf {
         }
     }
     tokenizer(&mut file, model);
+    for (name, numbers) in divisors {
+        let bytes = numbers.iter().flat_map(|x| x.to_le_bytes()).collect();
+        file.tensors.push(Tensor { name: name.into(), kind: 0, shape: vec![numbers.len()], bytes });
+    }
     let interleaved = arch == "llama";
     for weight in model.tensors.names() {
         if weight == "output" && model.tensors.is_tied() {
             continue;
         }
-        let (mut shape, mut values) = numbers(model, weight);
+        let (mut shape, mut values) = stored_order(model, weight);
         let mut stored = name(weight);
         if arch == "phi3" && weight.starts_with("layers.") {
             // q, k and v are one tensor, gate and up another.
@@ -308,7 +336,7 @@ pub fn convert(model: &Model, kind: Kind) -> Gguf {
                 _ => &[],
             };
             for other in more {
-                let (other_shape, other) = numbers(model, &format!("{path}.{other}"));
+                let (other_shape, other) = stored_order(model, &format!("{path}.{other}"));
                 shape[0] += other_shape[0];
                 values.extend(other);
             }

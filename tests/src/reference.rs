@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use moec::emit::pack::{Stored, float_rows, frequencies, quantized_rows};
+use moec::emit::pack::{Rotation, Stored, float_rows, quantized_rows, rotations};
 use moec::import::{self, Model};
 use moec::plan::layout::{Format, Scales};
 use moec_ir::graph::eval::{Numbers, WeightSource};
@@ -52,15 +52,14 @@ fn f32s(bytes: &[u8]) -> Vec<f32> {
 #[derive(Debug)]
 pub struct ModelWeights<'a> {
     model: &'a Model,
-    frequencies: Vec<f64>,
-    amplitude: f64,
+    rotations: Vec<Rotation>,
 }
 
 impl<'a> ModelWeights<'a> {
     /// Of this model.
     pub fn new(model: &'a Model) -> ModelWeights<'a> {
-        let rope = &model.config.rope;
-        ModelWeights { model, frequencies: frequencies(rope, model.config.head_dim), amplitude: rope.amplitude() }
+        let config = &model.config;
+        ModelWeights { model, rotations: rotations(&config.rope, config.head_dim, config.context) }
     }
 }
 
@@ -90,10 +89,8 @@ impl WeightSource for ModelWeights<'_> {
     }
 
     fn rotation(&self, position: usize, cos: &mut [f32], sin: &mut [f32]) {
-        for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(&self.frequencies) {
-            let angle = position as f64 * frequency;
-            *cos = (self.amplitude * angle.cos()) as f32;
-            *sin = (self.amplitude * angle.sin()) as f32;
+        for ((cos, sin), rotation) in cos.iter_mut().zip(sin).zip(&self.rotations) {
+            (*cos, *sin) = rotation.at(position);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use moec::import::build_graph;
 use moec::passes::QuantConfig;
-use moec_ir::graph::eval::{Evaluator, KvType, Outputs};
+use moec_ir::graph::eval::{Evaluator, KvType, Outputs, Routes};
 use moec_ir::graph::{Graph, Mode, parse, parse_with_lines, verify};
 use moec_tests::reference::{GoldenStates, ModelWeights, open};
 use moec_tests::{Golden, filetest, models};
@@ -286,4 +286,32 @@ proptest! {
 
 fn bits(outputs: &Outputs) -> Vec<u32> {
     outputs.logits.iter().flatten().map(|x| x.to_bits()).collect()
+}
+
+/// Experts that are forced are those that are computed with; the choice of the routers itself changes nothing, and what no router can choose is refused.
+#[test]
+fn experts_can_be_forced() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/models/mixtral-a");
+    let model = open(&directory);
+    let graph = build_graph(&model.config, &model.tensors, Mode::Batch);
+    let weights = ModelWeights::new(&model);
+    let run = |forced: Option<Vec<Routes>>| {
+        let mut evaluator = Evaluator::new(&graph, &weights, 3, KvType::F32).expect("the model has its weights");
+        if let Some(routes) = forced {
+            evaluator.force(routes);
+        }
+        evaluator.step(&[5, 6, 7], &[0, 1, 2], &[2])
+    };
+    let free = run(None).expect("the step fits");
+    assert_eq!(run(Some(free.routes.clone())), Ok(free.clone()));
+    let mut other = free.routes.clone();
+    let spare = (0..8).find(|expert| !other[0].experts[2].contains(expert)).expect("experts that were not chosen");
+    other[0].experts[2][1] = spare;
+    let forced = run(Some(other.clone())).expect("the step fits");
+    assert_eq!(forced.routes[0].experts, other[0].experts);
+    assert_ne!(forced.logits, free.logits);
+    other[0].experts[2][1] = 8;
+    assert!(run(Some(other.clone())).is_err(), "there are 8 experts");
+    other.pop();
+    assert!(run(Some(other)).is_err(), "a router without experts");
 }

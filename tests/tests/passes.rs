@@ -198,7 +198,7 @@ fn mixtral_8x7b_shrinks_to_half() {
         output_bias: false,
         ffn_bias: false,
         head_norm: None,
-        rope: Rope { theta: 1e6, scaling: RopeScaling::None },
+        rope: Rope { theta: 1e6, rotated: None, scaling: RopeScaling::None },
         packing: None,
         tied: false,
         bos_token_id: Some(1),

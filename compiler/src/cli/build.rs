@@ -35,8 +35,8 @@ pub struct BuildOptions {
     ///
     /// Roles: embedding, norm, attention, router, experts, ffn, output. One layout without a role is for all others. Embedding and
     /// router are never quantized: they cost no time. With none, weights that are stored in blocks of integers keep their codes and scales to the
-    /// bit (GGUF's Q8_0, Q5_0, Q5_1, Q5_K, Q4_0, Q4_1, Q4_K, IQ4_NL and MXFP4; GPTQ and AWQ with f16 scales for whole groups of 128); of other
-    /// types they become q8, and the build says so. Embedding and router are then f32, which holds all. q4 alone means experts=q4,ffn=q4,attention=q8,output=q8, which loses far less than 4 bits for all.
+    /// bit (all types of GGUF that moec reads; GPTQ and AWQ with f16 scales for whole groups of 128), the embedding too; FP8 and other groups become
+    /// q8, and the build says so. Routers are then f32, which holds all. q4 alone means experts=q4,ffn=q4,attention=q8,output=q8, which loses far less than 4 bits for all.
     #[arg(long, value_name = "LAYOUT|ROLE=LAYOUT,…", default_value = "q8")]
     quant: QuantConfig,
     /// Element type of the KV cache

@@ -135,8 +135,14 @@ impl ModelConfig {
             Some(key) => config.boolean(key)?.some().unwrap_or(false),
             None => false,
         };
-        let rope = rope::parse(config, defaults.theta, context)?;
+        let head_dim = head_dim(config, description, hidden, heads)?;
+        let rope = rope::parse(config, description, context, head_dim)?;
         let context = rope.context(context);
+        let packing = packed::parse(config)?;
+        if let (Some(rotated), Some(_)) = (rope.rotated, &packing) {
+            let found = format!("{rotated} of {head_dim} elements of a head");
+            return Err(config.unsupported("partial_rotary_factor", found, "1.0 for weights that are quantized"));
+        }
         Ok(ModelConfig {
             architecture,
             vocab,
@@ -145,7 +151,7 @@ impl ModelConfig {
             layers,
             heads,
             kv_heads,
-            head_dim: head_dim(config, description, hidden, heads)?,
+            head_dim,
             experts: experts(config, description)?,
             norm_eps: config.positive("rms_norm_eps", 1.0)?.some().unwrap_or(defaults.norm_eps) as f32,
             context,
@@ -156,7 +162,7 @@ impl ModelConfig {
             ffn_bias,
             head_norm: description.head_norm,
             rope,
-            packing: packed::parse(config)?,
+            packing,
             tied: config.boolean("tie_word_embeddings")?.some().unwrap_or(false),
             bos_token_id: bos_token_id(config, vocab)?.unwrap_or(defaults.bos.filter(|&id| (id as usize) < vocab)),
             eos_token_ids: eos_token_ids(config, vocab)?

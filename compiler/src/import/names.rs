@@ -27,8 +27,48 @@ pub(crate) struct Part {
     pub(crate) stored_shape: Vec<usize>,
     /// Rows of the tensor before this piece, those of earlier experts included.
     pub(crate) skip: usize,
-    /// The size of the heads whose rotary halves lie interleaved, row by row, instead of one after the other.
-    pub(crate) interleaved: Option<usize>,
+    /// In which order the rows of a head lie, if it is not that of moec.
+    pub(crate) order: Option<HeadOrder>,
+}
+
+/// An order of the rows of heads of q and k that is not moec's, in which the two halves of what is rotated, each with as many rows that are not, follow one
+/// another.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum HeadOrder {
+    /// The two halves lie interleaved: first of the first half, first of the second, …
+    Interleaved {
+        /// Rows of a head.
+        head_dim: usize,
+    },
+    /// What is rotated comes first, then what is not.
+    Partial {
+        /// Rows of a head.
+        head_dim: usize,
+        /// Rows of it that are rotated.
+        rotated: usize,
+    },
+}
+
+impl HeadOrder {
+    /// Rows of a head.
+    pub(crate) fn head_dim(self) -> usize {
+        match self {
+            HeadOrder::Interleaved { head_dim } | HeadOrder::Partial { head_dim, .. } => head_dim,
+        }
+    }
+
+    /// Where row `i` of all heads lies.
+    pub(crate) fn place(self, i: usize) -> usize {
+        let (head, within) = (i / self.head_dim(), i % self.head_dim());
+        let half = self.head_dim() / 2;
+        let (second, place) = (within / half, within % half);
+        let within = match self {
+            HeadOrder::Interleaved { .. } => 2 * place + second,
+            HeadOrder::Partial { rotated, .. } if place < rotated / 2 => second * (rotated / 2) + place,
+            HeadOrder::Partial { rotated, .. } => rotated + second * (half - rotated / 2) + place - rotated / 2,
+        };
+        head * self.head_dim() + within
+    }
 }
 
 /// Who named the tensors.
@@ -161,11 +201,15 @@ const GGUF: &[Row] = &[
 /// The divisors of rotary frequencies in a GGUF file.
 pub(crate) const GGUF_ROPE_DIVISORS: &str = "rope_freqs.weight";
 
+/// The tensors with those of LongRoPE: for short sequences and for long ones.
+pub(crate) const GGUF_LONG_DIVISORS: [&str; 2] = ["rope_factors_short.weight", "rope_factors_long.weight"];
+
 /// Whether a stored tensor belongs to no weight on purpose: rotary frequencies, which follow from the configuration, and in `packed` models
 /// the scales of activations, which moec finds anew for each row.
 pub(crate) fn is_ignored(stored: &str, packed: bool) -> bool {
     let scale = || ["input_scale", "k_scale", "v_scale", "output_scale"].iter().any(|name| stored.ends_with(name));
-    stored.ends_with("rotary_emb.inv_freq") || stored == GGUF_ROPE_DIVISORS || (packed && scale())
+    let rotary = stored == GGUF_ROPE_DIVISORS || GGUF_LONG_DIVISORS.contains(&stored);
+    stored.ends_with("rotary_emb.inv_freq") || rotary || (packed && scale())
 }
 
 /// Every weight that a layer needs, without the layer's name, and its shape, in the order in which a step reads them.
@@ -232,7 +276,7 @@ pub(crate) fn for_each_slot<E>(
         table: if naming == Naming::Gguf { GGUF } else { HUGGING_FACE },
         weights: &weights,
         module: description.moe_module,
-        interleaved: (naming == Naming::Gguf && description.interleaved_in_gguf).then_some(config.head_dim),
+        order: head_order(config, naming),
         stored,
     };
     slot(scheme.slot("embed", None, vec![vocab, hidden]))?;
@@ -249,13 +293,24 @@ pub(crate) fn for_each_slot<E>(
     slot(output)
 }
 
+/// The order in which a model's files have the rows of q and k.
+fn head_order(config: &ModelConfig, naming: Naming) -> Option<HeadOrder> {
+    let head_dim = config.head_dim;
+    let interleaved = naming == Naming::Gguf && config.architecture.description().interleaved_in_gguf;
+    match config.rope.rotated {
+        None => interleaved.then_some(HeadOrder::Interleaved { head_dim }),
+        // No architecture has both.
+        Some(rotated) => Some(HeadOrder::Partial { head_dim, rotated }),
+    }
+}
+
 struct Scheme<'a> {
     table: &'static [Row],
     /// Shapes of a layer's weights.
     weights: &'a [(&'static str, Vec<usize>)],
     /// The module in which the experts are expected.
     module: &'static str,
-    interleaved: Option<usize>,
+    order: Option<HeadOrder>,
     stored: &'a dyn Fn(&str) -> Option<Vec<usize>>,
 }
 
@@ -303,7 +358,7 @@ impl Scheme<'_> {
                 (before, weights.iter().filter_map(rows_of).sum())
             }
         };
-        let interleaved = self.interleaved.filter(|_| matches!(weight, "q" | "k" | "q_bias" | "k_bias"));
+        let order = self.order.filter(|_| matches!(weight, "q" | "k" | "q_bias" | "k_bias"));
         let mut stored_shape = shape.to_vec();
         let axis = stored_shape.len().saturating_sub(2);
         stored_shape[axis] = all;
@@ -315,7 +370,7 @@ impl Scheme<'_> {
             stored: template.replace("{expert}", &expert.to_string()),
             stored_shape: stored_shape.clone(),
             skip: before + if each { 0 } else { expert * all },
-            interleaved,
+            order,
         };
         (0..experts).map(part).collect()
     }
@@ -325,4 +380,19 @@ impl Scheme<'_> {
 pub(crate) fn same_shape(a: &[usize], b: &[usize]) -> bool {
     let significant = |shape: &[usize]| -> Vec<usize> { shape.iter().copied().skip_while(|&n| n == 1).collect() };
     significant(a) == significant(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_heads_are_found_in_other_orders() {
+        let places = |order: HeadOrder| (0..16).map(|i| order.place(i)).collect::<Vec<_>>();
+        let interleaved = HeadOrder::Interleaved { head_dim: 8 };
+        assert_eq!(places(interleaved), [0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15]);
+        // Four rotated ones, of which two make a half; then four that are not.
+        let partial = HeadOrder::Partial { head_dim: 8, rotated: 4 };
+        assert_eq!(places(partial), [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]);
+    }
 }

@@ -301,7 +301,7 @@ impl Packed {
                 let bytes = shards[self.scales.shard].bytes(at..at + 2);
                 let factor = u16::from_le_bytes([bytes[0], bytes[1]]);
                 let zero = self.zero(shards, zeros, by_rows, index, row) + zero;
-                *scale = BlockScale { scale: factor, offset: factor, steps: [1, zero] };
+                *scale = BlockScale { scale: factor, offset: factor, steps: [[1, zero], [0; 2]] };
             }
         }
     }

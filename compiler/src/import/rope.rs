@@ -3,15 +3,19 @@
 //! The rules are those of transformers (`modeling_rope_utils.py`): a non-empty `rope_scaling` (the old key) replaces `rope_parameters` (the new
 //! one); either may hold theta. Deliberately absent: the frequencies ([`crate::emit::pack`] computes them).
 
+use super::architecture::Description;
 use super::config::MAX_CONTEXT;
 use super::error::ImportError;
-use super::json::{Field, Object, quote};
+use super::json::{Field, Object, describe, quote};
+use serde_json::Value;
 
 /// Rotary position embedding.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Rope {
     /// Base of the frequencies.
     pub theta: f64,
+    /// Elements of a head that are rotated, the first of its halves and of the whole head: an even number. All without.
+    pub rotated: Option<usize>,
     /// How the frequencies are changed for long contexts.
     pub scaling: RopeScaling,
 }
@@ -53,6 +57,19 @@ pub enum RopeScaling {
         /// Whether the ends of the ramp are rounded to whole pairs.
         truncate: bool,
     },
+    /// LongRoPE (<https://arxiv.org/abs/2402.13753>): the frequency of each pair has a divisor of its own, one for sequences up to
+    /// `original_context` and another for longer ones; and rotated vectors are longer. transformers changes from one to the other in the middle of a
+    /// sequence, when keys of the one are in the cache; moec, as llama.cpp, takes those of the longest sequence that it compiles for.
+    Long {
+        /// For each rotated pair of a head, for sequences up to `original_context`.
+        short: Vec<f32>,
+        /// For longer ones.
+        long: Vec<f32>,
+        /// The context (tokens) that the model was first trained with.
+        original_context: usize,
+        /// What cosines and sines are multiplied by.
+        attention_factor: f64,
+    },
     /// The frequency of each pair has a divisor of its own (GGUF files of Llama 3.1 and later have them in a tensor).
     Divided {
         /// For each pair of a head.
@@ -64,7 +81,7 @@ impl Rope {
     /// What cosines and sines are multiplied by.
     pub fn amplitude(&self) -> f64 {
         match self.scaling {
-            RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+            RopeScaling::Yarn { attention_factor, .. } | RopeScaling::Long { attention_factor, .. } => attention_factor,
             RopeScaling::None
             | RopeScaling::Linear { .. }
             | RopeScaling::Llama3 { .. }
@@ -81,6 +98,7 @@ impl Rope {
             RopeScaling::None
             | RopeScaling::Linear { .. }
             | RopeScaling::Llama3 { .. }
+            | RopeScaling::Long { .. }
             | RopeScaling::Divided { .. } => context,
         }
     }
@@ -89,8 +107,14 @@ impl Rope {
 /// Largest number that is taken for honest.
 const MAX: f64 = 1e18;
 
-/// Reads rotary embedding for a model of `context` tokens.
-pub(crate) fn parse(config: Object, default_theta: f64, context: usize) -> Result<Rope, ImportError> {
+/// Reads rotary embedding for a model of `context` tokens, and heads of `head_dim` elements.
+pub(crate) fn parse(
+    config: Object,
+    description: &Description,
+    context: usize,
+    head_dim: usize,
+) -> Result<Rope, ImportError> {
+    let default_theta = description.defaults.theta;
     let old = config.object("rope_scaling")?.some().filter(|map| !map.is_empty());
     let new = config.object("rope_parameters")?.some();
     let (key, parameters) = match (old, new) {
@@ -99,16 +123,17 @@ pub(crate) fn parse(config: Object, default_theta: f64, context: usize) -> Resul
         (None, None) => ("", None),
     };
     let outer_theta = config.positive("rope_theta", MAX)?.some();
-    partial_rotary(config)?;
+    let outer_rotated = partial_rotary(config, description, head_dim)?;
     let Some(map) = parameters else {
-        return Ok(Rope { theta: outer_theta.unwrap_or(default_theta), scaling: RopeScaling::None });
+        let theta = outer_theta.unwrap_or(default_theta);
+        return Ok(Rope { theta, rotated: outer_rotated, scaling: RopeScaling::None });
     };
     let prefix = format!("{key}.");
     let parameters = Object { path: config.path, prefix: &prefix, map };
     if let Some((kind, _)) = map.iter().find(|(_, value)| value.is_object()) {
         return Err(parameters.unsupported(kind, "an object", "one rotary embedding for all layers"));
     }
-    partial_rotary(parameters)?;
+    let rotated = partial_rotary(parameters, description, head_dim)?.or(outer_rotated);
     let theta = parameters.positive("rope_theta", MAX)?.some().or(outer_theta).unwrap_or(default_theta);
     let outer_original = config.integer("original_max_position_embeddings", 1..=MAX_CONTEXT)?.some();
     let inner_original = parameters.integer("original_max_position_embeddings", 1..=MAX_CONTEXT)?.some();
@@ -135,12 +160,22 @@ pub(crate) fn parse(config: Object, default_theta: f64, context: usize) -> Resul
             }
         }
         "yarn" => yarn(parameters, theta, context, original)?,
+        "longrope" | "su" => {
+            if outer_original.or(inner_original).is_none() {
+                return Err(config.wrong(
+                    "original_max_position_embeddings",
+                    "a number, as `rope_scaling` is LongRoPE",
+                    "none",
+                ));
+            }
+            long(parameters, rotated.unwrap_or(head_dim) / 2, context, original)?
+        }
         other => {
-            let supported = "\"default\", \"linear\", \"dynamic\", \"llama3\", \"yarn\"";
+            let supported = "\"default\", \"linear\", \"dynamic\", \"llama3\", \"yarn\", \"longrope\"";
             return Err(parameters.unsupported(key, quote(other), supported));
         }
     };
-    Ok(Rope { theta, scaling })
+    Ok(Rope { theta, rotated, scaling })
 }
 
 /// A positive number that must be there.
@@ -183,9 +218,53 @@ pub(crate) fn mscale(factor: f64, weight: f64) -> f64 {
     if factor <= 1.0 { 1.0 } else { 0.1 * weight * factor.ln() + 1.0 }
 }
 
-fn partial_rotary(object: Object) -> Result<(), ImportError> {
-    match object.positive("partial_rotary_factor", 1.0)?.some() {
-        Some(factor) if factor != 1.0 => Err(object.unsupported("partial_rotary_factor", factor.to_string(), "1.0")),
-        _ => Ok(()),
+fn long(parameters: Object, pairs: usize, context: usize, original: usize) -> Result<RopeScaling, ImportError> {
+    let divisors = |key: &str| {
+        let expected = || format!("{pairs} numbers above 0, one for each rotated pair of a head");
+        let list = match parameters.list(key)?.some() {
+            Some(list) if list.len() == pairs => list,
+            Some(list) => return Err(parameters.wrong(key, expected(), format!("a list of {}", list.len()))),
+            None => return Err(parameters.wrong(key, expected(), "none")),
+        };
+        let number = |value: &Value| match value.as_f64().map(|number| number as f32) {
+            Some(number) if number > 0.0 && number.is_finite() => Ok(number),
+            _ => Err(parameters.wrong(key, expected(), describe(value))),
+        };
+        list.iter().map(number).collect::<Result<Vec<f32>, _>>()
+    };
+    let factor = match parameters.positive("factor", MAX)?.some() {
+        Some(factor) => factor,
+        None => context as f64 / original as f64,
+    };
+    let attention_factor = parameters.positive("attention_factor", MAX)?.some();
+    Ok(RopeScaling::Long {
+        short: divisors("short_factor")?,
+        long: divisors("long_factor")?,
+        original_context: original,
+        attention_factor: attention_factor.unwrap_or_else(|| long_amplitude(factor, original)),
+    })
+}
+
+/// By how much LongRoPE lengthens rotated vectors of a model whose context of `original` tokens is made `factor` times as long.
+pub(crate) fn long_amplitude(factor: f64, original: usize) -> f64 {
+    if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original.max(2) as f64).ln()).sqrt() }
+}
+
+/// The elements of a head that are rotated; `None` for all.
+fn partial_rotary(object: Object, description: &Description, head_dim: usize) -> Result<Option<usize>, ImportError> {
+    const KEY: &str = "partial_rotary_factor";
+    let factor = match object.positive(KEY, 1.0)?.some() {
+        Some(factor) if factor != 1.0 => factor,
+        _ => return Ok(None),
+    };
+    if !description.partial_rotary {
+        return Err(object.unsupported(KEY, factor.to_string(), format!("1.0 for {}", description.name)));
     }
+    // Rounded down, but for what the quotient of two whole numbers lacks of a whole one.
+    let rotated = (head_dim as f64 * factor + 1e-6) as usize;
+    if rotated < 2 || !rotated.is_multiple_of(2) {
+        let expected = format!("an even number of the {head_dim} elements of a head");
+        return Err(object.wrong(KEY, expected, format!("{factor}, which is {rotated}")));
+    }
+    Ok((rotated != head_dim).then_some(rotated))
 }

@@ -9,7 +9,7 @@ use super::dequantize::codes::{self, CodedRows};
 use super::dtype::Dtype;
 use super::error::{ImportError, clip};
 use super::header::{Element, Entry};
-use super::names::{self, Naming, Part, Slot};
+use super::names::{self, HeadOrder, Naming, Part, Slot};
 use super::packed::{self, Packed, Packing, Stored};
 use super::shards::{self, Files, Shard, ShardIdentity};
 use moec_ir::graph::Layout;
@@ -73,8 +73,8 @@ struct Blocks {
     /// Of its first row.
     offset: usize,
     dtype: Dtype,
-    /// The size of the heads whose halves lie interleaved, row by row.
-    interleaved: Option<usize>,
+    /// In which order the rows of a head lie, if it is not that of moec.
+    order: Option<HeadOrder>,
 }
 
 impl TensorTable {
@@ -161,19 +161,19 @@ impl TensorTable {
         let read = |rows: Range<usize>, out: &mut [f32]| {
             dequantize::read(blocks.dtype, shard.bytes(blocks.range(weight.cols, rows)), out);
         };
-        match blocks.interleaved {
+        match blocks.order {
             None => read(rows, out),
-            Some(head_dim) if weight.info.shape.len() == 1 => {
-                // A vector is one row, and its elements are interleaved.
+            Some(order) if weight.info.shape.len() == 1 => {
+                // A vector is one row, and its elements are those of heads.
                 let mut stored = vec![0.0; weight.cols];
                 read(rows, &mut stored);
                 for (i, out) in out.iter_mut().enumerate() {
-                    *out = stored[interleaved_place(i, head_dim)];
+                    *out = stored[order.place(i)];
                 }
             }
-            Some(head_dim) => {
+            Some(order) => {
                 for (row, out) in rows.zip(out.chunks_exact_mut(weight.cols)) {
-                    let row = interleaved_place(row, head_dim);
+                    let row = order.place(row);
                     read(row..row + 1, out);
                 }
             }
@@ -195,7 +195,7 @@ impl TensorTable {
                 let shard = &self.shards[stored.shard];
                 let places = codes.chunks_exact_mut(columns).zip(scales.chunks_exact_mut(blocks));
                 for (row, (codes, scales)) in rows.zip(places) {
-                    let row = stored.interleaved.map_or(row, |head_dim| interleaved_place(row, head_dim));
+                    let row = stored.order.map_or(row, |order| order.place(row));
                     codes::read(stored.dtype, shard.bytes(stored.range(columns, row..row + 1)), codes, scales);
                 }
             }
@@ -209,7 +209,7 @@ impl TensorTable {
     pub fn raw(&self, name: &str, expert: usize, rows: Range<usize>) -> RawRows<'_> {
         let (weight, piece) = self.piece(name, expert, &rows);
         match piece {
-            Piece::Blocks(blocks) if blocks.interleaved.is_none() => {
+            Piece::Blocks(blocks) if blocks.order.is_none() => {
                 RawRows { dtype: blocks.dtype, bytes: self.shards[blocks.shard].bytes(blocks.range(weight.cols, rows)) }
             }
             Piece::Blocks(_) | Piece::Packed(_) => panic!("the rows of `{name}` do not lie one after the other"),
@@ -247,7 +247,7 @@ impl TensorTable {
         (weight, &weight.pieces[expert])
     }
 
-    /// The part of a file in which rows lie, with others between them if they are interleaved.
+    /// The part of a file in which rows lie, with others of their heads between them if these are in another order.
     fn stretch(&self, name: &str, expert: usize, rows: Range<usize>) -> (&Shard, Range<usize>) {
         let (weight, piece) = self.piece(name, expert, &rows);
         let blocks = match piece {
@@ -257,8 +257,9 @@ impl TensorTable {
                 return (&self.shards[shard], range);
             }
         };
-        let rows = match blocks.interleaved {
-            Some(head_dim) if weight.info.shape.len() > 1 => {
+        let rows = match blocks.order {
+            Some(order) if weight.info.shape.len() > 1 => {
+                let head_dim = order.head_dim();
                 rows.start / head_dim * head_dim..rows.end.next_multiple_of(head_dim)
             }
             Some(_) | None => rows,
@@ -290,14 +291,6 @@ impl Blocks {
         let stride = self.dtype.bytes(cols).expect("rows are whole blocks");
         self.offset + rows.start * stride..self.offset + rows.end * stride
     }
-}
-
-/// Where element `i` of rows of heads lies when the two halves of each head are interleaved: first of the first half, first of the second, …
-fn interleaved_place(i: usize, head_dim: usize) -> usize {
-    let (head, within) = (i / head_dim, i % head_dim);
-    let half = head_dim / 2;
-    let within = if within < half { 2 * within } else { 2 * (within - half) + 1 };
-    head * head_dim + within
 }
 
 /// The tensors of all files by name.
@@ -387,7 +380,7 @@ impl<'a> Finder<'a> {
                 return Err(ImportError::tensor(path, &part.stored, expected, dtype.name()));
             };
             let offset = entry.offset + skipped;
-            pieces.push(Piece::Blocks(Blocks { shard: *shard, offset, dtype, interleaved: part.interleaved }));
+            pieces.push(Piece::Blocks(Blocks { shard: *shard, offset, dtype, order: part.order }));
         }
         let (&cols, rows) = slot.shape.split_last().expect("a weight has at least one dimension");
         let rows = rows.last().copied().unwrap_or(1);

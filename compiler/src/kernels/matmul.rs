@@ -1,15 +1,18 @@
 //! Matrix products: row tiles of a packed weight times a few activation rows.
 //!
 //! The kernel that the time goes into. Weights are read once, in the order in which they lie; the lanes are 16 output rows and
-//! K is walked in order in one accumulator for each output (for quantized formats: exact integer sums of 32, scaled and added in
-//! order, each followed by its offset times the sum of the activations where the format has offsets), so the tuning never changes a bit. Deliberately absent: which rows a worker takes, and quantizing the activations.
+//! K is walked in order in one accumulator for each output (for quantized formats: exact integer sums of the columns that share a scale, scaled and
+//! added in order, each followed by its offset times the sum of the activations where the format has offsets), so the tuning never changes a bit. Deliberately absent: which rows a worker takes, and quantizing the activations.
 
 use moec_abi::LANES;
 use moec_ir::math::build_silu;
-use moec_ir::tile::{Binary, Function, Memory, Value, build::Builder};
+use moec_ir::tile::{Binary, Function, Memory, Type, Value, build::Builder};
+
+use std::ops::Range;
 
 use super::common::{VECTOR, counted, load_f32, prefetch, store_f32, zeros};
-use crate::plan::layout::{BLOCK, Codes, Format, GROUP, QuantizedRow, SPAN, STEPS_AT, Scales};
+use super::scales::{weight_codes, weight_scales};
+use crate::plan::layout::{BLOCK, Format, GROUP, QuantizedRow};
 
 /// Most activation rows of one call.
 pub const MAX_TOKENS: usize = 16;
@@ -81,11 +84,13 @@ pub struct Matmul {
     pub k: usize,
     /// Activation rows, 1 ..= [`MAX_TOKENS`].
     pub tokens: usize,
+    /// Elements of a quantized activation row that share a scale; means nothing for float formats.
+    pub span: usize,
     /// What becomes of the sums.
     pub epilogue: Epilogue,
     /// Bytes between output rows.
     pub y_stride: usize,
-    /// The values + 128 of the codes of [`Codes::Book`]; ignored by the other formats. One for the whole model: it is not part of the name.
+    /// The values + 128 of the codes of [`Codes::Book`](crate::plan::layout::Codes::Book); ignored by the other formats. One for the whole model: it is not part of the name.
     pub codebook: [u8; 16],
     /// How it is written.
     pub tuning: MatmulTuning,
@@ -101,6 +106,9 @@ impl Matmul {
         let mut name = format!("matmul_{format}_k{k}_t{tokens}_{}", self.epilogue.name());
         if *tokens > 1 {
             name += &format!("_y{y_stride}");
+        }
+        if format.is_quantized() && self.span != format.span() {
+            name += &format!("_s{}", self.span);
         }
         if *tuning != MatmulTuning::plain(*format) {
             let prefetch = tuning.prefetch.map_or(String::new(), |n| format!("_p{n}"));
@@ -215,7 +223,7 @@ impl Matmul {
     }
 
     fn quantized_sums(&self, b: &mut Builder, x: Value, w: Value, sums: Sums) -> Sums {
-        let row = QuantizedRow::new(self.k);
+        let row = QuantizedRow::new(self.k, self.span);
         let unroll = self.tuning.unroll;
         let blocks = self.k.div_ceil(BLOCK);
         let per_group = GROUP / BLOCK;
@@ -227,7 +235,7 @@ impl Matmul {
             sums
         };
         let bytes = self.format.group_bytes(per_group) as i64;
-        let advance = [bytes, self.word(GROUP / 4, 0), self.word(GROUP / SPAN, 0), self.word(per_group, 0)];
+        let advance = [bytes, self.word(GROUP / 4, 0), self.word(GROUP / self.span, 0), self.word(per_group, 0)];
         let scales = b.add_int(x, (row.scales() * self.tokens) as i64);
         let corrections = b.add_int(x, (row.sums() * self.tokens) as i64);
         let (at, mut sums) = walk(
@@ -259,53 +267,50 @@ impl Matmul {
         let tokens = 0..self.tokens;
         let mut partial: Vec<Value> = Vec::new();
         for block in 0..blocks {
-            let at = first + (self.format.scale_bytes(blocks) + block * self.format.block_bytes()) as i64;
             let number = group * (GROUP / BLOCK) + block;
             let corrected: Vec<Value> =
                 tokens.clone().map(|t| b.load_splat(Memory::I32, corrections, self.word(number, t))).collect();
-            // Codes that stand for values less 128 begin at the correction; those with an offset meet the sums later.
-            let shifted = self.format.has_offsets();
-            let start = if shifted { vec![b.splat_i32(0); self.tokens] } else { corrected.clone() };
-            let mut dots = start.repeat(acc.len() / self.tokens);
-            let broadcast = |b: &mut Builder, k: usize| -> Vec<Value> {
-                let word = (group * GROUP + block * BLOCK + k) / 4;
-                tokens.clone().map(|t| b.load_splat_bytes(codes, self.word(word, t))).collect()
+            if (block * BLOCK).is_multiple_of(self.span) {
+                partial = acc.iter().map(|_| zeros(b)).collect();
+            }
+            let of_parts = match BLOCK / self.format.scale_columns() {
+                1 => vec![corrected],
+                _ => {
+                    let x: Vec<Vec<Value>> =
+                        (0..BLOCK / 8).map(|v| self.words(b, codes, group * GROUP + block * BLOCK + 4 * v)).collect();
+                    self.halves(b, &x, &corrected).into()
+                }
             };
-            for v in 0..self.format.block_bytes() / 64 {
-                let x: Vec<Vec<Value>> = if self.format.block_bytes() < BLOCK * LANES {
-                    vec![broadcast(b, 4 * v), broadcast(b, BLOCK / 2 + 4 * v)]
-                } else {
-                    vec![broadcast(b, 4 * v)]
+            let parts = of_parts.len();
+            for (part, sums) in of_parts.into_iter().enumerate() {
+                let at =
+                    [first + (self.format.scale_bytes(blocks) + block * self.format.block_bytes()) as i64, tile_bytes];
+                let columns = BLOCK / parts * part..BLOCK / parts * (part + 1);
+                let x = group * GROUP + block * BLOCK;
+                let dots = self.dots(b, [w, codes], at, (x, columns), &sums, acc.len());
+                let sums: Vec<Value> = match self.format.has_offsets() {
+                    true => sums.iter().map(|&sum| b.int_to_float(sum)).collect(),
+                    false => Vec::new(),
                 };
-                for (tile, dots) in dots.chunks_mut(self.tokens).enumerate() {
-                    let raw = b.load_bytes(w, at + tile as i64 * tile_bytes + 64 * v as i64);
-                    for (part, x) in x.iter().enumerate() {
-                        let weights = self.codes(b, raw, part);
-                        for (dot, &x) in dots.iter_mut().zip(x) {
-                            *dot = b.dot_u8s8(*dot, weights, x);
+                for tile in 0..acc.len() / self.tokens {
+                    let place = first + tile as i64 * tile_bytes;
+                    // The sums that offsets meet are −128 times those of the activations.
+                    let (scale, offset) =
+                        weight_scales(b, self.format, block * parts + part, -1.0 / 128.0, &mut |b, memory, at| {
+                            b.load(memory, w, place + at)
+                        });
+                    for i in tile * self.tokens..(tile + 1) * self.tokens {
+                        let dot = b.int_to_float(dots[i]);
+                        partial[i] = b.fma(dot, scale, partial[i]);
+                        if let Some(offset) = offset {
+                            partial[i] = b.fma(sums[i % self.tokens], offset, partial[i]);
                         }
                     }
                 }
             }
-            let new_span = (block * BLOCK).is_multiple_of(SPAN);
-            if new_span {
-                partial = acc.iter().map(|_| zeros(b)).collect();
-            }
-            let sums: Vec<Value> =
-                if shifted { corrected.iter().map(|&sum| b.int_to_float(sum)).collect() } else { Vec::new() };
-            for tile in 0..acc.len() / self.tokens {
-                let (scale, offset) = self.scales(b, w, first + tile as i64 * tile_bytes, block);
-                for i in tile * self.tokens..(tile + 1) * self.tokens {
-                    let dot = b.int_to_float(dots[i]);
-                    partial[i] = b.fma(dot, scale, partial[i]);
-                    if let Some(offset) = offset {
-                        partial[i] = b.fma(sums[i % self.tokens], offset, partial[i]);
-                    }
-                }
-            }
             let elements = (block + 1) * BLOCK;
-            if elements.is_multiple_of(SPAN) || block + 1 == blocks {
-                let span = group * (GROUP / SPAN) + (elements - 1) / SPAN;
+            if elements.is_multiple_of(self.span) || block + 1 == blocks {
+                let span = group * (GROUP / self.span) + (elements - 1) / self.span;
                 for (i, acc) in acc.iter_mut().enumerate() {
                     let scale = b.load_splat(Memory::F32, scales, self.word(span, i % self.tokens));
                     *acc = b.fma(partial[i], scale, *acc);
@@ -315,50 +320,69 @@ impl Matmul {
         acc
     }
 
-    /// The scales of block `block` of the group at `w + group`, and the offsets divided by −128, as the sums of activations are multiplied by that.
-    fn scales(&self, b: &mut Builder, w: Value, group: i64, block: usize) -> (Value, Option<Value>) {
-        const HALVES: i64 = 2 * LANES as i64;
-        let block = block as i64;
-        match self.format.scales().expect("a quantized format") {
-            Scales::Bf16 => (b.load(Memory::Bf16, w, group + HALVES * block), None),
-            Scales::F16 => (b.load(Memory::F16, w, group + HALVES * block), None),
-            Scales::Pairs => {
-                let at = group + 2 * HALVES * block;
-                let scale = b.load(Memory::F16, w, at);
-                let offset = b.load(Memory::F16, w, at + HALVES);
-                let unit = b.splat_f32(-1.0 / 128.0);
-                (scale, Some(b.mul(offset, unit)))
-            }
-            Scales::Steps => {
-                let at = group + STEPS_AT as i64 + HALVES * block;
-                let mut product = |factor: i64, step: i64| {
-                    let factor = b.load(Memory::F16, w, group + factor);
-                    let step = b.load(Memory::I8, w, step);
-                    let step = b.int_to_float(step);
-                    b.mul(step, factor)
-                };
-                let (scale, offset) = (product(0, at), product(HALVES, at + LANES as i64));
-                let unit = b.splat_f32(1.0 / 128.0);
-                (scale, Some(b.mul(offset, unit)))
+    /// Four codes of each token from element `k` on, a multiple of 4.
+    fn words(&self, b: &mut Builder, codes: Value, k: usize) -> Vec<Value> {
+        (0..self.tokens).map(|t| b.load_splat_bytes(codes, self.word(k / 4, t))).collect()
+    }
+
+    /// −128 × the sums of each token's first and second 16 codes of a block: `x` are the first 16, `whole` is −128 × the sums of all 32.
+    fn halves(&self, b: &mut Builder, x: &[Vec<Value>], whole: &[Value]) -> [Vec<Value>; 2] {
+        let unit = b.splat_i32(i32::from_ne_bytes([128; 4]));
+        let unit = b.bitcast(Type::VecI8, unit);
+        let none = b.splat_i32(0);
+        let mut sums = vec![none; self.tokens];
+        for x in x {
+            for (sum, &x) in sums.iter_mut().zip(x) {
+                *sum = b.dot_u8s8(*sum, unit, x);
             }
         }
+        let second = whole.iter().zip(&sums).map(|(&whole, &sum)| b.add(whole, sum)).collect();
+        [sums.into_iter().map(|sum| b.sub(none, sum)).collect(), second]
+    }
+
+    /// The integer products of some columns of a block (`columns`, of which the whole block begins at element `k`) with `count` sums: codes that
+    /// stand for values less 128 begin at the correction `sums`, those with an offset at 0, as they meet these later. `at` is where the block's codes
+    /// begin, and the bytes from one tile to the next.
+    fn dots(
+        &self,
+        b: &mut Builder,
+        [w, codes]: [Value; 2],
+        [at, tile_bytes]: [i64; 2],
+        (k, columns): (usize, Range<usize>),
+        sums: &[Value],
+        count: usize,
+    ) -> Vec<Value> {
+        let start = if self.format.has_offsets() { vec![b.splat_i32(0); self.tokens] } else { sums.to_vec() };
+        let mut dots = start.repeat(count / self.tokens);
+        let nibbles = self.format.block_bytes() < BLOCK * LANES;
+        for v in 0..self.format.block_bytes() / 64 {
+            // The columns of the low and of the high halves of a byte, or of a byte.
+            let of_vector = if nibbles { vec![4 * v, BLOCK / 2 + 4 * v] } else { vec![4 * v] };
+            let wanted: Vec<(usize, Vec<Value>)> = of_vector
+                .into_iter()
+                .enumerate()
+                .filter(|(_, column)| columns.contains(column))
+                .map(|(part, column)| (part, self.words(b, codes, k + column)))
+                .collect();
+            if wanted.is_empty() {
+                continue;
+            }
+            for (tile, dots) in dots.chunks_mut(self.tokens).enumerate() {
+                let raw = b.load_bytes(w, at + tile as i64 * tile_bytes + 64 * v as i64);
+                for (part, x) in &wanted {
+                    let weights = self.codes(b, raw, *part);
+                    for (dot, &x) in dots.iter_mut().zip(x) {
+                        *dot = b.dot_u8s8(*dot, weights, x);
+                    }
+                }
+            }
+        }
+        dots
     }
 
     /// The unsigned bytes of part `part` of a vector of codes.
     fn codes(&self, b: &mut Builder, raw: Value, part: usize) -> Value {
-        let mut nibbles = || if part == 0 { b.nibble_low(raw) } else { b.nibble_high(raw) };
-        match self.format.codes().expect("a quantized format") {
-            Codes::Bytes | Codes::PlainBytes => raw,
-            Codes::Nibbles => nibbles(),
-            Codes::Book => {
-                let places = nibbles();
-                b.lookup(self.codebook, places)
-            }
-            Codes::FixedBook(book) => {
-                let places = nibbles();
-                b.lookup(book, places)
-            }
-        }
+        weight_codes(b, self.format, &self.codebook, raw, part)
     }
 
     /// Prefetches ahead of bytes `first .. first + bytes` of each of the `tiles` at `w`.

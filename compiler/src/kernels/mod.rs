@@ -13,17 +13,20 @@ mod combine;
 mod common;
 mod elementwise;
 mod embed;
+mod embed_tile;
 mod gate;
 mod interleave;
 mod matmul;
 mod norm;
 mod rope;
 mod router;
+mod scales;
 
 pub use attention::Attention;
 pub use combine::Combine;
 pub use elementwise::{Elementwise, ElementwiseOp};
 pub use embed::Embed;
+pub use embed_tile::EmbedTile;
 pub use gate::GateRow;
 pub use interleave::Interleave;
 pub use matmul::{Epilogue, MAX_TOKENS, Matmul, MatmulTuning};
@@ -134,6 +137,8 @@ kernel_table! {
     Attention,
     /// Widens one row of the embedding table.
     Embed,
+    /// One row of a quantized embedding table as f32.
+    EmbedTile,
     /// The chosen experts of one token, and their weights.
     TopK,
     /// Stable counting sort of (token, slot) by expert.

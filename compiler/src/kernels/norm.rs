@@ -1,7 +1,7 @@
 //! RMS norm of a row, and quantization of a row; fused when the consumer reads quantized rows.
 //!
 //! `y = x / √(mean(x²) + ε) × weight`. The sum is 16 strided partial sums, then the fixed tree. A quantized row is a signed
-//! byte for each element, a scale for each 128 and −128 × the sum of each 32 (see [`QuantizedRow`]). Deliberately absent:
+//! byte for each element, a scale for each span and −128 × the sum of each 32 (see [`QuantizedRow`]). Deliberately absent:
 //! rows of more than one token — a call does one.
 
 use moec_abi::{LANES, ROW_ALIGN, round_up};
@@ -9,7 +9,7 @@ use moec_ir::math::{build_quantize_scale, build_rms_scale};
 use moec_ir::tile::{Function, Memory, Reduce, Value, build::Builder};
 
 use super::common::{VECTOR, counted, load_f32, store_f32, zeros};
-use crate::plan::layout::{BLOCK, QuantizedRow, SPAN};
+use crate::plan::layout::{BLOCK, QuantizedRow};
 
 /// What a [`Norm`] writes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -55,14 +55,17 @@ pub struct Norm {
     pub eps_bits: u32,
     /// What is written.
     pub outputs: Outputs,
+    /// Elements of the quantized row that share a scale; means nothing where there is none.
+    pub span: usize,
 }
 
 impl Norm {
     /// The kernel's name.
     pub fn name(&self) -> String {
-        let Norm { h, width, eps_bits, outputs } = self;
+        let Norm { h, width, eps_bits, outputs, span } = self;
         let padded = if width == h { String::new() } else { format!("_of{width}") };
-        format!("norm_{}_h{h}{padded}_eps{eps_bits:08x}", outputs.name())
+        let span = if outputs.quantized() { format!("_s{span}") } else { String::new() };
+        format!("norm_{}_h{h}{padded}_eps{eps_bits:08x}{span}", outputs.name())
     }
 
     /// The parameters' names.
@@ -103,8 +106,8 @@ impl Norm {
         match (self.outputs.quantized(), self.outputs.f32()) {
             (false, _) => {}
             // y has been written: it is what is quantized.
-            (true, true) => quantize_row(b, self.h, [y, y], q, |b, [y, _], at| load_f32(b, y, at)),
-            (true, false) => quantize_row(b, self.h, [x, weight], q, element),
+            (true, true) => quantize_row(b, (self.h, self.span), [y, y], q, |b, [y, _], at| load_f32(b, y, at)),
+            (true, false) => quantize_row(b, (self.h, self.span), [x, weight], q, element),
         }
         builder.finish()
     }
@@ -139,12 +142,14 @@ impl Norm {
 pub struct Quantize {
     /// Elements of the row.
     pub k: usize,
+    /// Elements that share a scale.
+    pub span: usize,
 }
 
 impl Quantize {
     /// The kernel's name.
     pub fn name(&self) -> String {
-        format!("quantize_k{}", self.k)
+        format!("quantize_k{}_s{}", self.k, self.span)
     }
 
     /// The parameters' names.
@@ -155,20 +160,20 @@ impl Quantize {
     /// The code.
     pub fn generate(&self) -> Function {
         let (mut builder, [x, q]) = Builder::new(self.name(), ["x", "q"]);
-        quantize_row(&mut builder, self.k, [x, x], q, |b, [x, _], at| load_f32(b, x, at));
+        quantize_row(&mut builder, (self.k, self.span), [x, x], q, |b, [x, _], at| load_f32(b, x, at));
         builder.finish()
     }
 }
 
-/// Quantizes the row that `element` gives (16 f32 at a byte offset from two addresses that advance together) into `q`.
+/// Quantizes the row of `k` elements, a scale for each `span`, that `element` gives (16 f32 at a byte offset from two addresses that advance together) into `q`.
 fn quantize_row(
     b: &mut Builder,
-    k: usize,
+    (k, span): (usize, usize),
     from: [Value; 2],
     q: Value,
     element: impl Fn(&mut Builder, [Value; 2], i64) -> Value,
 ) {
-    let row = QuantizedRow::new(k);
+    let row = QuantizedRow::new(k, span);
     // The half block after the last element, if there is one, is zeros and is not read.
     let padding = round_up(k, LANES) < row.k;
     let block = |b: &mut Builder, from: [Value; 2], to: [Value; 3], elements: usize, last: bool| {
@@ -204,13 +209,13 @@ fn quantize_row(
             b.store_scalar(Memory::I32, sum, to[2], (row.sums() + 4 * part) as i64);
         }
     };
-    let whole = (row.k - 1) / SPAN;
+    let whole = (row.k - 1) / span;
     let after = counted(b, whole, vec![from[0], from[1], q, q, q], |b, at| {
-        block(b, [at[0], at[1]], [at[2], at[3], at[4]], SPAN, false);
-        let bytes = 4 * SPAN as i64;
-        let steps = [bytes, bytes, SPAN as i64, 4, 4 * (SPAN / BLOCK) as i64];
+        block(b, [at[0], at[1]], [at[2], at[3], at[4]], span, false);
+        let bytes = 4 * span as i64;
+        let steps = [bytes, bytes, span as i64, 4, 4 * (span / BLOCK) as i64];
         at.iter().zip(steps).map(|(&p, step)| b.add_int(p, step)).collect()
     });
-    let rest = row.k - whole * SPAN;
+    let rest = row.k - whole * span;
     block(b, [after[0], after[1]], [after[2], after[3], after[4]], rest, true);
 }

@@ -81,9 +81,9 @@ impl QuantConfig {
         let spread = spread(graph);
         let all: Vec<_> = graph.weights().map(|(id, weight)| (id, weight.role, weight.stored)).collect();
         for (id, role, stored) in all {
-            let kept = matches!(role, Role::Embedding | Role::Norm | Role::Bias | Role::Router);
+            let vector = matches!(role, Role::Norm | Role::Bias | Role::Router);
             graph.weight_mut(id).layout = match (self.layout(role), stored) {
-                (Layout::Stored, DType::Codes(exact)) if !kept && !spread.contains(&id) => exact,
+                (Layout::Stored, DType::Codes(exact)) if !vector && !spread.contains(&id) => exact,
                 (Layout::Stored, DType::Codes(_) | DType::Packed) => nearest(role),
                 (layout, _) => layout,
             };

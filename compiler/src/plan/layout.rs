@@ -6,7 +6,7 @@
 //! `[8][16][4]` bytes, of 4 bits as `[4][16][4]` bytes whose low nibbles are the first 16 of K and whose high ones the second.
 //!
 //! `q8` and `q4` are moec's own, for weights that it quantizes. The others keep the codes and scales of a stored format as they are; they differ
-//! from those in the order of bytes only, but that codes of 5 bits take 8 and scales of 6 bits take 8.
+//! from those in the order of bytes only, but that codes of 5 and 6 bits take 8, those of 2 and 3 take 4, and scales of 4 and 6 take 8.
 //!
 //! Deliberately absent: where a weight lies in the payload ([`super::payload`](crate::plan)) and how codes are chosen (`quant`).
 
@@ -18,13 +18,6 @@ pub const BLOCK: usize = 32;
 
 /// Elements of K whose weight scales lie together.
 pub const GROUP: usize = 128;
-
-/// Elements of K that share one activation scale. Longer spans cost fewer multiply-adds and more precision: on a real model of 0.7 B
-/// parameters the mean NLL at `q8` is 0.11 % above that of the stored weights with spans of 128.
-pub const SPAN: usize = 64;
-
-/// Where the steps of a group with [`Scales::Steps`] begin: after 16 factors of scales and 16 of offsets.
-pub const STEPS_AT: usize = 2 * LANES * 2;
 
 /// Alignment of tiles and of quantized activation rows, in bytes.
 pub const TILE_ALIGN: usize = 64;
@@ -58,6 +51,14 @@ pub enum Format {
     Iq4Nl,
     /// 4-bit floats of one mantissa bit, a bf16 scale for 32: 4.5 bits an element.
     Mxfp4,
+    /// 8-bit integers, a scale for 16 in steps of a factor for 128: 8.75 bits an element.
+    Q6K,
+    /// 4-bit integers from −4 on, a scale for 16 in steps of a factor for 128: 4.75 bits an element.
+    Q3K,
+    /// 4-bit integers from 0 on, scale and offset for 16 in steps of factors for 128: 5.25 bits an element.
+    Q2K,
+    /// 4-bit codes into the code book of GGUF's IQ4_NL, a scale for 32 in steps of a factor for 128: 4.5 bits an element.
+    Iq4Xs,
 }
 
 /// How the scales of a group lie before its codes, for each block of 32 of K.
@@ -69,9 +70,21 @@ pub enum Scales {
     F16,
     /// `[blocks]`: `[16]` scales, `[16]` offsets, f16.
     Pairs,
-    /// `[16]` factors of scales and `[16]` factors of offsets, f16; then `[blocks]`: `[16]` and `[16]` signed bytes. A scale is its byte times its
-    /// factor, an offset the negative of that.
-    Steps,
+    /// `[16]` factors of scales and, with offsets, `[16]` factors of offsets, f16; then for each part of a block `[16]` and, with offsets, `[16]`
+    /// signed bytes. A scale is its byte times its factor, an offset the negative of that.
+    Steps {
+        /// Whether there are offsets.
+        offsets: bool,
+        /// Parts of a block that have a scale each: 1, or 2 of 16 of K.
+        parts: usize,
+    },
+}
+
+impl Scales {
+    /// Bytes of the factors of [`Scales::Steps`], after which its steps begin.
+    pub const fn factor_bytes(offsets: bool) -> usize {
+        2 * LANES * if offsets { 2 } else { 1 }
+    }
 }
 
 /// What the codes of a block stand for.
@@ -92,6 +105,9 @@ pub enum Codes {
 /// −8 to 7, plus 128.
 const FROM_MINUS_8: [u8; 16] = [120, 121, 122, 123, 124, 125, 126, 127, 128, 129, 130, 131, 132, 133, 134, 135];
 
+/// −4 to 11, plus 128; codes of three bits reach 3.
+const FROM_MINUS_4: [u8; 16] = [124, 125, 126, 127, 128, 129, 130, 131, 132, 133, 134, 135, 136, 137, 138, 139];
+
 /// The values of IQ4_NL, plus 128.
 const IQ4: [u8; 16] = [1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241];
 
@@ -100,7 +116,7 @@ const DOUBLED_E2M1: [u8; 16] = [128, 129, 130, 131, 132, 134, 136, 140, 128, 127
 
 impl Format {
     /// All of them.
-    pub const ALL: [Format; 13] = [
+    pub const ALL: [Format; 17] = [
         Format::F32,
         Format::Bf16,
         Format::F16,
@@ -114,6 +130,10 @@ impl Format {
         Format::Q4K,
         Format::Iq4Nl,
         Format::Mxfp4,
+        Format::Q6K,
+        Format::Q3K,
+        Format::Q2K,
+        Format::Iq4Xs,
     ];
 
     /// The format of a layout; `None` for one that is not resolved.
@@ -133,6 +153,10 @@ impl Format {
             Layout::Q4K => Format::Q4K,
             Layout::Iq4Nl => Format::Iq4Nl,
             Layout::Mxfp4 => Format::Mxfp4,
+            Layout::Q6K => Format::Q6K,
+            Layout::Q3K => Format::Q3K,
+            Layout::Q2K => Format::Q2K,
+            Layout::Iq4Xs => Format::Iq4Xs,
         })
     }
 
@@ -152,6 +176,10 @@ impl Format {
             Format::Q4K => Layout::Q4K,
             Format::Iq4Nl => Layout::Iq4Nl,
             Format::Mxfp4 => Layout::Mxfp4,
+            Format::Q6K => Layout::Q6K,
+            Format::Q3K => Layout::Q3K,
+            Format::Q2K => Layout::Q2K,
+            Format::Iq4Xs => Layout::Iq4Xs,
         }
     }
 
@@ -164,13 +192,14 @@ impl Format {
     pub const fn codes(self) -> Option<Codes> {
         Some(match self {
             Format::F32 | Format::Bf16 | Format::F16 => return None,
-            Format::Q8 | Format::Q8_0 => Codes::Bytes,
+            Format::Q8 | Format::Q8_0 | Format::Q6K => Codes::Bytes,
             Format::Q5_1 | Format::Q5K => Codes::PlainBytes,
             Format::Q4 => Codes::Book,
             Format::Q4_0 => Codes::FixedBook(FROM_MINUS_8),
-            Format::Iq4Nl => Codes::FixedBook(IQ4),
+            Format::Q3K => Codes::FixedBook(FROM_MINUS_4),
+            Format::Iq4Nl | Format::Iq4Xs => Codes::FixedBook(IQ4),
             Format::Mxfp4 => Codes::FixedBook(DOUBLED_E2M1),
-            Format::Q4_1 | Format::Q4K => Codes::Nibbles,
+            Format::Q4_1 | Format::Q4K | Format::Q2K => Codes::Nibbles,
         })
     }
 
@@ -181,7 +210,10 @@ impl Format {
             Format::Q8 | Format::Q4 | Format::Mxfp4 => Scales::Bf16,
             Format::Q8_0 | Format::Q4_0 | Format::Iq4Nl => Scales::F16,
             Format::Q5_1 | Format::Q4_1 => Scales::Pairs,
-            Format::Q5K | Format::Q4K => Scales::Steps,
+            Format::Q5K | Format::Q4K => Scales::Steps { offsets: true, parts: 1 },
+            Format::Q6K | Format::Q3K => Scales::Steps { offsets: false, parts: 2 },
+            Format::Q2K => Scales::Steps { offsets: true, parts: 2 },
+            Format::Iq4Xs => Scales::Steps { offsets: false, parts: 1 },
         })
     }
 
@@ -198,6 +230,16 @@ impl Format {
     /// Whether a weight is `scale × code + offset`, with codes from 0 on, and not `scale × value`.
     pub const fn has_offsets(self) -> bool {
         self.layout().has_offsets()
+    }
+
+    /// Elements of K that share a scale.
+    pub const fn scale_columns(self) -> usize {
+        self.layout().scale_columns()
+    }
+
+    /// Elements of an activation row that share a scale when it meets this format alone.
+    pub const fn span(self) -> usize {
+        self.layout().span()
     }
 
     /// Bytes of one element of a float format; `None` for the quantized ones.
@@ -224,7 +266,10 @@ impl Format {
             None => 0,
             Some(Scales::Bf16 | Scales::F16) => round_up(blocks * LANES * 2, TILE_ALIGN),
             Some(Scales::Pairs) => blocks * LANES * 4,
-            Some(Scales::Steps) => round_up(STEPS_AT + blocks * LANES * 2, TILE_ALIGN),
+            Some(Scales::Steps { offsets, parts }) => {
+                let steps = parts * if offsets { 2 } else { 1 };
+                round_up(Scales::factor_bytes(offsets) + blocks * steps * LANES, TILE_ALIGN)
+            }
         }
     }
 
@@ -258,17 +303,19 @@ impl std::fmt::Display for Format {
     }
 }
 
-/// A quantized activation row of `k` elements: signed bytes, then an f32 scale for each [`SPAN`], then −128 × their sum for each 32.
+/// A quantized activation row of `k` elements: signed bytes, then an f32 scale for each span, then −128 × their sum for each 32.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct QuantizedRow {
     /// Elements, padded with zeros to a multiple of [`BLOCK`].
     pub k: usize,
+    /// Elements that share a scale. Longer spans cost fewer multiply-adds and more precision: [`Layout::span`].
+    pub span: usize,
 }
 
 impl QuantizedRow {
-    /// A row of `k` elements.
-    pub const fn new(k: usize) -> QuantizedRow {
-        QuantizedRow { k: round_up(k, BLOCK) }
+    /// A row of `k` elements, a scale for each `span`: [`BLOCK`] times a power of two, at most [`GROUP`].
+    pub const fn new(k: usize, span: usize) -> QuantizedRow {
+        QuantizedRow { k: round_up(k, BLOCK), span }
     }
 
     /// Offset of the scales in bytes.
@@ -278,7 +325,7 @@ impl QuantizedRow {
 
     /// Offset of the sums in bytes.
     pub const fn sums(self) -> usize {
-        self.scales() + 4 * self.k.div_ceil(SPAN)
+        self.scales() + 4 * self.k.div_ceil(self.span)
     }
 
     /// Bytes from one row to the next.
@@ -305,6 +352,10 @@ mod tests {
             (Format::Q4K, 38),
             (Format::Iq4Nl, 36),
             (Format::Mxfp4, 36),
+            (Format::Q6K, 70),
+            (Format::Q3K, 38),
+            (Format::Q2K, 42),
+            (Format::Iq4Xs, 36),
         ] {
             assert_eq!(format.tile_bytes(4096), 4096 * 16 * eighths / 64, "{format}");
         }
@@ -315,6 +366,10 @@ mod tests {
         let layouts = Layout::ALL.into_iter().filter(|&layout| layout != Layout::Stored);
         assert!(layouts.eq(Format::ALL.map(Format::layout)));
         assert!(Format::ALL.into_iter().all(|format| Format::of(format.layout()) == Some(format)));
+        for format in Format::ALL {
+            let parts = if let Some(Scales::Steps { parts, .. }) = format.scales() { parts } else { 1 };
+            assert_eq!(format.scale_columns() * parts, BLOCK, "{format}");
+        }
     }
 
     #[test]
@@ -323,8 +378,10 @@ mod tests {
             for format in Format::ALL {
                 assert_eq!(format.tile_bytes(k) % TILE_ALIGN, 0, "{format} {k}");
             }
-            let row = QuantizedRow::new(k);
-            assert!(row.stride() >= row.k + 4 * row.k.div_ceil(SPAN) + 4 * row.k / BLOCK);
+            for span in [32, 64, 128] {
+                let row = QuantizedRow::new(k, span);
+                assert!(row.stride() >= row.k + 4 * row.k.div_ceil(span) + 4 * row.k / BLOCK);
+            }
         }
     }
 }

@@ -65,6 +65,8 @@ pub struct ModelShape {
     pub experts_per_token: usize,
     /// Vocabulary.
     pub vocab: usize,
+    /// Whether the output's matrix is the embedding's.
+    pub tied: bool,
     /// Longest sequence.
     pub context: usize,
     /// Keys that a token sees.
@@ -91,6 +93,7 @@ impl ModelShape {
             experts: config.experts.map_or(0, |e| e.count),
             experts_per_token: config.experts.map_or(0, |e| e.per_token),
             vocab: config.vocab,
+            tied: config.tied,
             context,
             // One that no sequence outgrows is none; pages may fall off only where all layers have it.
             sliding_window: config.sliding_window.filter(|&w| w < context && config.full_layers.is_empty()),
@@ -180,6 +183,7 @@ pub fn plan(decode: &Graph, batch: &Graph, shape: ModelShape, tunings: &[Tuning]
     for (name, sine) in [("rope.cos", false), ("rope.sin", true)] {
         payload.place(PayloadItem {
             name: name.to_string(),
+            shared: None,
             role: None,
             format: Format::F32,
             arrangement: Arrangement::RopeTable { sine },
@@ -232,6 +236,7 @@ fn expert_places(order: &[Vec<usize>]) -> PayloadItem {
         name: EXPERT_PLACES.to_string(),
         role: None,
         format: Format::F32,
+        shared: None,
         arrangement: Arrangement::ExpertPlaces { places: order.iter().map(places).collect() },
         experts: 1,
         order: None,
@@ -258,7 +263,7 @@ fn place_weights(
         let Some(id) = op.weight() else { continue };
         let weight = graph.weight(id);
         let arrangement = match (op, &weight.source) {
-            (Op::Embed { .. }, _) => Arrangement::Table,
+            (Op::Embed { .. }, _) if !weight.format().is_quantized() => Arrangement::Table,
             _ if weight.shape.len() == 1 => Arrangement::Vector,
             (_, Source::Stored) => Arrangement::Tiles { parts: vec![part(weight)] },
             (_, Source::Rows(parts)) => {
@@ -269,8 +274,9 @@ fn place_weights(
                 Arrangement::GateUp { gate: name(*gate), up: name(*up) }
             }
         };
-        payload.place(PayloadItem {
+        let item = PayloadItem {
             name: weight.name.clone(),
+            shared: None,
             role: Some(weight.role),
             format: format(weight, &arrangement),
             arrangement,
@@ -281,7 +287,10 @@ fn place_weights(
             row_heads: heads.of_rows(id),
             column_heads: heads.of_columns(id),
             offset: 0,
-        })?;
+        };
+        if !(shape.tied && weight.role == Role::Output && payload.share(&item)) {
+            payload.place(item)?;
+        }
     }
     Ok(())
 }
@@ -309,9 +318,12 @@ fn costs(payload: &PayloadMap, shape: &ModelShape) -> Costs {
             Arrangement::Table => costs.decode_weight_bytes += item.row_bytes(),
             Arrangement::Vector => costs.decode_weight_bytes += item.columns * 4,
             Arrangement::RopeTable { .. } | Arrangement::ExpertPlaces { .. } => {}
+            Arrangement::Tiles { .. } if role == Role::Embedding && item.shared.is_none() => {
+                costs.decode_weight_bytes += item.tile_bytes();
+            }
             Arrangement::Tiles { .. } | Arrangement::GateUp { .. } => {
                 costs.decode_weight_bytes += matrices * item.padded_rows() / moec_abi::LANES * item.tile_bytes();
-                if role == Role::Output {
+                if role == Role::Output || item.shared.is_some() {
                     costs.multiply_adds_per_logit_row += multiply_adds;
                 } else {
                     costs.multiply_adds_per_token += multiply_adds;

@@ -56,6 +56,8 @@ pub struct Part {
 pub struct PayloadItem {
     /// Unique; the graph's name of the weight.
     pub name: String,
+    /// The graph's name of another weight that is the same numbers: the output that is tied to an embedding of the same format.
+    pub shared: Option<String>,
     /// What it is for; `None` for tables that moec computes.
     pub role: Option<Role>,
     /// How its elements are stored.
@@ -144,6 +146,9 @@ impl fmt::Display for PayloadItem {
             write!(f, "{experts}, ")?;
         }
         write!(f, "{rows}, {columns}] at {offset}, {} bytes, ", self.bytes())?;
+        if let Some(other) = &self.shared {
+            write!(f, "also @{other}, ")?;
+        }
         match &self.arrangement {
             Arrangement::Table => write!(f, "rows"),
             Arrangement::Vector => write!(f, "vector"),
@@ -192,12 +197,30 @@ impl PayloadMap {
     pub fn place(&mut self, mut item: PayloadItem) -> Result<usize, PlanError> {
         if let Some(index) = self.items.iter().position(|i| i.name == item.name) {
             item.offset = self.items[index].offset;
+            item.shared.clone_from(&self.items[index].shared);
             return if self.items[index] == item { Ok(index) } else { Err(PlanError::TwoLayouts(item.name)) };
         }
         item.offset = self.weights_end.max(round_up(size_of::<PayloadHeader>(), PAYLOAD_ALIGN));
         self.weights_end = item.offset + item.bytes();
         self.items.push(item);
         Ok(self.items.len() - 1)
+    }
+
+    /// Lets `item`, the output of a model that is tied to its embedding, have the place of that, when that is tiles of the same format; whether it
+    /// has.
+    pub fn share(&mut self, item: &PayloadItem) -> bool {
+        let same = |other: &&mut PayloadItem| {
+            other.role == Some(Role::Embedding)
+                && matches!(other.arrangement, Arrangement::Tiles { .. })
+                && (other.format, other.rows, other.columns) == (item.format, item.rows, item.columns)
+        };
+        let other = self.items.iter_mut().find(same);
+        other.map(|other| other.shared = Some(item.name.clone())).is_some()
+    }
+
+    /// The index of the weight that the graph knows by this name.
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.items.iter().position(|item| item.name == name || item.shared.as_deref() == Some(name))
     }
 
     /// Places what follows the weights; `metadata` and `tokenizer` are lengths in bytes. The metadata gets room to grow to the next page.

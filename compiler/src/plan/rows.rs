@@ -5,10 +5,11 @@
 use super::PlanError;
 use super::buffers::{BufferId, Scope};
 use super::layout::QuantizedRow;
+use super::payload::Arrangement;
 use super::planner::{Place, Planner, Share, Split, call};
 use super::program::{Action, Expr, Field};
 use super::stages::{Rows, Stages, WORD};
-use crate::kernels::{Elementwise, ElementwiseOp, Embed, GateRow, Norm, Outputs, Quantize};
+use crate::kernels::{Elementwise, ElementwiseOp, Embed, EmbedTile, GateRow, Norm, Outputs, Quantize};
 use moec_abi::{LANES, padded_head_dim};
 use moec_ir::graph::{Kind, NodeId, ValueId, WeightId};
 
@@ -38,15 +39,30 @@ impl Stages<'_> {
         // The residual stream is written by rows of matrices later on: it is always shared.
         let place = self.allot(y, Scope::Shared);
         let (index, item) = self.item(w);
-        let kernel = Embed { format: item.format, h: item.columns };
-        let row_bytes = item.row_bytes();
+        let kernel: Box<dyn Fn(Expr, Expr) -> Action> = match item.arrangement {
+            Arrangement::Tiles { .. } => {
+                let kernel = EmbedTile { format: item.format, k: item.columns };
+                let tile_bytes = item.tile_bytes();
+                Box::new(move |token, y| {
+                    let tile = token.clone() / LANES;
+                    let lane = token - tile.clone() * LANES;
+                    call(kernel.clone(), [Self::weight(index) + tile * tile_bytes, lane, y])
+                })
+            }
+            _ => {
+                let kernel = Embed { format: item.format, h: item.columns };
+                let row_bytes = item.row_bytes();
+                Box::new(move |token, y| call(kernel.clone(), [Self::weight(index) + token * row_bytes, y]))
+            }
+        };
         self.planner.begin("embed", Split::Tokens, &[], &[place.buffer]);
         let mut actions = Vec::new();
         let count = self.row_count(Rows::Tokens);
         let share = self.planner.share(&mut actions, count);
-        self.planner.each(&mut actions, share, 1, |_, actions, t| {
+        self.planner.each(&mut actions, share, 1, |planner, actions, t| {
             let token = (Expr::from(Field::TokenIds) + t.clone() * WORD).load_u32();
-            actions.push(call(kernel, [Self::weight(index) + token * row_bytes, place.row(t)]));
+            let token = planner.bind(actions, token);
+            actions.push(kernel(token, place.row(t)));
         });
         self.planner.push(actions);
         Ok(())
@@ -81,7 +97,7 @@ impl Stages<'_> {
             (None, Some(_)) => Outputs::Quantized,
             (_, None) => Outputs::F32,
         };
-        let kernel = Norm { h, width: h, eps_bits: eps.to_bits(), outputs };
+        let kernel = Norm { h, width: h, eps_bits: eps.to_bits(), outputs, span: self.graph.span() };
         let writes: Vec<BufferId> = [y, q].into_iter().flatten().map(|p| p.buffer).collect();
         self.planner.begin("norm", split, &[from.buffer], &writes);
         self.each_row(rows, |_, actions, t| {
@@ -106,7 +122,7 @@ impl Stages<'_> {
         let rows = self.rows(x);
         let (_, split) = self.small(rows);
         let from = self.place(x);
-        let kernel = Quantize { k: self.columns(x) };
+        let kernel = Quantize { k: self.columns(x), span: self.graph.span() };
         self.planner.begin("quantize", split, &[from.buffer], &[to.buffer]);
         self.each_row(rows, |_, actions, t| actions.push(call(kernel, [from.row(t.clone()), to.row(t)])));
     }
@@ -118,7 +134,7 @@ impl Stages<'_> {
         }
         let rows = self.rows(x);
         let (scope, _) = self.small(rows);
-        let stride = QuantizedRow::new(self.columns(x)).stride();
+        let stride = QuantizedRow::new(self.columns(x), self.graph.span()).stride();
         let bytes = self.row_limit(rows) * stride;
         let buffer = self.planner.buffers().add(format!("t{}.q8", x.0), scope, bytes);
         let to = Place { buffer, offset: 0, stride };
@@ -170,7 +186,8 @@ impl Stages<'_> {
         let from = self.place(x);
         let to = self.allot(y, scope);
         let (index, h) = (self.item(w).0, self.columns(x) / runs);
-        let kernel = Norm { h, width: width / runs, eps_bits: eps.to_bits(), outputs: Outputs::F32 };
+        let kernel =
+            Norm { h, width: width / runs, eps_bits: eps.to_bits(), outputs: Outputs::F32, span: self.graph.span() };
         self.planner.begin("head_norm", split, &[from.buffer], &[to.buffer]);
         self.each_row(Rows::Tokens, |planner, actions, t| {
             let (from, to) = (planner.bind(actions, from.row(t.clone())), planner.bind(actions, to.row(t)));

@@ -204,7 +204,7 @@ impl Stages<'_> {
     pub(super) fn row_bytes(&self, v: ValueId) -> usize {
         match self.ty(v).kind {
             Kind::F32 | Kind::I32 => self.padded_columns(v) * WORD,
-            Kind::Q8 => QuantizedRow::new(self.columns(v)).stride(),
+            Kind::Q8 => QuantizedRow::new(self.columns(v), self.graph.span()).stride(),
             Kind::Kv => 0,
         }
     }
@@ -264,8 +264,8 @@ impl Stages<'_> {
     }
 
     pub(super) fn named(&self, name: &str) -> (usize, &PayloadItem) {
-        let found = self.payload.items.iter().enumerate().find(|(_, i)| i.name == name);
-        found.unwrap_or_else(|| panic!("weight {name} is not in the payload"))
+        let index = self.payload.find(name).unwrap_or_else(|| panic!("weight {name} is not in the payload"));
+        (index, &self.payload.items[index])
     }
 
     /// The address of the weight at `index` of the payload.

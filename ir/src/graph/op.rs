@@ -204,7 +204,7 @@ operations! {
         dispatch: Dispatch, order: Option<ValueId>
     }
 
-    /// Rows quantized to signed bytes, a scale for each 64 elements: `f32[.., C]` → `q8[.., C]`.
+    /// Rows quantized to signed bytes, a scale for each [`Graph::span`](super::Graph::span) elements: `f32[.., C]` → `q8[.., C]`.
     "quantize" Fused Quantize(x: ValueId) {}
 
     /// [`Op::RmsNorm`] → the result quantized, and as f32: `f32[R, H]` → `q8[R, H]`, `f32[R, H]`.

@@ -18,7 +18,7 @@ use super::infer::result_types;
 use super::kernel::Kernel;
 use super::op::Op;
 use super::types::{Mode, NodeId, Stage, Type, ValueId, WeightId};
-use super::weight::Weight;
+use super::weight::{Layout, Role, Weight};
 
 /// An operation in a graph.
 #[derive(Clone, PartialEq, Debug)]
@@ -105,6 +105,13 @@ impl Graph {
     /// Which entry point it is for.
     pub fn mode(&self) -> Mode {
         self.mode
+    }
+
+    /// Columns of a quantized activation row that share a scale: the fewest that a product asks for ([`Layout::span`]), as rows are quantized once
+    /// for all that they meet.
+    pub fn span(&self) -> usize {
+        let products = self.weights().filter(|(_, weight)| weight.role != Role::Embedding);
+        products.map(|(_, weight)| weight.format().span()).min().unwrap_or(Layout::F32.span())
     }
 
     /// How far it has come.

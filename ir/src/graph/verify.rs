@@ -93,8 +93,13 @@ fn check_weight(graph: &Graph, id: WeightId, weight: &Weight) -> Result<(), Stri
     if weight.shape.contains(&0) || weight.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).is_none() {
         return Err(format!("{:?} is no possible shape", weight.shape));
     }
-    let kept = matches!(weight.role, Role::Embedding | Role::Norm | Role::Bias | Role::Router);
-    if kept && weight.layout.is_quantized() {
+    let quantized = match weight.role {
+        Role::Norm | Role::Bias | Role::Router => weight.layout.is_quantized(),
+        // Its rows can keep stored codes.
+        Role::Embedding => weight.layout.is_quantized() && !weight.layout.is_exact(),
+        Role::Attention | Role::Experts | Role::Ffn | Role::Output => false,
+    };
+    if quantized {
         return Err(format!("a weight for {} is never quantized, found {}", weight.role, weight.layout));
     }
     let exact = weight.layout.is_exact() && weight.source == Source::Stored;

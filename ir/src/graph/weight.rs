@@ -83,11 +83,19 @@ pub enum Layout {
     Iq4Nl,
     /// What GGUF's MXFP4 holds: 4-bit floats, a power of two for 32.
     Mxfp4,
+    /// What GGUF's Q6_K holds: integers in 8 bits; for 16 a small integer times an f16 factor is the scale.
+    Q6K,
+    /// What GGUF's Q3_K holds: integers in 4 bits; for 16 a small integer times an f16 factor is the scale.
+    Q3K,
+    /// What GGUF's Q2_K holds: integers in 4 bits; for 16 a small integer times an f16 factor is the scale, another the offset.
+    Q2K,
+    /// What GGUF's IQ4_XS holds: 4 bits that number the values of a code book; for 32 a small integer times an f16 factor is the scale.
+    Iq4Xs,
 }
 
 impl Layout {
     /// All of them.
-    pub const ALL: [Layout; 14] = [
+    pub const ALL: [Layout; 18] = [
         Layout::Stored,
         Layout::F32,
         Layout::Bf16,
@@ -102,10 +110,14 @@ impl Layout {
         Layout::Q4K,
         Layout::Iq4Nl,
         Layout::Mxfp4,
+        Layout::Q6K,
+        Layout::Q3K,
+        Layout::Q2K,
+        Layout::Iq4Xs,
     ];
 
     /// Those that keep the codes and scales of a stored format as they are. Only a weight of that format can have them.
-    pub const EXACT: [Layout; 8] = [
+    pub const EXACT: [Layout; 12] = [
         Layout::Q8_0,
         Layout::Q5_1,
         Layout::Q5K,
@@ -114,6 +126,10 @@ impl Layout {
         Layout::Q4K,
         Layout::Iq4Nl,
         Layout::Mxfp4,
+        Layout::Q6K,
+        Layout::Q3K,
+        Layout::Q2K,
+        Layout::Iq4Xs,
     ];
 
     /// The name in text form.
@@ -133,6 +149,10 @@ impl Layout {
             Layout::Q4K => "q4_k",
             Layout::Iq4Nl => "iq4_nl",
             Layout::Mxfp4 => "mxfp4",
+            Layout::Q6K => "q6_k",
+            Layout::Q3K => "q3_k",
+            Layout::Q2K => "q2_k",
+            Layout::Iq4Xs => "iq4_xs",
         }
     }
 
@@ -153,7 +173,19 @@ impl Layout {
 
     /// Whether a weight is `scale × code + offset`, with codes from 0 on, and not `scale × value`.
     pub const fn has_offsets(self) -> bool {
-        matches!(self, Layout::Q5_1 | Layout::Q5K | Layout::Q4_1 | Layout::Q4K)
+        matches!(self, Layout::Q5_1 | Layout::Q5K | Layout::Q4_1 | Layout::Q4K | Layout::Q2K)
+    }
+
+    /// Columns of a row that share a scale, and an offset where there are any; of the float layouts, columns that need not be kept together.
+    pub const fn scale_columns(self) -> usize {
+        if matches!(self, Layout::Q6K | Layout::Q3K | Layout::Q2K) { 16 } else { 32 }
+    }
+
+    /// Columns of an activation row that share a scale when it meets this layout alone. Stored codes meet rows that are as fine as those that
+    /// llama.cpp lets them meet: with 64, rounding adds 0.0060 to the mean NLL of SmolLM2 at Q8_0, with 32 it adds 0.0037, and there 0.0036. What moec
+    /// quantizes meets rows of 64, which cost fewer multiply-adds.
+    pub const fn span(self) -> usize {
+        if self.is_exact() { 32 } else { 64 }
     }
 
     /// What it is for a weight stored as `stored`: never [`Layout::Stored`].

@@ -287,6 +287,30 @@ fn yarn_and_dynamic() {
 }
 
 #[test]
+fn long_rope_and_heads_rotated_in_part() {
+    let phi = |keys: Value| {
+        let mut all = json!({
+            "model_type": "phi3", "hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 64,
+            "original_max_position_embeddings": 16, "partial_rotary_factor": 0.75,
+        });
+        let map = all.as_object_mut().expect("an object");
+        map.insert("rope_scaling".into(), keys);
+        config(all).rope
+    };
+    let factors = json!([1, 2, 3, 4, 5, 6]);
+    let long = phi(json!({"type": "su", "short_factor": factors, "long_factor": factors}));
+    assert_eq!(long.rotated, Some(12));
+    let RopeScaling::Long { short, original_context, attention_factor, .. } = long.scaling else { panic!("LongRoPE") };
+    assert_eq!((short, original_context), (vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 16));
+    assert!((attention_factor - 1.5f64.sqrt()).abs() < 1e-15, "sqrt(1 + ln 4 / ln 16)");
+    let given = json!({"type": "longrope", "short_factor": factors, "long_factor": factors, "factor": 1});
+    assert_eq!(phi(given).amplitude(), 1.0);
+    // A quotient that is a little less than the whole number which is meant.
+    let third = config(json!({"model_type": "phi3", "head_dim": 66, "partial_rotary_factor": 22.0 / 66.0}));
+    assert_eq!(third.rope.rotated, Some(22));
+}
+
+#[test]
 fn nulls_and_explicit_values() {
     let config = config(json!({
         "architectures": null, "model_type": "mistral", "num_key_value_heads": null, "sliding_window": null,

@@ -201,7 +201,15 @@ fn headers_that_lie() {
     refused(&key("llama.block_count", Value::U32(0)), &["llama.block_count", "found 0"]);
     refused(&key("llama.block_count", Value::Text("1".into())), &["llama.block_count", "a number"]);
     refused(&key("llama.attention.head_count_kv", Value::U32(3)), &["llama.attention.head_count_kv", "divisor"]);
-    refused(&key("llama.rope.scaling.type", Value::Text("longrope".into())), &["llama.rope.scaling.type", "longrope"]);
+    refused(&key("llama.rope.scaling.type", Value::Text("ntk".into())), &["llama.rope.scaling.type", "ntk"]);
+    refused(
+        &key("llama.rope.scaling.type", Value::Text("longrope".into())),
+        &["llama.rope.scaling.original_context_length", "LongRoPE"],
+    );
+    let mut long = small();
+    long.key("llama.rope.scaling.type", Value::Text("longrope".into()));
+    long.key("llama.rope.scaling.original_context_length", Value::U32(8));
+    refused(&long.bytes(), &["rope_factors_short.weight", "LongRoPE"]);
     refused(&key("llama.rope.dimension_count", Value::U32(1)), &["llama.rope.dimension_count", "0.5"]);
     refused(&key("tokenizer.ggml.model", Value::Text("bert".into())), &["tokenizer.ggml.model", "bert"]);
     refused(&key("tokenizer.ggml.scores", Value::F32s(vec![0.0])), &["tokenizer.ggml.scores", "262"]);

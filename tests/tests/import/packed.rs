@@ -1,12 +1,19 @@
 //! Quantized safetensors: FP8, GPTQ and AWQ, packed here from known codes, read back as what they stand for.
 
 use crate::model::{HIDDEN, Model, Tensor};
+use half::f16;
+use moec::emit::pack::Packing;
 use moec::import::{self, Dtype};
+use moec::plan::layout::Format;
+use moec::plan::payload::{Arrangement, Part, PayloadItem};
+use moec_ir::graph::Layout;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::sync::atomic::AtomicBool;
 
 const FFN: usize = 24;
 const GROUP: usize = 8;
+const WIDE: usize = 256;
 
 /// A Llama whose matrices have rows and columns in eights.
 fn model(quantization: Value) -> Model {
@@ -24,6 +31,17 @@ fn model(quantization: Value) -> Model {
         *tensor = Tensor::new(&tensor.name, &shape);
     }
     model.set("quantization_config", quantization)
+}
+
+/// A wider one, whose columns are two groups of 128.
+fn wide_model(quantization: Value) -> Model {
+    let mut model = model(quantization).set("hidden_size", json!(WIDE)).set("intermediate_size", json!(WIDE));
+    for tensor in &mut model.tensors {
+        let shape: Vec<usize> = tensor.shape.iter().map(|&n| if n == HIDDEN || n == FFN { WIDE } else { n }).collect();
+        *tensor = Tensor::new(&tensor.name, &shape);
+    }
+    // As many rows of q as columns of the projection from the heads.
+    model.set("num_attention_heads", json!(WIDE / 8))
 }
 
 fn is_matrix(tensor: &Tensor) -> bool {
@@ -108,9 +126,18 @@ fn scales(rows: usize, groups: usize) -> Vec<f32> {
 }
 
 fn gptq(tensor: &Tensor, groups: Option<&dyn Fn(usize) -> usize>, stored_zero: u32) -> (Vec<Tensor>, Vec<f32>) {
+    gptq_of(tensor, GROUP, groups, stored_zero)
+}
+
+fn gptq_of(
+    tensor: &Tensor,
+    group: usize,
+    groups: Option<&dyn Fn(usize) -> usize>,
+    stored_zero: u32,
+) -> (Vec<Tensor>, Vec<f32>) {
     let (rows, columns) = (tensor.shape[0], tensor.shape[1]);
     let base = tensor.name.trim_end_matches(".weight");
-    let count = columns / GROUP;
+    let count = columns / group;
     let mut codes = Vec::new();
     for k in 0..columns / 8 {
         for row in 0..rows {
@@ -118,7 +145,7 @@ fn gptq(tensor: &Tensor, groups: Option<&dyn Fn(usize) -> usize>, stored_zero: u
         }
     }
     let zeros = (0..count).flat_map(|group| (0..rows).map(move |row| zero(group, row) - stored_zero));
-    let in_order = |column: usize| column / GROUP;
+    let in_order = |column: usize| column / group;
     let mut parts = vec![
         words(format!("{base}.qweight"), [columns / 8, rows], &pack(codes.into_iter())),
         words(format!("{base}.qzeros"), [count, rows / 8], &pack(zeros)),
@@ -149,27 +176,93 @@ fn gptq_in_order_and_with_an_index() {
     check(&two, &expected, Dtype::Gptq);
 }
 
-#[test]
-fn awq() {
+fn awq_of(tensor: &Tensor, group: usize) -> (Vec<Tensor>, Vec<f32>) {
     // Which of eight rows is in which nibble of a word, from the lowest.
     const ORDER: [usize; 8] = [0, 2, 4, 6, 1, 3, 5, 7];
+    let (rows, columns) = (tensor.shape[0], tensor.shape[1]);
+    let base = tensor.name.trim_end_matches(".weight");
+    let count = columns / group;
+    let ordered = |outer: usize, value: &dyn Fn(usize, usize) -> u32| {
+        pack((0..outer * rows).map(|i| value(i / rows, i % rows / 8 * 8 + ORDER[i % 8])))
+    };
+    let parts = vec![
+        words(format!("{base}.qweight"), [columns, rows / 8], &ordered(columns, &|column, row| code(row, column))),
+        words(format!("{base}.qzeros"), [count, rows / 8], &ordered(count, &zero)),
+        halves(format!("{base}.scales"), &[count, rows], &scales(rows, count)),
+    ];
+    (parts, stands_for(rows, columns, &|column| column / group))
+}
+
+#[test]
+fn awq() {
     let mut model =
         model(json!({"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": true, "version": "gemm"}));
-    let expected = quantized(&mut model, |tensor| {
-        let (rows, columns) = (tensor.shape[0], tensor.shape[1]);
-        let base = tensor.name.trim_end_matches(".weight");
-        let count = columns / GROUP;
-        let ordered = |outer: usize, value: &dyn Fn(usize, usize) -> u32| {
-            pack((0..outer * rows).map(|i| value(i / rows, i % rows / 8 * 8 + ORDER[i % 8])))
-        };
-        let parts = vec![
-            words(format!("{base}.qweight"), [columns, rows / 8], &ordered(columns, &|column, row| code(row, column))),
-            words(format!("{base}.qzeros"), [count, rows / 8], &ordered(count, &zero)),
-            halves(format!("{base}.scales"), &[count, rows], &scales(rows, count)),
-        ];
-        (parts, stands_for(rows, columns, &|column| column / GROUP))
-    });
+    let expected = quantized(&mut model, |tensor| awq_of(tensor, GROUP));
     check(&model, &expected, Dtype::Awq);
+}
+
+/// A packed matrix of `rows` rows in tiles of codes with steps, from the description of the layout.
+fn unpack(bytes: &[u8], rows: usize) -> Vec<f32> {
+    let tile_bytes = WIDE / 128 * (192 + 4 * 256);
+    let weight = |row: usize, k: usize| {
+        let group = &bytes[row / 16 * tile_bytes + k / 128 * (192 + 4 * 256)..];
+        let (lane, block, i) = (row % 16, k % 128 / 32, k % 32);
+        let half = |at: usize| f16::from_le_bytes([group[at + 2 * lane], group[at + 2 * lane + 1]]).to_f32();
+        let step = |at: usize| f32::from(group[64 + 32 * block + at + lane] as i8);
+        let byte = group[192 + 256 * block + i % 16 / 4 * 64 + 4 * lane + i % 4];
+        let code = f32::from(if i < 16 { byte & 15 } else { byte >> 4 });
+        half(0) * step(0) * code - half(32) * step(16)
+    };
+    (0..rows * WIDE).map(|i| weight(i / WIDE, i % WIDE)).collect()
+}
+
+/// GPTQ and AWQ with groups of 128 keep codes, scales and zero points: the payload holds the very weights.
+#[test]
+fn codes_in_groups_of_128_are_packed_as_they_are() {
+    let gptq = json!({"quant_method": "gptq", "bits": 4, "group_size": 128, "desc_act": false});
+    let awq = json!({"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": true, "version": "gemm"});
+    for (config, awq) in [(gptq, false), (awq, true)] {
+        let mut model = wide_model(config);
+        let expected = quantized(&mut model, |tensor| match awq {
+            true => awq_of(tensor, 128),
+            false => gptq_of(tensor, 128, None, 1),
+        });
+        let opened = import::open(model.write().path()).unwrap_or_else(|e| panic!("{e}"));
+        for (name, stored, rows) in
+            [("q", "self_attn.q_proj", WIDE), ("k", "self_attn.k_proj", 8), ("down", "mlp.down_proj", WIDE)]
+        {
+            let tensor = format!("layers.0.{name}");
+            assert_eq!(opened.tensors.info(&tensor).exact, Some(Layout::Q4K), "{name}");
+            let item = PayloadItem {
+                name: name.into(),
+                shared: None,
+                role: None,
+                format: Format::Q4K,
+                arrangement: Arrangement::Tiles { parts: vec![Part { tensor, rows }] },
+                experts: 1,
+                rows,
+                columns: WIDE,
+                row_heads: None,
+                column_heads: None,
+                offset: 0,
+            };
+            let packing = Packing {
+                items: std::slice::from_ref(&item),
+                source: &opened.tensors,
+                rope: opened.config.rope.clone(),
+                head_dim: 8,
+                threads: 2,
+                progress: &|_, _| (),
+                cancel: &AtomicBool::new(false),
+            };
+            let file = tempfile::NamedTempFile::new().expect("a temporary file");
+            let report = packing.write(file.as_file(), 0).expect("finite weights");
+            assert_eq!(report.items[0].error, 0.0, "{name}: nothing is lost");
+            let bytes = std::fs::read(file.path()).expect("it was written");
+            let expected = &expected[&format!("model.layers.0.{stored}.weight")];
+            assert_eq!(&unpack(&bytes, rows), expected, "{name}, awq: {awq}");
+        }
+    }
 }
 
 /// The value of an E4M3 code without NaN, by its definition.

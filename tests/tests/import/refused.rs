@@ -49,7 +49,13 @@ fn configurations() {
         ("rope_theta", json!("1e6"), &["rope_theta", "\"1e6\""]),
         ("rope_scaling", json!("linear"), &["rope_scaling", "an object", "\"linear\""]),
         ("rope_scaling", json!({"type": "dynamic"}), &["rope_scaling.factor", "none"]),
-        ("rope_scaling", json!({"type": "longrope", "factor": 2}), &["rope_scaling.type", "\"longrope\"", "llama3"]),
+        ("rope_scaling", json!({"type": "ntk", "factor": 2}), &["rope_scaling.type", "\"ntk\"", "llama3", "longrope"]),
+        ("rope_scaling", json!({"type": "longrope"}), &["original_max_position_embeddings", "LongRoPE", "none"]),
+        (
+            "rope_scaling",
+            json!({"type": "su", "original_max_position_embeddings": 8, "short_factor": [1.0]}),
+            &["rope_scaling.short_factor", "one for each rotated pair", "a list of 1"],
+        ),
         ("rope_scaling", json!({"rope_type": "yarn"}), &["rope_scaling.factor", "none"]),
         ("rope_scaling", json!({"rope_type": "yarn", "factor": 2, "beta_fast": -1}), &["rope_scaling.beta_fast", "-1"]),
         (
@@ -67,7 +73,7 @@ fn configurations() {
         ),
         ("rope_parameters", json!({"full_attention": {"rope_type": "default"}}), &["rope_parameters.full_attention"]),
         ("rope_parameters", json!({"rope_theta": []}), &["rope_parameters.rope_theta", "a list of 0"]),
-        ("partial_rotary_factor", json!(0.5), &["partial_rotary_factor", "0.5"]),
+        ("partial_rotary_factor", json!(0.5), &["partial_rotary_factor", "0.5", "Mixtral"]),
         ("tie_word_embeddings", json!("yes"), &["tie_word_embeddings", "true or false"]),
         ("attention_bias", json!(true), &["attention_bias", "does not support"]),
         ("mlp_bias", json!(true), &["mlp_bias", "does not support"]),

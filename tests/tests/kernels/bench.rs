@@ -78,10 +78,10 @@ fn pattern(bytes: usize) -> Guarded {
 fn matmul(format: Format, tokens: usize, epilogue: Epilogue, tuning: MatmulTuning, weights: usize) -> Timed {
     let k = 4096;
     let units = (weights / (format.tile_bytes(k) * epilogue.tiles())).max(4);
-    let x_stride = if format.is_quantized() { QuantizedRow::new(k).stride() } else { 4 * k };
+    let x_stride = if format.is_quantized() { QuantizedRow::new(k, format.span()).stride() } else { 4 * k };
     let y_stride = 64 * units;
     let codebook = [1, 25, 45, 63, 79, 93, 106, 118, 130, 141, 154, 167, 182, 199, 218, 241];
-    let kernel = Matmul { format, k, tokens, epilogue, y_stride, codebook, tuning };
+    let kernel = Matmul { format, k, tokens, span: format.span(), epilogue, y_stride, codebook, tuning };
     let bytes = units * kernel.unit_bytes();
     let memory = vec![pattern(bytes), pattern(tokens * x_stride), pattern(tokens * y_stride)];
     let mut args: Vec<i64> = memory.iter().map(Guarded::address).collect();
@@ -132,7 +132,7 @@ fn bench() {
     );
     println!("{:<60} {:>10} {:>8} {:>8} {:>8} {:>10}", "kernel", "G mul-add", "of peak", "GB/s", "of read", "us");
     let report = |label: &str, timed: Timed| {
-        if !timed.kernel.name().contains(&only) {
+        if !only.split(',').any(|part| timed.kernel.name().contains(part)) {
             return;
         }
         let seconds = seconds(&timed.args, &by_choice(&timed.kernel, &cpu));
@@ -157,6 +157,13 @@ fn bench() {
         report("in cache", matmul(format, 1, Epilogue::SiluMul, MatmulTuning::plain(format), 200 << 10));
         report("from memory", matmul(format, 1, Epilogue::Store, MatmulTuning::plain(format), 256 << 20));
     }
+    for format in Format::ALL.into_iter().filter(|format| format.is_exact()) {
+        let tuning = MatmulTuning::plain(format);
+        for tokens in [1, 8] {
+            report("in cache", matmul(format, tokens, Epilogue::Store, tuning, 200 << 10));
+        }
+        report("from memory", matmul(format, 1, Epilogue::Store, tuning, 256 << 20));
+    }
     for format in formats {
         for (tiles, tokens) in SHAPES {
             for unroll in if format.is_quantized() { [1, 2] } else { [2, 8] } {
@@ -171,7 +178,7 @@ fn bench() {
         }
     }
     for outputs in [Outputs::F32, Outputs::Quantized, Outputs::Both] {
-        report("", row(Norm { h: 4096, width: 4096, eps_bits: 1e-5f32.to_bits(), outputs }.into(), 4096));
+        report("", row(Norm { h: 4096, width: 4096, eps_bits: 1e-5f32.to_bits(), outputs, span: 64 }.into(), 4096));
     }
-    report("", row(Quantize { k: 4096 }.into(), 4096));
+    report("", row(Quantize { k: 4096, span: 64 }.into(), 4096));
 }

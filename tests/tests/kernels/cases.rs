@@ -2,8 +2,8 @@
 
 use half::{bf16, f16};
 use moec::kernels::{
-    Attention, Combine, Elementwise, ElementwiseOp, Embed, Epilogue, GateRow, Interleave, Kernel, KvFormat, Matmul,
-    MatmulTuning, Norm, Outputs, Quantize, Rope, SortByExpert, StoreKey, StoreValue, TopK,
+    Attention, Combine, Elementwise, ElementwiseOp, Embed, EmbedTile, Epilogue, GateRow, Interleave, Kernel, KvFormat,
+    Matmul, MatmulTuning, Norm, Outputs, Quantize, Rope, SortByExpert, StoreKey, StoreValue, TopK,
 };
 use moec::plan::layout::Format;
 use moec_ir::math::{sigmoid, silu};
@@ -29,6 +29,7 @@ pub fn of(family: &str) -> Vec<Case> {
         "StoreValue" => store_values(),
         "Attention" => attentions(),
         "Embed" => embeds(),
+        "EmbedTile" => embed_tiles(),
         "TopK" => top_ks(),
         "SortByExpert" => sorts(),
         "Combine" => combines(),
@@ -46,9 +47,9 @@ fn interleaved(rows: &[Vec<u8>]) -> Vec<u8> {
 
 /// One matrix product with random content.
 pub fn matmul(r: &mut Random, kernel: Matmul, units: usize) -> Case {
-    let Matmul { format, k, tokens, epilogue, .. } = kernel;
+    let Matmul { format, k, tokens, span, epilogue, .. } = kernel;
     let w = Matrix::random(r, format, 16 * units * epilogue.tiles(), k, &kernel.codebook);
-    let x: Vec<Activations> = (0..tokens).map(|_| Activations::of(format, &r.f32s(k))).collect();
+    let x: Vec<Activations> = (0..tokens).map(|_| Activations::of(format, &r.f32s(k), span)).collect();
     let xs = interleaved(&x.iter().map(Activations::bytes).collect::<Vec<_>>());
     let before = f32s(&r.f32s(((tokens - 1) * kernel.y_stride) / 4 + 16 * units));
     let mut after = before.clone();
@@ -78,7 +79,9 @@ fn matmuls() -> Vec<Case> {
     let mut add = |format: Format, k: usize, tokens: usize, epilogue: Epilogue, tuning: MatmulTuning, units: usize| {
         let y_stride = 64 * (units.max(1) + r.below(3));
         let codebook = std::array::from_fn(|_| 1 + r.below(255) as u8);
-        let kernel = Matmul { format, k, tokens, epilogue, y_stride, codebook, tuning };
+        // Rows are as fine as the finest of their weights asks for.
+        let span = if tokens == 3 { 32 } else { format.span() };
+        let kernel = Matmul { format, k, tokens, span, epilogue, y_stride, codebook, tuning };
         cases.push(matmul(&mut r, kernel, units));
     };
     let epilogues = [Epilogue::Store, Epilogue::Add, Epilogue::SiluMul];
@@ -144,11 +147,18 @@ fn interleaves() -> Vec<Case> {
 fn norms() -> Vec<Case> {
     let mut r = Random::new(2);
     let mut cases = Vec::new();
-    for outputs in [Outputs::F32, Outputs::Quantized, Outputs::Both] {
+    let all = [
+        (Outputs::F32, 64),
+        (Outputs::Quantized, 64),
+        (Outputs::Both, 64),
+        (Outputs::Quantized, 32),
+        (Outputs::Both, 32),
+    ];
+    for (outputs, span) in all {
         for h in [16, 20, 32, 96, 100, 128, 144, 160, 300, 4096] {
             let (x, weight, eps) = (r.f32s(h), r.f32s(h), 1e-5f32);
             let y = norm(&x, &weight, eps);
-            let mut c = Case::new(Norm { h, width: h, eps_bits: eps.to_bits(), outputs });
+            let mut c = Case::new(Norm { h, width: h, eps_bits: eps.to_bits(), outputs, span });
             let (x, weight) = (c.input("x", f32s(&padded(&x, 16))), c.input("weight", f32s(&padded(&weight, 16))));
             c.at(&[x, weight]);
             match outputs {
@@ -161,7 +171,7 @@ fn norms() -> Vec<Case> {
             match outputs {
                 Outputs::F32 => c.ints(&[0]),
                 Outputs::Quantized | Outputs::Both => {
-                    let q = c.output("q", quantize(&y).bytes());
+                    let q = c.output("q", quantize(&y, span).bytes());
                     c.at(&[q]);
                 }
             }
@@ -171,7 +181,7 @@ fn norms() -> Vec<Case> {
     // Padded heads: the mean is taken over what counts.
     for head_dim in HEAD_DIMS {
         let (x, weight, eps) = (pad_head(&r.f32s(head_dim)), pad_head(&r.f32s(head_dim)), 1e-6f32);
-        let kernel = Norm { h: x.len(), width: head_dim, eps_bits: eps.to_bits(), outputs: Outputs::F32 };
+        let kernel = Norm { h: x.len(), width: head_dim, eps_bits: eps.to_bits(), outputs: Outputs::F32, span: 64 };
         let mut c = Case::new(kernel);
         let regions = [
             c.input("x", f32s(&x)),
@@ -184,7 +194,7 @@ fn norms() -> Vec<Case> {
     }
     // In place.
     let (x, weight) = (r.f32s(96), r.f32s(96));
-    let mut c = Case::new(Norm { h: 96, width: 96, eps_bits: 1e-6f32.to_bits(), outputs: Outputs::F32 });
+    let mut c = Case::new(Norm { h: 96, width: 96, eps_bits: 1e-6f32.to_bits(), outputs: Outputs::F32, span: 64 });
     let x_region = c.inout("x", f32s(&x), f32s(&norm(&x, &weight, 1e-6)));
     let weight = c.input("weight", f32s(&weight));
     c.at(&[x_region, weight, x_region]);
@@ -206,9 +216,10 @@ fn quantizes() -> Vec<Case> {
             let tiny = x.iter().enumerate().map(|(i, x)| x * scale(i)).collect();
             [x, one_zero_block, tiny]
         })
-        .map(|x| {
-            let mut c = Case::new(Quantize { k: x.len() });
-            let regions = [c.input("x", f32s(&padded(&x, 16))), c.output("q", quantize(&x).bytes())];
+        .flat_map(|x| [(x.clone(), 32), (x, 64)])
+        .map(|(x, span)| {
+            let mut c = Case::new(Quantize { k: x.len(), span });
+            let regions = [c.input("x", f32s(&padded(&x, 16))), c.output("q", quantize(&x, span).bytes())];
             c.at(&regions);
             c
         })
@@ -392,6 +403,27 @@ fn embeds() -> Vec<Case> {
             let regions = [c.input("row", row), c.output("y", f32s(&padded(&y, 32)))];
             c.at(&regions);
             cases.push(c);
+        }
+    }
+    cases
+}
+
+fn embed_tiles() -> Vec<Case> {
+    let mut r = Random::new(14);
+    let mut cases = Vec::new();
+    for format in Format::ALL.into_iter().filter(|format| format.is_exact()) {
+        for k in [32, 96, 128, 160, 384] {
+            let w = Matrix::random(&mut r, format, 16, k, &[0; 16]);
+            for lane in [0, 1 + r.below(14), 15] {
+                let y: Vec<f32> = (0..k).map(|k| w.weight(lane, k)).collect();
+                let mut c = Case::new(EmbedTile { format, k });
+                let tile = c.input("tile", w.packed.clone());
+                c.at(&[tile]);
+                c.ints(&[lane]);
+                let y = c.output("y", f32s(&y));
+                c.at(&[y]);
+                cases.push(c);
+            }
         }
     }
     cases

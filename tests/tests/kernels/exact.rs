@@ -22,6 +22,7 @@ const ROWS: usize = 2;
 fn pack(source: &dyn RowSource, format: Format) -> Vec<u8> {
     let item = PayloadItem {
         name: "gate".into(),
+        shared: None,
         role: None,
         format,
         arrangement: Arrangement::Tiles { parts: vec![Part { tensor: "layers.0.gate".into(), rows: ROWS }] },
@@ -37,7 +38,7 @@ fn pack(source: &dyn RowSource, format: Format) -> Vec<u8> {
     let packing = Packing {
         items: std::slice::from_ref(&item),
         source,
-        rope: Rope { theta: 1e4, scaling: RopeScaling::None },
+        rope: Rope { theta: 1e4, rotated: None, scaling: RopeScaling::None },
         head_dim: 2,
         threads: 1,
         progress: &|_, _| (),
@@ -53,7 +54,7 @@ fn pack(source: &dyn RowSource, format: Format) -> Vec<u8> {
 /// A quantized row that is 1 at `k` and 0 elsewhere, its scales 1.
 fn one(k: usize) -> Vec<u8> {
     let codes = (0..SMALL_HIDDEN).map(|i| u8::from(i == k));
-    let scales = std::iter::repeat_n(1f32.to_le_bytes(), SMALL_HIDDEN / 64).flatten();
+    let scales = std::iter::repeat_n(1f32.to_le_bytes(), SMALL_HIDDEN / 32).flatten();
     let sums = (0..SMALL_HIDDEN / 32).flat_map(|block| if block == k / 32 { -128i32 } else { 0 }.to_le_bytes());
     codes.chain(scales).chain(sums).collect()
 }
@@ -101,6 +102,10 @@ fn kept_codes_are_the_weights_of_the_gguf_package() {
         ("Q4_K", 12, Dtype::Q4K, Layout::Q4K),
         ("IQ4_NL", 20, Dtype::Iq4Nl, Layout::Iq4Nl),
         ("MXFP4", 39, Dtype::Mxfp4, Layout::Mxfp4),
+        ("Q6_K", 14, Dtype::Q6K, Layout::Q6K),
+        ("Q3_K", 11, Dtype::Q3K, Layout::Q3K),
+        ("Q2_K", 10, Dtype::Q2K, Layout::Q2K),
+        ("IQ4_XS", 23, Dtype::Iq4Xs, Layout::Iq4Xs),
     ] {
         let mut file = small();
         let gate = file.tensor("blk.0.ffn_gate.weight");
@@ -122,6 +127,7 @@ fn kept_codes_are_the_weights_of_the_gguf_package() {
             format,
             k: SMALL_HIDDEN,
             tokens: 1,
+            span: format.span(),
             epilogue: Epilogue::Store,
             y_stride: 0,
             codebook: [0; 16],

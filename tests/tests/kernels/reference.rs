@@ -20,9 +20,9 @@ pub struct Matrix {
     pub floats: Vec<Vec<f32>>,
     /// Quantized formats: value + 128, or with offsets the value, `[row][k padded to 32]`.
     pub codes: Vec<Vec<u8>>,
-    /// Quantized formats: `[row][k / 32]`.
+    /// Quantized formats: `[row]`, one for each [`Format::scale_columns`].
     pub scales: Vec<Vec<f32>>,
-    /// Formats with offsets: `[row][k / 32]`.
+    /// Formats with offsets: as many.
     pub offsets: Vec<Vec<f32>>,
     pub packed: Vec<u8>,
 }
@@ -32,19 +32,23 @@ pub struct Matrix {
 struct Stored {
     scale: u16,
     offset: u16,
-    steps: [u8; 2],
+    steps: [[u8; 2]; 2],
 }
 
-/// Whether a format has codes of four bits, whether it has offsets, and whether these and scales are steps of factors.
-fn kind(format: Format) -> (bool, bool, bool) {
+/// Whether a format has codes of four bits, whether it has offsets, and how many steps of factors a block has for each, if they are that.
+fn kind(format: Format) -> (bool, bool, Option<usize>) {
     match format {
         Format::F32 | Format::Bf16 | Format::F16 => panic!("{format} has no codes"),
-        Format::Q8 | Format::Q8_0 => (false, false, false),
-        Format::Q5_1 => (false, true, false),
-        Format::Q5K => (false, true, true),
-        Format::Q4 | Format::Q4_0 | Format::Iq4Nl | Format::Mxfp4 => (true, false, false),
-        Format::Q4_1 => (true, true, false),
-        Format::Q4K => (true, true, true),
+        Format::Q8 | Format::Q8_0 => (false, false, None),
+        Format::Q6K => (false, false, Some(2)),
+        Format::Q5_1 => (false, true, None),
+        Format::Q5K => (false, true, Some(1)),
+        Format::Q4 | Format::Q4_0 | Format::Iq4Nl | Format::Mxfp4 => (true, false, None),
+        Format::Iq4Xs => (true, false, Some(1)),
+        Format::Q3K => (true, false, Some(2)),
+        Format::Q4_1 => (true, true, None),
+        Format::Q4K => (true, true, Some(1)),
+        Format::Q2K => (true, true, Some(2)),
     }
 }
 
@@ -53,7 +57,10 @@ fn book_of(format: Format, book: &[u8; 16]) -> [u8; 16] {
     let plus = |values: [i32; 16]| values.map(|value| (value + 128) as u8);
     match format {
         Format::Q4_0 => std::array::from_fn(|i| 120 + i as u8),
-        Format::Iq4Nl => plus([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]),
+        Format::Q3K => std::array::from_fn(|i| 124 + i as u8),
+        Format::Iq4Nl | Format::Iq4Xs => {
+            plus([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
+        }
         Format::Mxfp4 => plus([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]),
         _ => *book,
     }
@@ -110,17 +117,28 @@ impl Matrix {
             let mut row: Vec<Stored> = vec![];
             for j in 0..kp / 32 {
                 let (mut scale, mut offset) = (narrow(r.f32() * 0.01), narrow(r.f32() * 0.01));
-                if steps && j % 4 > 0 {
+                if steps.is_some() && j % 4 > 0 {
                     (scale, offset) = (row[j - 1].scale, row[j - 1].offset);
                 }
-                row.push(Stored { scale, offset, steps: [r.below(64) as u8, r.below(64) as u8] });
+                // Signed where there are no offsets.
+                let steps = [0; 2].map(|_| [0; 2].map(|_| r.below(if offsets { 64 } else { 256 }) as u8));
+                row.push(Stored { scale, offset, steps });
             }
             let wide = |bits: u16| if of_bf16 { bf16::from_bits(bits).to_f32() } else { f16::from_bits(bits).to_f32() };
-            let number = |s: &Stored| if steps { wide(s.scale) * f32::from(s.steps[0]) } else { wide(s.scale) };
-            let shift = |s: &Stored| if steps { -(wide(s.offset) * f32::from(s.steps[1])) } else { wide(s.offset) };
-            self.scales.push(row.iter().map(number).collect());
+            let step = |step: u8| f32::from(step as i8);
+            let of_block = |s: &Stored| -> Vec<(f32, f32)> {
+                let (scale, offset) = (wide(s.scale), wide(s.offset));
+                match steps {
+                    Some(parts) => {
+                        s.steps[..parts].iter().map(|s| (scale * step(s[0]), -(offset * step(s[1])))).collect()
+                    }
+                    None => vec![(scale, offset)],
+                }
+            };
+            let (scales, shifts) = row.iter().flat_map(of_block).unzip();
+            self.scales.push(scales);
             if offsets {
-                self.offsets.push(row.iter().map(shift).collect());
+                self.offsets.push(shifts);
             }
             stored.push(row);
         }
@@ -133,14 +151,19 @@ impl Matrix {
                 let halves = |packed: &mut Vec<u8>, of: &dyn Fn(usize) -> u16| {
                     (0..16).for_each(|l| packed.extend(of(row(l)).to_le_bytes()));
                 };
-                if steps {
+                if steps.is_some() {
                     halves(packed, &|row| stored[row][first].scale);
-                    halves(packed, &|row| stored[row][first].offset);
+                    if offsets {
+                        halves(packed, &|row| stored[row][first].offset);
+                    }
                 }
                 for j in blocks.clone() {
-                    if steps {
-                        packed.extend((0..16).map(|l| stored[row(l)][j].steps[0]));
-                        packed.extend((0..16).map(|l| stored[row(l)][j].steps[1]));
+                    if let Some(parts) = steps {
+                        for part in 0..parts {
+                            for of in 0..if offsets { 2 } else { 1 } {
+                                packed.extend((0..16).map(|l| stored[row(l)][j].steps[part][of]));
+                            }
+                        }
                         continue;
                     }
                     halves(packed, &|row| stored[row][j].scale);
@@ -164,6 +187,15 @@ impl Matrix {
         }
     }
 
+    /// Element `k` of row `row` of a quantized matrix.
+    pub fn weight(&self, row: usize, k: usize) -> f32 {
+        let (code, j) = (f32::from(self.codes[row][k]), k * self.scales[row].len() / self.codes[row].len());
+        match self.offsets.get(row) {
+            Some(offsets) => code.mul_add(self.scales[row][j], offsets[j]),
+            None => (code - 128.0) * self.scales[row][j],
+        }
+    }
+
     /// Row `row` times an activation row.
     pub fn dot(&self, row: usize, x: &Activations) -> f32 {
         let mut acc = 0.0f32;
@@ -174,16 +206,20 @@ impl Matrix {
                 }
             }
             Activations::Quantized(x) => {
+                let columns = self.codes[row].len() / self.scales[row].len();
                 for (b, &xscale) in x.scales.iter().enumerate() {
                     let mut t = 0.0f32;
-                    for j in 2 * b..(2 * b + 2).min(x.sums.len()) {
-                        let mut i = if self.offsets.is_empty() { x.sums[j] } else { 0 };
-                        for k in 32 * j..32 * j + 32 {
+                    for first in (x.span * b..x.span * (b + 1)).step_by(columns).filter(|&k| k < self.codes[row].len())
+                    {
+                        let (mut i, j) = (0, first / columns);
+                        let sum: i32 = x.q[first..first + columns].iter().map(|&q| -128 * i32::from(q)).sum();
+                        for k in first..first + columns {
                             i += i32::from(self.codes[row][k]) * i32::from(x.q[k]);
                         }
+                        i += if self.offsets.is_empty() { sum } else { 0 };
                         t = (i as f32).mul_add(self.scales[row][j], t);
                         if let Some(offsets) = self.offsets.get(row) {
-                            t = (x.sums[j] as f32).mul_add(offsets[j] / -128.0, t);
+                            t = (sum as f32).mul_add(offsets[j] / -128.0, t);
                         }
                     }
                     acc = t.mul_add(xscale, acc);
@@ -201,9 +237,9 @@ pub enum Activations {
 }
 
 impl Activations {
-    /// What a weight of `format` is multiplied by.
-    pub fn of(format: Format, x: &[f32]) -> Activations {
-        if format.is_quantized() { Activations::Quantized(quantize(x)) } else { Activations::Float(x.to_vec()) }
+    /// What a weight of `format` is multiplied by, quantized with a scale for each `span`.
+    pub fn of(format: Format, x: &[f32], span: usize) -> Activations {
+        if format.is_quantized() { Activations::Quantized(quantize(x, span)) } else { Activations::Float(x.to_vec()) }
     }
 
     /// As it lies in memory.
@@ -217,6 +253,7 @@ impl Activations {
 
 /// A quantized activation row.
 pub struct QRow {
+    pub span: usize,
     pub q: Vec<i8>,
     pub scales: Vec<f32>,
     pub sums: Vec<i32>,
@@ -232,12 +269,12 @@ impl QRow {
     }
 }
 
-/// Quantizes an activation row.
-pub fn quantize(x: &[f32]) -> QRow {
+/// Quantizes an activation row, a scale for each `span`.
+pub fn quantize(x: &[f32], span: usize) -> QRow {
     let mut x = x.to_vec();
     x.resize(up(x.len(), 32), 0.0);
-    let mut row = QRow { q: vec![], scales: vec![], sums: vec![] };
-    for block in x.chunks(64) {
+    let mut row = QRow { span, q: vec![], scales: vec![], sums: vec![] };
+    for block in x.chunks(span) {
         let amax = block.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         row.scales.push(amax * (1.0f32 / 127.0));
         let inv = if (127.0 / amax).is_finite() { 127.0 / amax } else { 0.0 };

@@ -3,7 +3,7 @@
 use crate::model::{Memory, ROPE, Random, Tensor, item, pack, place, tiles};
 use crate::reader::{Element, FORMATS, check, read, spread};
 use half::{bf16, f16};
-use moec::emit::pack::frequencies;
+use moec::emit::pack::rotations;
 use moec::plan::layout::Format;
 use moec::plan::payload::{Arrangement, PayloadItem};
 use std::collections::BTreeMap;
@@ -118,7 +118,7 @@ fn rotary_tables_turn_with_the_position() {
     let mut items = [table(false), table(true)];
     place(&mut items);
     let (payload, _) = pack(&items, &Memory::default(), 2).expect("nothing can fail");
-    let frequencies = frequencies(&ROPE, 20);
+    let frequencies: Vec<f64> = rotations(&ROPE, 20, 300).into_iter().map(|rotation| rotation.frequency).collect();
     for (item, function) in items.iter().zip([f64::cos, f64::sin]) {
         for position in 0..300 {
             let angles = frequencies.iter().map(|frequency| position as f64 * frequency);

@@ -70,12 +70,13 @@ impl RowSource for Memory {
     }
 }
 
-pub(crate) const ROPE: Rope = Rope { theta: 10000.0, scaling: RopeScaling::None };
+pub(crate) const ROPE: Rope = Rope { theta: 10000.0, rotated: None, scaling: RopeScaling::None };
 
 /// An item without heads or experts, at the payload's first free page.
 pub(crate) fn item(name: &str, format: Format, arrangement: Arrangement, rows: usize, columns: usize) -> PayloadItem {
     PayloadItem {
         name: name.into(),
+        shared: None,
         role: None,
         format,
         arrangement,

@@ -55,7 +55,11 @@ pub(crate) fn read(matrix: &[u8], format: Format, length: usize, row: usize, k: 
         | Format::Q4_1
         | Format::Q4K
         | Format::Iq4Nl
-        | Format::Mxfp4 => {
+        | Format::Mxfp4
+        | Format::Q6K
+        | Format::Q3K
+        | Format::Q2K
+        | Format::Iq4Xs => {
             panic!("{format}: codes that a file has are not made from weights; `kernels` and `gguf` test them")
         }
     }

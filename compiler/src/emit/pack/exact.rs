@@ -3,7 +3,7 @@
 //! Deliberately absent: taking stored blocks apart ([`TensorTable::read_codes`](crate::import::TensorTable::read_codes)).
 
 use crate::import::{BlockScale, CodedRows};
-use crate::plan::layout::{BLOCK, Codes, Format, GROUP, STEPS_AT, Scales};
+use crate::plan::layout::{BLOCK, Codes, Format, GROUP, Scales};
 use crate::plan::quant::{Unfit, widen};
 use half::f16;
 use moec_abi::LANES;
@@ -54,13 +54,15 @@ fn factors(format: Format, scale: BlockScale) -> (f32, f32) {
     }
 }
 
-/// The scale and the offset of a block.
-pub(crate) fn scale_of(format: Format, scale: BlockScale) -> (f32, f32) {
+/// The scales and the offsets of a block, in the order of the columns that share them.
+pub(crate) fn scales_of(format: Format, scale: BlockScale) -> impl Iterator<Item = (f32, f32)> {
     let (factor, offset) = factors(format, scale);
-    match format.scales() {
-        Some(Scales::Steps) => (factor * f32::from(scale.steps[0]), -(offset * f32::from(scale.steps[1]))),
-        _ => (factor, offset),
-    }
+    let parts = BLOCK / format.scale_columns();
+    let stepped = matches!(format.scales(), Some(Scales::Steps { .. }));
+    scale.steps.into_iter().take(parts).map(move |[step, shift]| match stepped {
+        true => (factor * f32::from(step as i8), -(offset * f32::from(shift as i8))),
+        false => (factor, offset),
+    })
 }
 
 fn put_scale(format: Format, out: &mut [u8], block: usize, lane: usize, scale: BlockScale) {
@@ -72,11 +74,18 @@ fn put_scale(format: Format, out: &mut [u8], block: usize, lane: usize, scale: B
             half(2 * HALVES * block, scale.scale);
             half(2 * HALVES * block + HALVES, scale.offset);
         }
-        Some(Scales::Steps) => {
+        Some(Scales::Steps { offsets, parts }) => {
             half(0, scale.scale);
-            half(HALVES, scale.offset);
-            let at = STEPS_AT + HALVES * block + lane;
-            [out[at], out[at + LANES]] = scale.steps;
+            if offsets {
+                half(HALVES, scale.offset);
+            }
+            let steps = if offsets { 2 } else { 1 };
+            let first = Scales::factor_bytes(offsets) + block * parts * steps * LANES + lane;
+            for (part, of_part) in scale.steps.iter().take(parts).enumerate() {
+                for (i, step) in of_part.iter().take(steps).enumerate() {
+                    out[first + (part * steps + i) * LANES] = *step;
+                }
+            }
         }
     }
 }

@@ -20,7 +20,7 @@ mod work;
 
 pub use error::{PackError, Place};
 pub use report::{PackReport, Packed};
-pub use rotary::frequencies;
+pub use rotary::{Rotation, rotations};
 pub use source::{RowSource, SourceError};
 pub use values::{Stored, float_rows, quantized_rows};
 

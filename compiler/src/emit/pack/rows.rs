@@ -110,6 +110,7 @@ mod tests {
     fn item(arrangement: Arrangement, rows: usize, row_heads: Option<usize>) -> PayloadItem {
         PayloadItem {
             name: "test".into(),
+            shared: None,
             role: None,
             format: Format::F32,
             arrangement,

@@ -4,7 +4,7 @@
 //! agree.
 
 use super::error::{PackError, Place, unfit};
-use super::exact::scale_of;
+use super::exact::scales_of;
 use super::rows::column_runs;
 use super::source::RowSource;
 use super::tile::encode_floats;
@@ -90,13 +90,15 @@ fn kept_rows(source: &dyn RowSource, stored: &Stored, format: Format) -> Result<
     if let Some(Codes::FixedBook(book)) = format.codes() {
         rows.codes.iter_mut().for_each(|code| *code = book[usize::from(*code)]);
     }
-    let (scales, offsets): (Vec<f32>, Vec<f32>) = rows.scales.iter().map(|scale| scale_of(format, *scale)).unzip();
+    let (scales, offsets): (Vec<f32>, Vec<f32>) =
+        rows.scales.iter().flat_map(|scale| scales_of(format, *scale)).unzip();
     if !scales.iter().chain(&offsets).all(|scale| scale.is_finite()) {
         return Err(refuse(stored, format, &read(source, stored)?));
     }
     Ok(QuantizedMatrix {
         rows: stored.rows.len(),
         columns: stored.columns,
+        scale_columns: format.scale_columns(),
         codes: rows.codes,
         scales,
         offsets: if format.has_offsets() { offsets } else { Vec::new() },

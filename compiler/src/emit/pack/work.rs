@@ -41,7 +41,7 @@ pub(super) fn run(packing: &Packing, file: &File, start: u64) -> Result<PackRepo
         file,
         start,
         total,
-        frequencies: rotary::frequencies(&packing.rope, packing.head_dim),
+        rotations: rotary::rotations(&packing.rope, packing.head_dim, context(packing.items)),
         next: AtomicUsize::new(0),
         done: AtomicU64::new(0),
         failed: AtomicBool::new(false),
@@ -58,12 +58,18 @@ pub(super) fn run(packing: &Packing, file: &File, start: u64) -> Result<PackRepo
     shared.report()
 }
 
+/// The positions that the rotary tables have.
+fn context(items: &[PayloadItem]) -> usize {
+    let tables = items.iter().filter(|item| matches!(item.arrangement, Arrangement::RopeTable { .. }));
+    tables.map(|item| item.rows).max().unwrap_or(0)
+}
+
 struct Shared<'a> {
     packing: &'a Packing<'a>,
     file: &'a File,
     start: u64,
     total: u64,
-    frequencies: Vec<f64>,
+    rotations: Vec<rotary::Rotation>,
     pieces: Vec<Piece>,
     next: AtomicUsize,
     done: AtomicU64,
@@ -194,15 +200,7 @@ impl Shared<'_> {
             Arrangement::Table => self.encode_rows(item, piece, scratch, item.format),
             Arrangement::Vector => self.encode_vector(item, piece, scratch),
             Arrangement::RopeTable { sine } => {
-                let amplitude = self.packing.rope.amplitude();
-                rotary::encode(
-                    *sine,
-                    &self.frequencies,
-                    amplitude,
-                    item.columns,
-                    piece.range.clone(),
-                    &mut scratch.out,
-                );
+                rotary::encode(*sine, &self.rotations, item.columns, piece.range.clone(), &mut scratch.out);
                 Ok(Loss::default())
             }
             Arrangement::ExpertPlaces { places } => {

@@ -7,6 +7,7 @@ pub(super) const DESCRIPTION: Description = Description {
     model_type: "llama",
     gguf: "llama",
     interleaved_in_gguf: true,
+    partial_rotary: false,
     defaults: Defaults {
         vocab: 32000,
         hidden: 4096,

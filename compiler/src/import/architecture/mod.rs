@@ -89,6 +89,8 @@ pub struct Description {
     pub gguf: &'static str,
     /// Whether GGUF files have the rotary halves of q and k interleaved.
     pub interleaved_in_gguf: bool,
+    /// Whether only a part of each head may be rotated, as `partial_rotary_factor` says.
+    pub partial_rotary: bool,
     /// What absent keys mean.
     pub defaults: Defaults,
     /// Whether a `hidden_size` that the heads do not divide is an error when `head_dim` is absent; without, the quotient is rounded down.

@@ -7,6 +7,7 @@ pub(super) const DESCRIPTION: Description = Description {
     model_type: "olmoe",
     gguf: "olmoe",
     interleaved_in_gguf: false,
+    partial_rotary: false,
     defaults: Defaults {
         vocab: 50304,
         hidden: 2048,

@@ -1,4 +1,4 @@
-//! Phi-3 with a context of 4096 (longer ones use LongRoPE): q, k and v are one tensor, gate and up another.
+//! Phi-3, also with LongRoPE, and Phi-4 mini, which rotates a part of each head: q, k and v are one tensor, gate and up another.
 
 use super::{AttentionBias, Defaults, Description, Window};
 
@@ -7,6 +7,7 @@ pub(super) const DESCRIPTION: Description = Description {
     model_type: "phi3",
     gguf: "phi3",
     interleaved_in_gguf: false,
+    partial_rotary: true,
     defaults: Defaults {
         vocab: 32064,
         hidden: 3072,

@@ -7,6 +7,7 @@ pub(super) const DESCRIPTION: Description = Description {
     model_type: "qwen3_moe",
     gguf: "qwen3moe",
     interleaved_in_gguf: false,
+    partial_rotary: false,
     defaults: Defaults {
         vocab: 151_936,
         hidden: 2048,

@@ -4,7 +4,7 @@
 //! without offsets the value plus 128, otherwise the stored bits. Deliberately absent: the layouts' order in memory.
 
 use super::super::dtype::Dtype;
-use super::k::six_bits;
+use super::k::{code_q2, code_q3, code_q6, scale_iq4_xs, scale_q3, six_bits};
 use super::legacy::{fifth, mxfp4_scale};
 use moec_ir::graph::Layout;
 
@@ -18,8 +18,9 @@ pub struct BlockScale {
     pub scale: u16,
     /// The offset, or the factor of its step, in f16; 0 where there is none.
     pub offset: u16,
-    /// The steps of the scale and of the offset, where there are any: a scale is its step times its factor, an offset the negative of that.
-    pub steps: [u8; 2],
+    /// The steps of the scale and of the offset, where there are any: a scale is its step times its factor, an offset the negative of that. Of the
+    /// first 16 columns and of the second; of both, where 32 share a scale, the first.
+    pub steps: [[u8; 2]; 2],
 }
 
 /// Rows of codes.
@@ -55,6 +56,10 @@ pub(crate) const fn exact(dtype: Dtype) -> Option<Layout> {
         Dtype::Q4K => Layout::Q4K,
         Dtype::Iq4Nl => Layout::Iq4Nl,
         Dtype::Mxfp4 => Layout::Mxfp4,
+        Dtype::Q6K => Layout::Q6K,
+        Dtype::Q3K => Layout::Q3K,
+        Dtype::Q2K => Layout::Q2K,
+        Dtype::Iq4Xs => Layout::Iq4Xs,
         _ => return None,
     })
 }
@@ -111,6 +116,40 @@ pub(crate) fn read(dtype: Dtype, bytes: &[u8], codes: &mut [u8], scales: &mut [B
                 }
             }
         }),
+        Dtype::Q6K => blocks::<210, 256>(bytes, codes, scales, |block, codes, scales| {
+            for (i, code) in codes.iter_mut().enumerate() {
+                *code = code_q6(block, i) + 96;
+            }
+            for (j, scale) in scales.iter_mut().enumerate() {
+                let step = |part: usize| [block[192 + 2 * j + part], 0];
+                *scale = BlockScale { scale: word(block, 208), offset: 0, steps: [step(0), step(1)] };
+            }
+        }),
+        Dtype::Q3K => blocks::<110, 256>(bytes, codes, scales, |block, codes, scales| {
+            for (i, code) in codes.iter_mut().enumerate() {
+                *code = code_q3(block, i);
+            }
+            for (j, scale) in scales.iter_mut().enumerate() {
+                let step = |part: usize| [(scale_q3(block, 2 * j + part) as i8 - 32) as u8, 0];
+                *scale = BlockScale { scale: word(block, 108), offset: 0, steps: [step(0), step(1)] };
+            }
+        }),
+        Dtype::Q2K => blocks::<84, 256>(bytes, codes, scales, |block, codes, scales| {
+            for (i, code) in codes.iter_mut().enumerate() {
+                *code = code_q2(&block[16..80], i);
+            }
+            for (j, scale) in scales.iter_mut().enumerate() {
+                let step = |part: usize| [block[2 * j + part] & 15, block[2 * j + part] >> 4];
+                *scale = BlockScale { scale: word(block, 80), offset: word(block, 82), steps: [step(0), step(1)] };
+            }
+        }),
+        Dtype::Iq4Xs => blocks::<136, 256>(bytes, codes, scales, |block, codes, scales| {
+            for (j, (codes, scale)) in codes.as_chunks_mut::<BLOCK>().0.iter_mut().zip(scales).enumerate() {
+                nibbles(&block[8 + 16 * j..][..16], codes, |_, code| code);
+                let step = (scale_iq4_xs(block, j) as i8 - 32) as u8;
+                *scale = BlockScale { scale: word(block, 0), offset: 0, steps: [[step, 0], [0; 2]] };
+            }
+        }),
         other => unreachable!("no layout holds {other} exactly"),
     }
 }
@@ -136,7 +175,7 @@ fn word(block: &[u8], at: usize) -> u16 {
 fn steps(block: &[u8], scales: &mut [BlockScale]) {
     for (j, scale) in scales.iter_mut().enumerate() {
         let (step, offset) = six_bits(&block[4..16], j);
-        *scale = BlockScale { scale: word(block, 0), offset: word(block, 2), steps: [step, offset] };
+        *scale = BlockScale { scale: word(block, 0), offset: word(block, 2), steps: [[step, offset], [0; 2]] };
     }
 }
 

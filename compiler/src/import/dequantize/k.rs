@@ -12,24 +12,35 @@ pub(super) fn q2(block: &[u8; 84], out: &mut [f32; BLOCK]) {
     for (i, out) in out.iter_mut().enumerate() {
         let scale = scales[i / 16];
         let (scale, offset) = (d * f32::from(scale & 15), dmin * f32::from(scale >> 4));
-        let code = (codes[i / 128 * 32 + i % 32] >> (2 * (i / 32 % 4))) & 3;
-        *out = scale * f32::from(code) - offset;
+        *out = scale * f32::from(code_q2(codes, i)) - offset;
     }
+}
+
+/// Code `i` of 64 bytes of 2-bit codes.
+pub(super) fn code_q2(codes: &[u8], i: usize) -> u8 {
+    (codes[i / 128 * 32 + i % 32] >> (2 * (i / 32 % 4))) & 3
 }
 
 /// 32 bytes of third bits; 64 bytes of low bits; 12 bytes of 6-bit scales with 32 added; factor. A third bit that is *not* set takes 4 off.
 pub(super) fn q3(block: &[u8; 110], out: &mut [f32; BLOCK]) {
-    let (high, codes, scales) = (&block[..32], &block[32..96], &block[96..108]);
     let d = half(&block[108..]);
     for (i, out) in out.iter_mut().enumerate() {
-        let j = i / 16;
-        let low = (scales[j % 8] >> (4 * (j / 8))) & 15;
-        let top = (scales[8 + j % 4] >> (2 * (j / 4))) & 3;
-        let scale = d * (f32::from(low | (top << 4)) - 32.0);
-        let code = (codes[i / 128 * 32 + i % 32] >> (2 * (i / 32 % 4))) & 3;
-        let third = (high[i % 32] >> (i / 32)) & 1;
-        *out = scale * (f32::from(code) - if third == 1 { 0.0 } else { 4.0 });
+        let scale = d * (f32::from(scale_q3(block, i / 16)) - 32.0);
+        *out = scale * (f32::from(code_q3(block, i)) - 4.0);
     }
+}
+
+/// Code `i` of a block of Q3_K, to which 4 was added.
+pub(super) fn code_q3(block: &[u8; 110], i: usize) -> u8 {
+    code_q2(&block[32..96], i) | ((block[i % 32] >> (i / 32)) & 1) << 2
+}
+
+/// Scale `j` of a block of Q3_K, to which 32 was added.
+pub(super) fn scale_q3(block: &[u8; 110], j: usize) -> u8 {
+    let scales = &block[96..108];
+    let low = (scales[j % 8] >> (4 * (j / 8))) & 15;
+    let top = (scales[8 + j % 4] >> (2 * (j / 4))) & 3;
+    low | (top << 4)
 }
 
 /// The 6-bit scale and offset of 32 elements, out of the 12 bytes that hold eight of each.
@@ -70,25 +81,34 @@ pub(super) fn q5(block: &[u8; 176], out: &mut [f32; BLOCK]) {
 
 /// 128 bytes of low nibbles; 64 bytes of two high bits; 16 signed scales; factor. 32 was added to each code.
 pub(super) fn q6(block: &[u8; 210], out: &mut [f32; BLOCK]) {
-    let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
-    let d = half(&block[208..]);
+    let (scales, d) = (&block[192..208], half(&block[208..]));
     for (i, out) in out.iter_mut().enumerate() {
         let scale = d * f32::from(scales[i / 16] as i8);
-        let nibble = (low[i / 128 * 64 + i % 64] >> (4 * (i / 64 % 2))) & 15;
-        let top = (high[i / 128 * 32 + i % 32] >> (2 * (i / 32 % 4))) & 3;
-        *out = scale * (f32::from(nibble | (top << 4)) - 32.0);
+        *out = scale * (f32::from(code_q6(block, i)) - 32.0);
     }
+}
+
+/// Code `i` of a block of Q6_K, to which 32 was added.
+pub(super) fn code_q6(block: &[u8; 210], i: usize) -> u8 {
+    let (low, high) = (&block[..128], &block[128..192]);
+    let nibble = (low[i / 128 * 64 + i % 64] >> (4 * (i / 64 % 2))) & 15;
+    nibble | code_q2(high, i) << 4
 }
 
 /// Factor; 2 bytes of high and 4 of low bits of 6-bit scales with 32 added; nibbles that number the code book, in blocks of 32.
 pub(super) fn iq4_xs(block: &[u8; 136], out: &mut [f32; BLOCK]) {
-    let (d, high, low, codes) = (half(block), u16::from_le_bytes([block[2], block[3]]), &block[4..8], &block[8..]);
+    let (d, codes) = (half(block), &block[8..]);
     for (j, out) in out.chunks_mut(32).enumerate() {
-        let scale = ((low[j / 2] >> (4 * (j % 2))) & 15) | ((((high >> (2 * j)) & 3) as u8) << 4);
-        let scale = d * (f32::from(scale) - 32.0);
+        let scale = d * (f32::from(scale_iq4_xs(block, j)) - 32.0);
         for (i, byte) in codes[16 * j..][..16].iter().enumerate() {
             out[i] = scale * f32::from(IQ4[usize::from(byte & 15)]);
             out[i + 16] = scale * f32::from(IQ4[usize::from(byte >> 4)]);
         }
     }
+}
+
+/// Scale `j` of a block of IQ4_XS, to which 32 was added.
+pub(super) fn scale_iq4_xs(block: &[u8; 136], j: usize) -> u8 {
+    let high = u16::from_le_bytes([block[2], block[3]]);
+    ((block[4 + j / 2] >> (4 * (j % 2))) & 15) | ((((high >> (2 * j)) & 3) as u8) << 4)
 }

@@ -3,10 +3,10 @@
 //! Deliberately absent: the tokenizer's keys ([`super::tokenizer`]), and the checks ([`super::super::config`]).
 
 use super::super::architecture::{Architecture, AttentionBias};
-use super::super::config::ModelConfig;
+use super::super::config::{MAX_CONTEXT, ModelConfig};
 use super::super::error::ImportError;
 use super::super::json::Object;
-use super::super::rope::mscale;
+use super::super::rope::{RopeScaling, long_amplitude, mscale};
 use super::container::Value;
 use serde_json::{Map, Number, Value as Json, json};
 use std::collections::BTreeMap;
@@ -210,6 +210,40 @@ impl<'a> Metadata<'a> {
         }
     }
 
+    /// Of a model with LongRoPE the context that it was first trained with, and what cosines and sines are multiplied by.
+    pub(super) fn long_rope(&self, config: &ModelConfig) -> Result<Option<(usize, f64)>, ImportError> {
+        let prefix = config.architecture.description().gguf;
+        let key = |name: &str| format!("{prefix}.rope.scaling.{name}");
+        let named = self.text(&key("type"))? == Some("longrope");
+        let factor = match self.get(&key("attn_factor")) {
+            Some(&Value::Float(number)) if number > 0.0 && number.is_finite() => Some(shortest(number)),
+            Some(other) => return Err(self.wrong(&key("attn_factor"), "a number above 0", other.describe())),
+            None => None,
+        };
+        let original = key("original_context_length");
+        match self.get(&original) {
+            // YaRN has this key, too.
+            _ if !named && !matches!(config.rope.scaling, RopeScaling::None) => Ok(None),
+            None if named => Err(self.no_original_context(config)),
+            None => Ok(None),
+            Some(value) => {
+                match whole(value).and_then(|n| usize::try_from(n).ok()).filter(|n| (1..=MAX_CONTEXT).contains(n)) {
+                    Some(original) => {
+                        let longer = config.context as f64 / original as f64;
+                        Ok(Some((original, factor.unwrap_or_else(|| long_amplitude(longer, original)))))
+                    }
+                    None => Err(self.wrong(&original, "a number of tokens", value.describe())),
+                }
+            }
+        }
+    }
+
+    /// The error about LongRoPE that does not say when a sequence is long.
+    pub(super) fn no_original_context(&self, config: &ModelConfig) -> ImportError {
+        let key = format!("{}.rope.scaling.original_context_length", config.architecture.description().gguf);
+        self.wrong(&key, "a number of tokens, as the model has LongRoPE", "none")
+    }
+
     /// Rotary embedding as the keys of `config.json`.
     fn rope(&self, prefix: &str, map: &mut Map<String, Json>) -> Result<(), ImportError> {
         let float = |key: &str| -> Result<Option<f64>, ImportError> {
@@ -240,6 +274,8 @@ impl<'a> Metadata<'a> {
             (None | Some("none"), None) | (Some("none"), Some(_)) => return Ok(()),
             // Written by some converters although nothing is scaled.
             (None | Some("linear"), Some(factor)) if factor == 1.0 || factor == 0.0 => return Ok(()),
+            // The divisors are tensors: see `long_rope`.
+            (Some("longrope"), _) => return Ok(()),
             (None | Some("linear"), factor) => json!({"rope_type": "linear", "factor": factor}),
             (Some("yarn"), factor) => {
                 let mut scaling = json!({"rope_type": "yarn", "factor": factor});

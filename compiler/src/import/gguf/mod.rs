@@ -11,7 +11,7 @@ mod tokenizer;
 use super::dtype::Dtype;
 use super::error::ImportError;
 use super::header::Element;
-use super::names::{GGUF_ROPE_DIVISORS, Naming};
+use super::names::{GGUF_LONG_DIVISORS, GGUF_ROPE_DIVISORS, Naming};
 use super::rope::RopeScaling;
 use super::shards::{Files, Shard};
 use super::tensors::TensorTable;
@@ -31,8 +31,23 @@ pub(super) fn open(path: &Path) -> Result<Model, ImportError> {
     let shapes: HashMap<&str, &Vec<usize>> =
         files.tensors.iter().map(|(_, entry)| (entry.name.as_str(), &entry.shape)).collect();
     let mut config = metadata.config(&|name| shapes.get(name).map(|shape| (*shape).clone()))?;
-    if let Some(divisors) = rope_divisors(&files, config.head_dim)? {
+    let pairs = config.rope.rotated.unwrap_or(config.head_dim) / 2;
+    if let Some(divisors) = rope_divisors(&files, GGUF_ROPE_DIVISORS, pairs)? {
         config.rope.scaling = RopeScaling::Divided { divisors };
+    }
+    let [short, long] = GGUF_LONG_DIVISORS.map(|name| rope_divisors(&files, name, pairs));
+    if let Some((original_context, attention_factor)) = metadata.long_rope(&config)? {
+        let missing = |name: &str| {
+            ImportError::tensor(path, name, "the divisors of LongRoPE, for each rotated pair of a head", "none")
+        };
+        config.rope.scaling = RopeScaling::Long {
+            short: short?.ok_or_else(|| missing(GGUF_LONG_DIVISORS[0]))?,
+            long: long?.ok_or_else(|| missing(GGUF_LONG_DIVISORS[1]))?,
+            original_context,
+            attention_factor,
+        };
+    } else if long?.is_some() || short?.is_some() {
+        return Err(metadata.no_original_context(&config));
     }
     let tokenizer = tokenizer::read(&metadata, config.vocab)?;
     let further = tokenizer::further_eos(&metadata)?.into_iter().filter(|&id| (id as usize) < config.vocab);
@@ -113,14 +128,14 @@ fn part_names(path: &Path, own: usize, count: usize) -> Option<Vec<PathBuf>> {
     Some((1..=count).map(|part| path.with_file_name(format!("{stem}-{part:05}-of-{count:05}.gguf"))).collect())
 }
 
-/// The divisors of the rotary frequencies, if the file has them.
-fn rope_divisors(files: &Files, head_dim: usize) -> Result<Option<Vec<f32>>, ImportError> {
-    let Some((shard, entry)) = files.tensors.iter().find(|(_, entry)| entry.name == GGUF_ROPE_DIVISORS) else {
+/// The divisors of the rotary frequencies in the tensor `name`, if the file has it.
+fn rope_divisors(files: &Files, name: &str, pairs: usize) -> Result<Option<Vec<f32>>, ImportError> {
+    let Some((shard, entry)) = files.tensors.iter().find(|(_, entry)| entry.name == name) else {
         return Ok(None);
     };
     let path = &files.shards[*shard].path;
-    if entry.element != Element::Known(Dtype::F32) || entry.shape != [head_dim / 2] {
-        let expected = format!("f32 of shape [{}], one for each pair of a head", head_dim / 2);
+    if entry.element != Element::Known(Dtype::F32) || entry.shape != [pairs] {
+        let expected = format!("f32 of shape [{pairs}], one for each rotated pair of a head");
         return Err(ImportError::tensor(
             path,
             &entry.name,
@@ -128,7 +143,7 @@ fn rope_divisors(files: &Files, head_dim: usize) -> Result<Option<Vec<f32>>, Imp
             format!("{} of shape {:?}", entry.element, entry.shape),
         ));
     }
-    let mut divisors = vec![0.0; head_dim / 2];
+    let mut divisors = vec![0.0; pairs];
     dequantize::read(Dtype::F32, files.shards[*shard].bytes(entry.offset..entry.offset + entry.bytes), &mut divisors);
     match divisors.iter().find(|&&divisor| !(divisor > 0.0 && divisor.is_finite())) {
         Some(odd) => Err(ImportError::tensor(path, &entry.name, "numbers above 0", odd.to_string())),

@@ -60,11 +60,13 @@ pub struct QuantizedMatrix {
     pub rows: usize,
     /// Columns, padded to a multiple of [`BLOCK`].
     pub columns: usize,
+    /// Columns that share a scale.
+    pub scale_columns: usize,
     /// `value + 128`, or the value in a format with offsets, `[rows][columns]`.
     pub codes: Vec<u8>,
-    /// The scales as f32, `[rows][columns / BLOCK]`.
+    /// The scales as f32, `[rows][columns / scale_columns]`.
     pub scales: Vec<f32>,
-    /// The offsets, `[rows][columns / BLOCK]`; empty in a format without.
+    /// The offsets, as many; empty in a format without.
     pub offsets: Vec<f32>,
 }
 
@@ -72,8 +74,8 @@ impl QuantizedMatrix {
     /// The weight that row `row`, column `column` stands for.
     pub fn weight(&self, row: usize, column: usize) -> f32 {
         let place = row * self.columns + column;
-        let (code, scale) = (f32::from(self.codes[place]), self.scales[place / BLOCK]);
-        match self.offsets.get(place / BLOCK) {
+        let (code, scale) = (f32::from(self.codes[place]), self.scales[place / self.scale_columns]);
+        match self.offsets.get(place / self.scale_columns) {
             None => scale * (code - 128.0),
             Some(offset) => scale * code + offset,
         }
@@ -162,7 +164,7 @@ impl Vectorized for QuantizeMatrix<'_> {
                 }
             }
         }
-        Ok(QuantizedMatrix { rows, columns, codes, scales, offsets: Vec::new() })
+        Ok(QuantizedMatrix { rows, columns, scale_columns: BLOCK, codes, scales, offsets: Vec::new() })
     }
 }
 

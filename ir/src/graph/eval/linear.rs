@@ -9,8 +9,6 @@ use crate::math::{padded_rms_scale, sigmoid, silu};
 const LANES: usize = 16;
 /// Rows of a float matrix whose products are computed side by side.
 const SIDE_BY_SIDE: usize = 8;
-/// Weight blocks for which activations have one scale.
-const BLOCKS_PER_SPAN: usize = 2;
 
 /// The numbers of a stored weight with its shape.
 #[derive(Clone, Debug)]
@@ -20,6 +18,10 @@ pub(super) struct Matrix {
     experts: usize,
     /// Numbers of a row, padding included.
     columns: usize,
+    /// Columns that share a scale.
+    scale_columns: usize,
+    /// Columns of the rows that it meets that share a scale.
+    span: usize,
     numbers: Numbers,
 }
 
@@ -29,6 +31,7 @@ impl Matrix {
         weight: &Weight,
         layout: Layout,
         heads: Option<usize>,
+        span: usize,
         numbers: Numbers,
     ) -> Result<Matrix, String> {
         let (rows, experts) = (weight.rows(), weight.experts());
@@ -40,7 +43,7 @@ impl Matrix {
         let (found, expected) = match &numbers {
             Numbers::Float(floats) if !layout.is_quantized() => (vec![floats.len()], vec![all * columns]),
             Numbers::Codes { codes, scales, offsets } if layout.is_quantized() => {
-                let blocks = all * columns / BLOCK;
+                let blocks = all * columns / layout.scale_columns();
                 let expected = vec![all * columns, blocks, if layout.has_offsets() { blocks } else { 0 }];
                 (vec![codes.len(), scales.len(), offsets.len()], expected)
             }
@@ -51,7 +54,7 @@ impl Matrix {
         if found != expected {
             return Err(format!("expected {expected:?} numbers, found {found:?}"));
         }
-        Ok(Matrix { rows, experts, columns, numbers })
+        Ok(Matrix { rows, experts, columns, scale_columns: layout.scale_columns(), span, numbers })
     }
 
     /// The numbers of a float weight.
@@ -62,9 +65,19 @@ impl Matrix {
         }
     }
 
-    /// Some rows of a float weight.
+    /// Some rows, as f32.
     pub(super) fn rows(&self, rows: impl Iterator<Item = usize>) -> Vec<f32> {
-        rows.flat_map(|row| &self.f32s()[row * self.columns..(row + 1) * self.columns]).copied().collect()
+        let number = |at: usize| match &self.numbers {
+            Numbers::Float(numbers) => numbers[at],
+            Numbers::Codes { codes, scales, offsets } => {
+                let (code, scale) = (f32::from(codes[at]), scales[at / self.scale_columns]);
+                match offsets.get(at / self.scale_columns) {
+                    Some(&offset) => code.mul_add(scale, offset),
+                    None => (code - 128.0) * scale,
+                }
+            }
+        };
+        rows.flat_map(|row| (row * self.columns..(row + 1) * self.columns).map(number)).collect()
     }
 
     /// Products of one row of `x` with `count` rows of the matrix from `first`.
@@ -75,14 +88,14 @@ impl Matrix {
                 float_products(&w[first * columns..(first + count) * columns], x, out);
             }
             (Numbers::Codes { codes, scales, offsets }, Rows::Q8(x)) => {
-                let blocks = self.columns / BLOCK;
+                let blocks = self.columns / self.scale_columns;
                 for r in first..first + count {
                     let codes = &codes[r * self.columns..(r + 1) * self.columns];
                     let of_row = r * blocks..(r + 1) * blocks;
                     let scales = &scales[of_row.clone()];
                     out.push(match offsets.is_empty() {
-                        true => quantized_product(codes, scales, x.row(row)),
-                        false => shifted_product(codes, scales, &offsets[of_row], x.row(row)),
+                        true => quantized_product(codes, scales, x.row(row), x.span),
+                        false => shifted_product(codes, scales, &offsets[of_row], x.row(row), x.span),
                     });
                 }
             }
@@ -96,7 +109,7 @@ impl Matrix {
     fn meet<'a>(&self, x: &'a Rows<'a>, quantized: &'a mut Option<QuantizedRows>) -> Rows<'a> {
         match (&self.numbers, x) {
             (Numbers::Codes { .. }, Rows::F32(numbers, columns, heads)) => {
-                Rows::Q8(quantized.get_or_insert_with(|| QuantizedRows::new(numbers, *columns, *heads)))
+                Rows::Q8(quantized.get_or_insert_with(|| QuantizedRows::new(numbers, *columns, *heads, self.span)))
             }
             (_, Rows::F32(numbers, columns, heads)) => Rows::F32(numbers, *columns, *heads),
             (_, Rows::Q8(rows)) => Rows::Q8(rows),
@@ -163,34 +176,38 @@ fn float_products_body(w: &[f32], x: &[f32], out: &mut Vec<f32>) {
     }
 }
 
-/// The products of each 32 codes with 32 of a row: exact integers.
-fn dots<'a>(codes: &'a [u8], q: &'a [i8]) -> impl Iterator<Item = i32> + 'a {
-    let product = |(&c, &q): (&u8, &i8)| i32::from(c) * i32::from(q);
-    codes.chunks(BLOCK).zip(q.chunks(BLOCK)).map(move |(c, q)| c.iter().zip(q).map(product).sum())
+/// For each `columns` codes and as many of a row: the sum of their products, and −128 times the sum of the row's. Exact integers.
+fn dots<'a>(codes: &'a [u8], q: &'a [i8], columns: usize) -> impl Iterator<Item = (i32, i32)> + 'a {
+    codes.chunks(columns).zip(q.chunks(columns)).map(|(codes, q)| {
+        let products = codes.iter().zip(q).map(|(&code, &q)| i32::from(code) * i32::from(q));
+        (products.sum(), -128 * q.iter().map(|&q| i32::from(q)).sum::<i32>())
+    })
 }
 
 /// One row of codes and scales with one quantized row.
-fn quantized_product(codes: &[u8], scales: &[f32], (q, x_scales, sums): (&[i8], &[f32], &[i32])) -> f32 {
-    let mut dots = dots(codes, q).zip(sums).map(|(dot, sum)| sum + dot);
+fn quantized_product(codes: &[u8], scales: &[f32], (q, x_scales): (&[i8], &[f32]), span: usize) -> f32 {
+    let columns = codes.len() / scales.len();
+    let mut dots = dots(codes, q, columns);
     let mut total = 0.0f32;
-    for (scales, x_scale) in scales.chunks(BLOCKS_PER_SPAN).zip(x_scales) {
+    for (scales, x_scale) in scales.chunks(span / columns).zip(x_scales) {
         let mut group = 0.0f32;
-        for (scale, dot) in scales.iter().zip(&mut dots) {
-            group = (dot as f32).mul_add(*scale, group);
+        for (scale, (dot, sum)) in scales.iter().zip(&mut dots) {
+            group = ((sum + dot) as f32).mul_add(*scale, group);
         }
         total = group.mul_add(*x_scale, total);
     }
     total
 }
 
-/// One row of codes, scales and offsets with one quantized row, whose sums are −128 times those of its bytes.
-fn shifted_product(codes: &[u8], scales: &[f32], offsets: &[f32], (q, x_scales, sums): (&[i8], &[f32], &[i32])) -> f32 {
-    let mut dots = dots(codes, q).zip(sums);
+/// One row of codes, scales and offsets with one quantized row.
+fn shifted_product(codes: &[u8], scales: &[f32], offsets: &[f32], (q, x_scales): (&[i8], &[f32]), span: usize) -> f32 {
+    let columns = codes.len() / scales.len();
+    let mut dots = dots(codes, q, columns);
     let mut total = 0.0f32;
-    let spans = scales.chunks(BLOCKS_PER_SPAN).zip(offsets.chunks(BLOCKS_PER_SPAN));
+    let spans = scales.chunks(span / columns).zip(offsets.chunks(span / columns));
     for ((scales, offsets), x_scale) in spans.zip(x_scales) {
         let mut group = 0.0f32;
-        for ((scale, offset), (dot, &sum)) in scales.iter().zip(offsets).zip(&mut dots) {
+        for ((scale, offset), (dot, sum)) in scales.iter().zip(offsets).zip(&mut dots) {
             group = (dot as f32).mul_add(*scale, group);
             group = (sum as f32).mul_add(offset * (-1.0 / 128.0), group);
         }
@@ -274,11 +291,11 @@ mod tests {
     fn products_with_codes_are_products_with_what_they_stand_for() {
         let columns = 200;
         let x: Vec<f32> = (0..columns).map(|k| ((k * 37 % 101) as f32 - 50.0) / 17.0).collect();
-        let rows = QuantizedRows::new(&x, columns, None);
+        let rows = QuantizedRows::new(&x, columns, None, 64);
         let padded = columns.next_multiple_of(BLOCK);
         let codes: Vec<u8> = (0..padded).map(|k| (k * 91 % 255 + 1) as u8).collect();
         let scales: Vec<f32> = (0..padded / BLOCK).map(|j| 0.5f32.powi(j as i32 - 3)).collect();
-        let found = quantized_product(&codes, &scales, rows.row(0));
+        let found = quantized_product(&codes, &scales, rows.row(0), 64);
         let weight = |k: usize| f64::from(scales[k / BLOCK]) * (f64::from(codes[k]) - 128.0);
         let rounded = |k: usize| f64::from(rows.codes[k]) * f64::from(rows.scales[k / 64]);
         let expected: f64 = (0..columns).map(|k| weight(k) * rounded(k)).sum();
@@ -291,35 +308,36 @@ mod tests {
     fn offsets_add_to_every_weight() {
         let columns = 100;
         let x: Vec<f32> = (0..columns).map(|k| ((k * 53 % 89) as f32 - 40.0) / 11.0).collect();
-        let rows = QuantizedRows::new(&x, columns, None);
+        let rows = QuantizedRows::new(&x, columns, None, 32);
         let padded = columns.next_multiple_of(BLOCK);
         let codes: Vec<u8> = (0..padded).map(|k| (k * 7 % 16) as u8).collect();
         let scales: Vec<f32> = (0..padded / BLOCK).map(|j| 0.75f32.powi(j as i32)).collect();
         let offsets: Vec<f32> = (0..padded / BLOCK).map(|j| 0.5 - j as f32).collect();
-        let found = shifted_product(&codes, &scales, &offsets, rows.row(0));
+        let found = shifted_product(&codes, &scales, &offsets, rows.row(0), 32);
         let weight = |k: usize| f64::from(scales[k / BLOCK]) * f64::from(codes[k]) + f64::from(offsets[k / BLOCK]);
-        let rounded = |k: usize| f64::from(rows.codes[k]) * f64::from(rows.scales[k / 64]);
+        let rounded = |k: usize| f64::from(rows.codes[k]) * f64::from(rows.scales[k / 32]);
         let expected: f64 = (0..columns).map(|k| weight(k) * rounded(k)).sum();
         assert!((f64::from(found) - expected).abs() < 1e-4 * expected.abs(), "{found} {expected}");
     }
 
     #[test]
-    fn quantized_rows_have_a_scale_for_64() {
+    fn quantized_rows_have_a_scale_for_each_span() {
         let mut x = vec![0.0f32; 130];
         (x[0], x[1], x[129]) = (-12.7, 0.25, 3.0);
-        let rows = QuantizedRows::new(&x, 130, None);
+        let rows = QuantizedRows::new(&x, 130, None, 64);
         assert_eq!((rows.codes.len(), rows.scales.len(), rows.sums.len()), (160, 3, 5));
         assert_eq!((rows.codes[0], rows.codes[1], rows.codes[129]), (-127, 2, 127), "2.5 is rounded to even");
         assert_eq!(rows.sums, [-128 * (2 - 127), 0, 0, 0, -128 * 127]);
-        assert_eq!(QuantizedRows::new(&[0.0; 4], 4, None).scales, [0.0], "zeros stay zeros");
-        let tiny = QuantizedRows::new(&[1e-38, -1e-38, 1e-44, 0.0], 4, None);
+        assert_eq!(QuantizedRows::new(&x, 130, None, 32).scales.len(), 5);
+        assert_eq!(QuantizedRows::new(&[0.0; 4], 4, None, 64).scales, [0.0], "zeros stay zeros");
+        let tiny = QuantizedRows::new(&[1e-38, -1e-38, 1e-44, 0.0], 4, None, 64);
         assert_eq!((&tiny.codes[..4], &tiny.sums[..]), (&[0; 4][..], &[0][..]), "127 / 1e-38 is not finite");
-        assert_eq!(QuantizedRows::new(&[1e-36, -1e-36], 2, None).codes[..2], [127, -127]);
+        assert_eq!(QuantizedRows::new(&[1e-36, -1e-36], 2, None, 64).codes[..2], [127, -127]);
     }
 
     #[test]
     fn heads_are_padded_before_rows_are_quantized() {
-        let rows = QuantizedRows::new(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], 8, Some(4));
+        let rows = QuantizedRows::new(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], 8, Some(4), 64);
         assert_eq!((rows.columns, rows.len()), (64, 1));
         let places: Vec<usize> = (0..64).filter(|&k| rows.codes[k] != 0).collect();
         assert_eq!(places, [0, 1, 16, 17, 32, 33, 48, 49]);

@@ -31,9 +31,9 @@ pub enum Numbers {
         /// Row after row, of all experts, each row padded to a multiple of 32: value + 128 (those of 4 bits as their code book gives them), or
         /// the code itself in a layout with offsets.
         codes: Vec<u8>,
-        /// For each row and each 32 of its codes.
+        /// For each row and each [`Layout::scale_columns`] of its codes.
         scales: Vec<f32>,
-        /// For each row and each 32 of its codes, in a layout with offsets; else nothing.
+        /// As many as scales in a layout with offsets; else nothing.
         offsets: Vec<f32>,
     },
 }
@@ -96,6 +96,8 @@ pub struct Evaluator {
     rotations: Vec<(Vec<f32>, Vec<f32>)>,
     /// The size of the heads that the rows of some values are divided into.
     heads: BTreeMap<ValueId, usize>,
+    /// Experts that the routers of the next step have to choose, in order of the layers.
+    forced: Option<Vec<Routes>>,
     /// Keys and values of the sequence so far. May be moved to the evaluator of another graph of the same model.
     pub cache: KvCache,
 }
@@ -132,12 +134,18 @@ impl Evaluator {
             (cos, sin)
         };
         let rotations = (0..context).map(rotation).collect();
-        Ok(Evaluator { graph: graph.clone(), matrices, rotations, heads, cache: KvCache::new(kv) })
+        Ok(Evaluator { graph: graph.clone(), matrices, rotations, heads, forced: None, cache: KvCache::new(kv) })
     }
 
     /// The graph that is evaluated.
     pub fn graph(&self) -> &Graph {
         &self.graph
+    }
+
+    /// Lets the routers of the next step choose the experts of `routes` (in order of the layers, for each token of the step), whatever their logits
+    /// say; these still weigh the experts. So models that differ by rounding are compared without the leaps of a choice between near equals.
+    pub fn force(&mut self, routes: Vec<Routes>) {
+        self.forced = Some(routes);
     }
 
     /// Runs the tokens at these positions, and gives the logits of `logit_rows` (indices of tokens).
@@ -165,6 +173,7 @@ impl Evaluator {
         let last_use = last_uses(&graph);
         let mut values: BTreeMap<ValueId, Tensor> = BTreeMap::new();
         let mut outputs = Outputs { logits: Vec::new(), routes: Vec::new(), hidden: Vec::new() };
+        self.check_forced(tokens.len())?;
         for node in graph.nodes() {
             let results = self.node(&graph, node, &values, &inputs, &mut outputs);
             for (&id, result) in graph.results(node).iter().zip(results) {
@@ -173,7 +182,32 @@ impl Evaluator {
             }
             values.retain(|id, _| last_use.get(id).is_some_and(|&last| last != node));
         }
+        self.forced = None;
         Ok(outputs)
+    }
+
+    /// Whether the experts that are forced are as many as every router chooses, and exist.
+    fn check_forced(&self, tokens: usize) -> Result<(), EvalError> {
+        let Some(forced) = &self.forced else { return Ok(()) };
+        let routers: Vec<(usize, usize)> = self
+            .graph
+            .nodes()
+            .filter_map(|node| {
+                let Op::TopK { logits, k, .. } = *self.graph.op(node) else { return None };
+                Some((columns_of(self.graph.ty(logits)), k))
+            })
+            .collect();
+        let fits = |(routes, (experts, k)): (&Routes, &(usize, usize))| {
+            let row = |row: &Vec<usize>| row.len() == *k && row.iter().all(|expert| expert < experts);
+            routes.experts.len() == tokens && routes.experts.iter().all(row)
+        };
+        if forced.len() != routers.len() || !forced.iter().zip(&routers).all(fits) {
+            return Err(EvalError::Step(format!(
+                "the experts that are forced are not those of {} routers",
+                routers.len()
+            )));
+        }
+        Ok(())
     }
 
     fn check(&self, inputs: &Inputs) -> Result<(), EvalError> {
@@ -244,10 +278,18 @@ impl Evaluator {
             Op::NormQuantize { x, w, eps } => {
                 let normed = linear::rms_norm(f32s(x), self.parts(*w)[0].f32s(), *eps);
                 outputs.hidden = hidden(graph, *x, &normed).unwrap_or(std::mem::take(&mut outputs.hidden));
-                vec![Tensor::Q8(QuantizedRows::new(&normed, columns_of(graph.ty(*x)), None)), Tensor::F32(normed)]
+                vec![
+                    Tensor::Q8(QuantizedRows::new(&normed, columns_of(graph.ty(*x)), None, graph.span())),
+                    Tensor::F32(normed),
+                ]
             }
             Op::Quantize { x } => {
-                vec![Tensor::Q8(QuantizedRows::new(f32s(x), columns_of(graph.ty(*x)), self.heads.get(x).copied()))]
+                vec![Tensor::Q8(QuantizedRows::new(
+                    f32s(x),
+                    columns_of(graph.ty(*x)),
+                    self.heads.get(x).copied(),
+                    graph.span(),
+                ))]
             }
             Op::Matmul { x, w } => vec![Tensor::F32(multiply(&rows(x), &self.parts(*w)))],
             Op::MatmulAdd { x, w, residual } => {
@@ -295,7 +337,12 @@ impl Evaluator {
                 vec![Tensor::F32(linear::slice(f32s(x), columns_of(graph.ty(*x)), *start, *len))]
             }
             Op::TopK { logits, k, selection: _, scores } => {
-                let (experts, weights) = routing::top_k(f32s(logits), columns_of(graph.ty(*logits)), *k, *scores);
+                let columns = columns_of(graph.ty(*logits));
+                let chosen = match &self.forced {
+                    Some(forced) => forced[outputs.routes.len()].experts.clone(),
+                    None => routing::largest(f32s(logits), columns, *k),
+                };
+                let (experts, weights) = routing::weigh(f32s(logits), columns, &chosen, *scores);
                 outputs.routes.push(Routes {
                     experts: experts.chunks(*k).map(|row| row.iter().map(|&e| e as usize).collect()).collect(),
                     weights: weights.chunks(*k).map(<[f32]>::to_vec).collect(),
@@ -401,7 +448,7 @@ fn load(
         let weight = graph.weight(leaf);
         let error = |why: String| EvalError::Weight { name: weight.name.clone(), why };
         let numbers = weights.numbers(weight, layout, heads).map_err(error)?;
-        let matrix = Matrix::new(weight, layout, heads, numbers).map_err(error)?;
+        let matrix = Matrix::new(weight, layout, heads, graph.span(), numbers).map_err(error)?;
         matrices.insert((leaf, layout), matrix);
     }
     Ok(())

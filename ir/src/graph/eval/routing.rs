@@ -3,11 +3,9 @@
 use super::super::attribute::Scores;
 use crate::math::exp;
 
-/// The `k` largest of each row of `columns`, falling, ties to the lower index; and their softmax, over these (summed in their order) or
-/// over all (summed in order of the experts).
-pub(super) fn top_k(logits: &[f32], columns: usize, k: usize, scores: Scores) -> (Vec<i32>, Vec<f32>) {
-    let (mut experts, mut weights) = (Vec::new(), Vec::new());
-    for row in logits.chunks(columns) {
+/// The `k` largest of each row of `columns`, falling, ties to the lower index.
+pub(super) fn largest(logits: &[f32], columns: usize, k: usize) -> Vec<Vec<usize>> {
+    let largest = |row: &[f32]| {
         let mut chosen: Vec<usize> = Vec::with_capacity(k);
         for _ in 0..k {
             let mut best = None;
@@ -18,6 +16,16 @@ pub(super) fn top_k(logits: &[f32], columns: usize, k: usize, scores: Scores) ->
             }
             chosen.extend(best);
         }
+        chosen
+    };
+    logits.chunks(columns).map(largest).collect()
+}
+
+/// The chosen experts of each row of `columns` logits, and their softmax, over these (summed in their order) or over all (summed in order of the
+/// experts).
+pub(super) fn weigh(logits: &[f32], columns: usize, chosen: &[Vec<usize>], scores: Scores) -> (Vec<i32>, Vec<f32>) {
+    let (mut experts, mut weights) = (Vec::new(), Vec::new());
+    for (row, chosen) in logits.chunks(columns).zip(chosen) {
         let largest = chosen.first().map_or(0.0, |&expert| row[expert]);
         let exponentials: Vec<f32> = chosen.iter().map(|&expert| exp(row[expert] - largest)).collect();
         let sum = match scores {
@@ -56,6 +64,17 @@ pub(super) fn combine(y: &[f32], weights: &[f32], k: usize, columns: usize) -> V
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn top_k(logits: &[f32], columns: usize, k: usize, scores: Scores) -> (Vec<i32>, Vec<f32>) {
+        weigh(logits, columns, &largest(logits, columns, k), scores)
+    }
+
+    #[test]
+    fn any_experts_can_be_weighed() {
+        let (experts, weights) = weigh(&[0.0, 1.0, 9.0], 3, &[vec![0, 1]], Scores::Chosen);
+        assert_eq!(experts, [0, 1]);
+        assert!((f64::from(weights[1] / weights[0]) - 1f64.exp()).abs() < 1e-6, "{weights:?}");
+    }
 
     #[test]
     fn the_largest_come_first_and_ties_go_to_the_lower_index() {

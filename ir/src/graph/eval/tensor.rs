@@ -3,8 +3,6 @@
 use super::super::types::Type;
 use crate::math;
 
-/// Elements of K that share an activation scale.
-const SPAN: usize = 64;
 /// Elements of K that share a weight scale.
 pub(super) const BLOCK: usize = 32;
 
@@ -61,24 +59,26 @@ pub(super) fn pad_heads(row: &[f32], head_dim: usize) -> Vec<f32> {
     spread
 }
 
-/// Rows of signed bytes with a scale for each 64 elements.
+/// Rows of signed bytes with a scale for each span of elements.
 #[derive(Clone, PartialEq, Debug)]
 pub struct QuantizedRows {
     /// Elements of a row, padding of heads included.
     pub columns: usize,
+    /// Elements that share a scale.
+    pub span: usize,
     /// Bytes, each row padded with zeros to a multiple of 32.
     pub codes: Vec<i8>,
-    /// For each row and each 64 of its columns.
+    /// For each row and each span of its columns.
     pub scales: Vec<f32>,
     /// −128 × the sum of each 32 bytes.
     pub sums: Vec<i32>,
 }
 
 impl QuantizedRows {
-    /// Quantizes rows of `columns` elements. Heads of `heads` elements are padded first.
-    pub fn new(x: &[f32], columns: usize, heads: Option<usize>) -> QuantizedRows {
+    /// Quantizes rows of `columns` elements, a scale for each `span`. Heads of `heads` elements are padded first.
+    pub fn new(x: &[f32], columns: usize, heads: Option<usize>, span: usize) -> QuantizedRows {
         let padded = heads.map_or(columns, |dim| columns / dim * padded_head_dim(dim));
-        let mut rows = QuantizedRows { columns: padded, codes: Vec::new(), scales: Vec::new(), sums: Vec::new() };
+        let mut rows = QuantizedRows { columns: padded, span, codes: Vec::new(), scales: Vec::new(), sums: Vec::new() };
         for row in x.chunks(columns) {
             match heads {
                 Some(head_dim) => rows.push(&pad_heads(row, head_dim)),
@@ -90,7 +90,7 @@ impl QuantizedRows {
 
     fn push(&mut self, row: &[f32]) {
         let start = self.codes.len();
-        for group in row.chunks(SPAN) {
+        for group in row.chunks(self.span) {
             let amax = group.iter().fold(0.0, |amax, x| math::max(amax, x.abs()));
             let (scale, inverse) = math::quantize_scale(amax);
             self.scales.push(scale);
@@ -108,11 +108,11 @@ impl QuantizedRows {
         self.columns.next_multiple_of(BLOCK)
     }
 
-    /// The codes, scales and sums of a row.
-    pub(super) fn row(&self, row: usize) -> (&[i8], &[f32], &[i32]) {
+    /// The codes and scales of a row.
+    pub(super) fn row(&self, row: usize) -> (&[i8], &[f32]) {
         let part = |count: usize| row * count..(row + 1) * count;
-        let (padded, groups) = (self.padded(), self.columns.div_ceil(SPAN));
-        (&self.codes[part(padded)], &self.scales[part(groups)], &self.sums[part(padded / BLOCK)])
+        let (padded, groups) = (self.padded(), self.columns.div_ceil(self.span));
+        (&self.codes[part(padded)], &self.scales[part(groups)])
     }
 
     /// How many rows there are.
