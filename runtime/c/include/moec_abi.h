@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 // Version of every layout in this crate. A descriptor with another version is refused.
-#define MOEC_ABI_VERSION 1
+#define MOEC_ABI_VERSION 2
 
 // First field of a moec_model_descriptor: `"moecmodl"` in little-endian bytes.
 #define MOEC_DESCRIPTOR_MAGIC 7810490169376993133
@@ -149,6 +149,9 @@ typedef struct moec_stage {
     const char *title;
     // Bytes of weights that it reads for one token.
     uint64_t weight_bytes;
+    // Bytes of one expert's weights, of which `weight_bytes` counts moec_model_descriptor.experts_per_token: several tokens
+    // read the weights of every expert that one of them chose once. 0 where nothing depends on the routing.
+    uint64_t expert_bytes;
     // Multiply-adds with weights for one token; in the stage of the logits, for one row of them.
     uint64_t multiply_adds;
 } moec_stage;

@@ -96,6 +96,8 @@ fn plain(header: &str, names: &[(&str, &str)]) -> String {
         !safety
     });
     text = lines.collect::<Vec<_>>().join("\n").replace("\n//\nenum ", "\nenum ") + "\n";
+    // Forms of JSON files are no part of the border.
+    text = text.replace("// The version of this form.\n#define ExpertStats_VERSION 1\n\n", "");
     text = text.replace("MOEC_STATUS_", "MOEC_");
     // Feature bits are 64 bits wide.
     text = text.replace("(1 << ", "(UINT64_C(1) << ");
