@@ -6,7 +6,8 @@
 //! Deliberately absent: memory beyond the first cache ([`super`] knows what is read from it).
 
 use moec_abi::LANES;
-use moec_ir::tile::{Binary, Function, Inst, Loop, Memory, Op, Reduce, Shift, Type, Value};
+use moec_ir::tile::eval::{binary_int, shift_int};
+use moec_ir::tile::{Binary, Function, Inst, Loop, Memory, Op, Reduce, Type, Value};
 use std::collections::HashMap;
 
 use crate::tune::limits::Limits;
@@ -390,13 +391,9 @@ impl Run<'_> {
         let value = match inst.op {
             Op::Int(n) => Some(n),
             Op::Binary(op, a, b) if self.types[a.0 as usize] == Type::Int => {
-                self.int(a).zip(self.int(b)).map(|(a, b)| binary(op, a, b))
+                self.int(a).zip(self.int(b)).map(|(a, b)| binary_int(op, a, b))
             }
-            Op::Shift(op, a, by) if self.types[a.0 as usize] == Type::Int => self.int(a).map(|a| match op {
-                Shift::Left => a << by,
-                Shift::RightUnsigned => ((a as u64) >> by) as i64,
-                Shift::RightSigned => a >> by,
-            }),
+            Op::Shift(op, a, by) if self.types[a.0 as usize] == Type::Int => self.int(a).map(|a| shift_int(op, a, by)),
             _ => None,
         };
         self.ints[result.0 as usize] = value;
@@ -409,20 +406,5 @@ const fn widening(memory: Memory) -> f64 {
         Memory::F32 | Memory::I32 => 0.0,
         Memory::I8 => 1.0,
         Memory::Bf16 | Memory::F16 => 2.0,
-    }
-}
-
-/// Integer arithmetic as the tile IR defines it.
-fn binary(op: Binary, a: i64, b: i64) -> i64 {
-    match op {
-        Binary::Add => a.wrapping_add(b),
-        Binary::Sub => a.wrapping_sub(b),
-        Binary::Mul => a.wrapping_mul(b),
-        Binary::Min => a.min(b),
-        Binary::Max => a.max(b),
-        Binary::And => a & b,
-        Binary::Or => a | b,
-        Binary::Xor => a ^ b,
-        Binary::Div => unreachable!("integers are not divided in the tile IR"),
     }
 }

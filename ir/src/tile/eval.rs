@@ -155,11 +155,7 @@ impl Machine<'_> {
                 _ => self.bug(a),
             },
             Op::Shift(op, a, by) => match &self.values[a.0 as usize] {
-                &Int(n) => Int(match op {
-                    Shift::Left => n << by,
-                    Shift::RightUnsigned => ((n as u64) >> by) as i64,
-                    Shift::RightSigned => n >> by,
-                }),
+                &Int(n) => Int(shift_int(op, n, by)),
                 VecI32(n) => VecI32(n.map(|n| match op {
                     Shift::Left => n << by,
                     Shift::RightUnsigned => ((n as u32) >> by) as i32,
@@ -384,7 +380,8 @@ fn binary_f32(op: Binary, a: f32, b: f32) -> f32 {
     }
 }
 
-fn binary_int(op: Binary, a: i64, b: i64) -> i64 {
+/// [`Op::Binary`] of integers.
+pub fn binary_int(op: Binary, a: i64, b: i64) -> i64 {
     match op {
         Binary::Add => a.wrapping_add(b),
         Binary::Sub => a.wrapping_sub(b),
@@ -395,6 +392,15 @@ fn binary_int(op: Binary, a: i64, b: i64) -> i64 {
         Binary::Or => a | b,
         Binary::Xor => a ^ b,
         Binary::Div => unreachable!("no division of integers"),
+    }
+}
+
+/// [`Op::Shift`] of an integer.
+pub fn shift_int(op: Shift, n: i64, by: u8) -> i64 {
+    match op {
+        Shift::Left => n << by,
+        Shift::RightUnsigned => ((n as u64) >> by) as i64,
+        Shift::RightSigned => n >> by,
     }
 }
 
