@@ -9,6 +9,7 @@ use moec::report::{self, Form, Inputs, Machine, Predicted, Report, measured};
 use moec::target;
 use moec::tune::limits::Limits;
 use moec_ir::graph::Role;
+use moec_tests::gguf::{Kind, convert, write};
 use moec_tests::{filetest, models};
 use std::path::{Path, PathBuf};
 use target_lexicon::Triple;
@@ -191,6 +192,25 @@ fn every_stage_of_every_model_is_predicted() {
             assert!(two < one && two > 0.45 * one, "{}: two workers {two}, one {one}", name());
         }
     }
+}
+
+/// Of an output that shares the embedding's matrix, too, only the rows that are asked for meet it.
+#[test]
+fn logits_of_a_tied_output_are_predicted_for_the_rows_asked_for() {
+    let directory = models().into_iter().find(|path| path.ends_with("qwen2-a")).expect("the model");
+    let place = tempfile::tempdir().expect("a temporary directory");
+    let path = write(&convert(&moec_tests::reference::open(&directory), Kind::Q8), place.path());
+    let model = import::open(&path).unwrap_or_else(|e| panic!("{e}"));
+    let options = options("none", "znver4", "x86_64-unknown-linux-gnu");
+    let plan = pipeline::compile(&model, &options).unwrap_or_else(|e| panic!("{e}")).plan;
+    assert_eq!(plan.payload.find("embed"), plan.payload.find("output"), "they are one matrix");
+    let backend = KernelBackend::choose(options.levels[0].features, &options.target);
+    let mut predictor = Predictor::new(Target { limits: limits(), threads: 1, cache: 0 }, backend);
+    let batch = &plan.levels[0].batch;
+    let predicted = predictor.stages(&plan, batch, Step { tokens: 4, depth: 0, logits: 1, workers: 1 });
+    let mut stages = batch.stages.iter().zip(predicted);
+    let (stage, expected) = stages.find(|(stage, _)| stage.title.contains("logits")).expect("a stage of logits");
+    assert_eq!(expected.expect("it is known").multiply_adds, stage.multiply_adds as f64, "one row of four tokens");
 }
 
 #[test]

@@ -323,7 +323,7 @@ fn costs(payload: &PayloadMap, shape: &ModelShape) -> Costs {
             }
             Arrangement::Tiles { .. } | Arrangement::GateUp { .. } => {
                 costs.decode_weight_bytes += matrices * item.padded_rows() / moec_abi::LANES * item.tile_bytes();
-                if role == Role::Output || item.shared.is_some() {
+                if item.gives_logits() {
                     costs.multiply_adds_per_logit_row += multiply_adds;
                 } else {
                     costs.multiply_adds_per_token += multiply_adds;

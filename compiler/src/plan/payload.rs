@@ -124,6 +124,11 @@ impl PayloadItem {
         round_up(one, PAYLOAD_ALIGN)
     }
 
+    /// Whether its products are the logits: the output's, or the embedding's that the output shares.
+    pub fn gives_logits(&self) -> bool {
+        self.role == Some(Role::Output) || self.shared.is_some()
+    }
+
     /// Where the matrix of an expert lies among all of them.
     pub fn place_of(&self, expert: usize) -> usize {
         match &self.order {

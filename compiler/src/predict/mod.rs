@@ -10,12 +10,10 @@ pub use program::Step;
 
 use crate::lower::backend::KernelBackend;
 use crate::plan::Plan;
-use crate::plan::payload::PayloadItem;
-use crate::plan::program::{Program, Stage, StageProduct};
+use crate::plan::program::{Program, Stage};
 use crate::tune::limits::Limits;
 use kernel::{Rates, slot_seconds};
-use moec_abi::{LANES, padded_head_dim};
-use moec_ir::graph::Role;
+use moec_abi::padded_head_dim;
 use program::{Walker, Work};
 use serde::{Deserialize, Serialize};
 
@@ -123,25 +121,22 @@ impl Predictor {
 
 /// Rows that meet the weights of a stage: those of logits are fewer than tokens.
 fn rows(plan: &Plan, stage: &Stage, step: Step) -> usize {
-    let output = |product: &StageProduct| plan.payload.items[product.weight].role == Some(Role::Output);
-    if stage.products.iter().any(output) { step.logits } else { step.tokens }
+    let logits = stage.products.iter().any(|product| plan.payload.items[product.weight].gives_logits());
+    if logits { step.logits } else { step.tokens }
 }
 
 /// Bytes that a stage reads from memory, each once.
 fn bytes_read(plan: &Plan, stage: &Stage, step: Step, work: Work) -> f64 {
-    let rows = rows(plan, stage, step);
-    let weights = stage.products.iter().map(|product| {
-        let item = &plan.payload.items[product.weight];
-        let matrices = distinct(item, product.matrices, rows);
-        matrices * (item.padded_rows() / LANES * item.tile_bytes()) as f64
-    });
     let model = &plan.model;
+    let rows = rows(plan, stage, step);
+    let more = distinct(model.experts, model.experts_per_token, rows) - model.experts_per_token as f64;
+    let weights = if rows > 0 { stage.weight_bytes as f64 + more * stage.expert_bytes as f64 } else { 0.0 };
     let key = 2 * model.kv_heads * padded_head_dim(model.head_dim) * model.kv.bytes();
-    weights.sum::<f64>() + (work.keys.1 - work.keys.0) as f64 * key as f64
+    weights + (work.keys.1 - work.keys.0) as f64 * key as f64
 }
 
-/// How many of a weight's matrices `rows` rows meet, each of which chooses `matrices` of them, all equally often.
-fn distinct(item: &PayloadItem, matrices: usize, rows: usize) -> f64 {
-    let all = item.experts.max(1) as f64;
-    all * (1.0 - (1.0 - matrices as f64 / all).powi(rows as i32))
+/// How many of `experts` experts `rows` rows meet, each of which chooses `chosen` of them, all equally often.
+fn distinct(experts: usize, chosen: usize, rows: usize) -> f64 {
+    let all = experts.max(1) as f64;
+    all * (1.0 - (1.0 - chosen as f64 / all).powi(rows as i32))
 }
