@@ -2,7 +2,7 @@
 //!
 //! Stages of different layers with the same operations are one row. Deliberately absent: measuring (the runtime's), and the limits (`machine`).
 
-use super::work::{Limits, stage_bytes};
+use super::work::{Limits, gives_logits, stage_bytes};
 use moec_runtime::model::StageCost;
 use moec_runtime::profile::StageTimes;
 use serde_json::{Value, json};
@@ -27,7 +27,7 @@ pub fn rows(times: &StageTimes, costs: &[StageCost], done: Steps, limits: Limits
     let total: f64 = times.stages.iter().map(|t| t.as_secs_f64()).sum();
     let mut kinds: Vec<(&str, f64, f64, u64, usize)> = Vec::new();
     for (time, cost) in times.stages.iter().zip(costs) {
-        let logits = cost.title.contains("logits");
+        let logits = gives_logits(cost);
         let adds = cost.multiply_adds * if logits { done.logit_rows } else { done.tokens };
         let steps = if logits { done.logit_steps } else { times.steps };
         let bytes = steps as f64 * stage_bytes(cost, done.experts_per_token, done.experts);

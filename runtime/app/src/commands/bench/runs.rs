@@ -75,9 +75,8 @@ pub struct Runs<'a> {
     /// For every text: the tokens that are run.
     ids: Vec<Vec<u32>>,
     logits: LogitRows,
-    prefill: Measured,
-    decode: Measured,
-    shallow: Measured,
+    /// By [`Kind`].
+    measured: [Measured; 3],
 }
 
 impl<'a> Runs<'a> {
@@ -95,9 +94,7 @@ impl<'a> Runs<'a> {
             bases: Vec::new(),
             ids: (0..plan.sequences).map(|_| random.by_ref().take(most).collect()).collect(),
             logits: LogitRows::default(),
-            prefill: Measured::default(),
-            decode: Measured::default(),
-            shallow: Measured::default(),
+            measured: Default::default(),
         };
         for text in 0..plan.sequences {
             let mut base = [runs.empty()];
@@ -114,32 +111,20 @@ impl<'a> Runs<'a> {
     pub fn count(&mut self, kind: Kind) -> Result<()> {
         let mut tally = Tally::default();
         self.run(kind, Some(&mut tally))?;
-        self.measured_mut(kind).tally = tally;
+        self.measured[kind as usize].tally = tally;
         Ok(())
     }
 
     /// One run that is timed.
     pub fn measure(&mut self, kind: Kind) -> Result<()> {
         let seconds = self.run(kind, None)?;
-        self.measured_mut(kind).seconds.push(seconds);
+        self.measured[kind as usize].seconds.push(seconds);
         Ok(())
     }
 
     /// The runs so far.
     pub fn measured(&self, kind: Kind) -> &Measured {
-        match kind {
-            Kind::Prefill => &self.prefill,
-            Kind::Decode => &self.decode,
-            Kind::Shallow => &self.shallow,
-        }
-    }
-
-    fn measured_mut(&mut self, kind: Kind) -> &mut Measured {
-        match kind {
-            Kind::Prefill => &mut self.prefill,
-            Kind::Decode => &mut self.decode,
-            Kind::Shallow => &mut self.shallow,
-        }
+        &self.measured[kind as usize]
     }
 
     /// One more run, timed stage by stage: the stages of the code that most of its tokens went through.

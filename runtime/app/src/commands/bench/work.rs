@@ -82,26 +82,26 @@ impl Div<f64> for Work {
 /// The work of a model's steps.
 pub struct Account {
     descriptor: Descriptor,
-    /// Bytes of weights that do not depend on the routing; those of one expert in every layer.
-    fixed: f64,
-    expert: f64,
+    /// What every step goes through.
+    stages: Vec<StageCost>,
 }
 
 impl Account {
     /// For a model.
     pub fn new(descriptor: Descriptor) -> Account {
-        let [_, batch] = descriptor.stages();
-        let chosen = u64::from(descriptor.experts_per_token);
-        let fixed = batch.iter().map(|stage| stage.weight_bytes - chosen * stage.expert_bytes).sum::<u64>();
-        let expert = batch.iter().map(|stage| stage.expert_bytes).sum::<u64>();
-        Account { descriptor, fixed: fixed as f64, expert: expert as f64 }
+        let [_, stages] = descriptor.stages();
+        Account { descriptor, stages }
     }
 
     /// The step that was made last: the last `tokens` tokens of each of `sequences`, `rows` rows of logits, `experts` experts of a layer that some
     /// token chose (the mean over layers).
     pub fn step(&self, sequences: &[Sequence], tokens: usize, rows: usize, experts: f64) -> Work {
         let d = self.descriptor;
-        let mut work = Work { weights: self.fixed + experts * self.expert, ..Work::default() };
+        let needed = self.stages.iter().filter(|stage| rows > 0 || !gives_logits(stage));
+        let weights = needed.map(|stage| stage_bytes(stage, d.experts_per_token, experts)).sum();
+        let products = (sequences.len() * tokens) as f64 * d.multiply_adds_per_token as f64
+            + rows as f64 * d.multiply_adds_per_logit_row as f64;
+        let mut work = Work { weights, products, ..Work::default() };
         let per_key = (u64::from(d.layers) * u64::from(d.heads) * u64::from(d.head_dim) * 2) as f64;
         let window = d.window().unwrap_or(usize::MAX);
         for sequence in sequences {
@@ -111,15 +111,18 @@ impl Account {
             let met: usize = (first..end).map(|position| (position + 1).min(window)).sum();
             work.attention += met as f64 * per_key;
         }
-        work.products = (sequences.len() * tokens) as f64 * d.multiply_adds_per_token as f64
-            + rows as f64 * d.multiply_adds_per_logit_row as f64;
         work
     }
 }
 
-/// Bytes of weights that a stage reads in one step in which `experts` experts are chosen.
+/// Whether a stage has rows of logits, and not tokens, to go through.
+pub fn gives_logits(stage: &StageCost) -> bool {
+    stage.title.contains("logits")
+}
+
+/// Bytes of weights that a stage reads in one step in which `experts` experts are chosen, `per_token` by each token.
 pub fn stage_bytes(stage: &StageCost, per_token: u32, experts: f64) -> f64 {
-    (stage.weight_bytes - u64::from(per_token) * stage.expert_bytes) as f64 + experts * stage.expert_bytes as f64
+    stage.weight_bytes as f64 + (experts - f64::from(per_token)) * stage.expert_bytes as f64
 }
 
 #[cfg(test)]
