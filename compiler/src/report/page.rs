@@ -170,14 +170,14 @@ fn times(scale: f64) -> String {
 
 /// Predicted and measured of one phase.
 pub fn compared(phase: &Phase, what: &str) -> Table {
-    let row = |name: &str, predicted: f64, measured: f64| {
+    let row = |name: &str, predicted: f64, measured: f64, ratio: f64| {
         let much = predicted >= 0.01 * phase.predicted || measured >= 0.01 * phase.measured;
-        let ratio = if much { format!("{:.2}", measured / predicted) } else { "–".to_string() };
+        let ratio = if much { format!("{ratio:.2}") } else { "–".to_string() };
         vec![name.to_string(), seconds(predicted), seconds(measured), ratio]
     };
     let mut rows: Vec<Vec<String>> =
-        phase.kinds.iter().map(|kind| row(&kind.operations, kind.predicted, kind.measured)).collect();
-    rows.push(row("all together", phase.predicted, phase.measured));
+        phase.kinds.iter().map(|kind| row(&kind.operations, kind.predicted, kind.measured, kind.ratio())).collect();
+    rows.push(row("all together", phase.predicted, phase.measured, phase.ratio()));
     Table {
         caption: format!("{what} of {}", plural(phase.tokens, "token")),
         columns: vec![
