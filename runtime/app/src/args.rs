@@ -92,10 +92,13 @@ Examples:
   {bin} bench
   {bin} bench --json --prompt-tokens 128 --threads 4
   {bin} bench --depth 4096                                  with 4096 tokens already in the context
+  {bin} bench --sequences 8                                 eight texts decoded together
 
 Prefill is one prompt of random tokens; decode is tokens one by one; each after --depth tokens, each the median of \
 --repeat runs. In the same run the machine itself is measured: memory read by all threads from a buffer larger than the \
-caches, and multiply-adds in registers. share_of_bandwidth and share_of_peak are fractions of those.";
+caches, and multiply-adds in registers. share_of_bandwidth and share_of_peak are fractions of those. share_of_limit is the \
+time that the slower of the two needs for what a run must read (weights of the experts that were chosen, keys and values) \
+and compute at least, over the time that it took; a model that fits into the caches can read faster than memory.";
 
 /// Token ids on the command line.
 #[derive(Clone, Debug, PartialEq)]
