@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs check.py, the clients of OpenAI and Mistral, and lm-eval with the tasks of lm_eval/ against a model that is compiled for it. Takes no arguments.
+# Runs against a model that is compiled for it: the clients of OpenAI and Mistral (check.py), lm-eval (the tasks of lm_eval/), and the web page in Chromium
+# where that is installed (page.py). Takes no arguments.
 # Needs a built moec (cargo build --release) and Python with venv and pip; without those it says so and does nothing.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -50,5 +51,12 @@ found = {
 assert set(found.values()) == {1.0}, f"the model knows all answers, but lm-eval finds {found}"
 print("ok: lm-eval finds all answers right")
 EOF
+
+# The web page, where there is a browser.
+if chromium=$(command -v chromium || command -v chromium-browser || command -v google-chrome); then
+    "$work/venv/bin/python" tests/clients/page.py "$url" "$chromium" "$work/page.png"
+else
+    echo "page: skipped, there is no chromium"
+fi
 kill -TERM "$server"
 wait "$server"
