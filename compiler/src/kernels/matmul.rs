@@ -17,6 +17,9 @@ use crate::plan::layout::{BLOCK, Format, GROUP, QuantizedRow};
 /// Most activation rows of one call.
 pub const MAX_TOKENS: usize = 16;
 
+/// Tokens so few that their kernels wait for weights, not for arithmetic.
+pub const FEW_TOKENS: usize = 3;
+
 /// What becomes of the sums of a unit.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Epilogue {
@@ -50,8 +53,9 @@ impl Epilogue {
 /// How a [`Matmul`] is written; never what it computes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct MatmulTuning {
-    /// Row tiles computed together, sharing each broadcast activation: a power of two. 1 makes `SiluMul` compute gate and up
-    /// one after the other.
+    /// Row tiles computed together, sharing each broadcast activation: a power of two, at most 16. 1 makes `SiluMul` compute gate and up
+    /// one after the other. With up to [`FEW_TOKENS`] tokens the tiles lie far apart: each is the next of a stream of its own, which goes through its
+    /// part of the weights from front to back, as a CPU's prefetching likes it.
     pub tiles: usize,
     /// Steps of K written out in one iteration: columns for float formats, blocks of 128 for quantized ones.
     pub unroll: usize,
@@ -99,6 +103,37 @@ pub struct Matmul {
 /// Sums of some row tiles, a vector for each: `[tile][token]`.
 type Sums = Vec<Value>;
 
+/// Where the row tiles lie that are computed together.
+#[derive(Clone, Debug)]
+struct Tiles {
+    /// Addresses, which advance along K.
+    at: Vec<Value>,
+    /// For each tile an index into `at`, and the bytes from there.
+    each: Vec<(usize, i64)>,
+}
+
+impl Tiles {
+    /// `count` tiles of `bytes` bytes, one after the other.
+    fn together(at: Value, count: usize, bytes: usize) -> Tiles {
+        Tiles { at: vec![at], each: (0..count).map(|tile| (0, (tile * bytes) as i64)).collect() }
+    }
+
+    /// One at each address.
+    fn apart(at: Vec<Value>) -> Tiles {
+        Tiles { each: (0..at.len()).map(|tile| (tile, 0)).collect(), at }
+    }
+
+    fn count(&self) -> usize {
+        self.each.len()
+    }
+
+    /// The address of `bytes` bytes into tile number `tile`, in two parts.
+    fn address(&self, tile: usize, bytes: i64) -> (Value, i64) {
+        let (at, offset) = self.each[tile];
+        (self.at[at], offset + bytes)
+    }
+}
+
 impl Matmul {
     /// The kernel's name.
     pub fn name(&self) -> String {
@@ -133,9 +168,11 @@ impl Matmul {
         assert!(self.tuning.tiles.is_power_of_two() && self.tuning.unroll > 0, "{}: tuning", self.name());
         let (mut builder, [w, x, y, units]) = Builder::new(self.name(), ["w", "x", "y", "units"]);
         let b = &mut builder;
-        let together = (self.tuning.tiles / self.epilogue.tiles()).max(1);
         let start = b.int(0);
-        let (main_end, w, y) = if together > 1 {
+        let together = (self.tuning.tiles / self.epilogue.tiles()).max(1);
+        let (main_end, w, y) = if self.tuning.tiles > 1 && self.tokens <= FEW_TOKENS {
+            self.stream_loop(b, x, [start, units, w, y])
+        } else if together > 1 {
             let mask = b.int(-(together as i64));
             let main_end = b.binary(Binary::And, units, mask);
             let [w, y] = self.unit_loop(b, x, [start, main_end, w, y], together);
@@ -145,6 +182,46 @@ impl Matmul {
         };
         self.unit_loop(b, x, [main_end, units, w, y], 1);
         builder.finish()
+    }
+
+    /// The first of the units, as many as can be shared out evenly to as many streams as there are tiles together; returns how many these are, and
+    /// where the weights and outputs after them lie.
+    fn stream_loop(&self, b: &mut Builder, x: Value, [start, units, w, y]: [Value; 4]) -> (Value, Value, Value) {
+        let streams = self.tuning.tiles;
+        let mask = b.int(-(streams as i64));
+        let end = b.binary(Binary::And, units, mask);
+        // A stream has `end / streams` units; tiles are multiples of 64 bytes, so that this comes out even.
+        let (unit_bytes, out_bytes) = (self.unit_bytes() as i64, VECTOR);
+        assert!(unit_bytes % streams as i64 == 0 && out_bytes % streams as i64 == 0, "{}: tiles", self.name());
+        let starts = |b: &mut Builder, first: Value, bytes: i64| {
+            let apart = b.mul_int(end, bytes / streams as i64);
+            let mut all = vec![first];
+            for stream in 1..streams {
+                all.push(b.add(all[stream - 1], apart));
+            }
+            all
+        };
+        let mut carried = starts(b, w, unit_bytes);
+        carried.extend(starts(b, y, out_bytes));
+        let after = b.for_loop(start, end, streams as i64, &carried, |b, _, carried| {
+            let (w, y) = carried.split_at(streams);
+            let tile_bytes = self.format.tile_bytes(self.k) as i64;
+            let parts: Vec<Sums> = (0..self.epilogue.tiles() as i64)
+                .map(|part| {
+                    let at = w.iter().map(|&w| b.add_int(w, part * tile_bytes)).collect();
+                    self.tiles(b, x, Tiles::apart(at))
+                })
+                .collect();
+            for (stream, &y) in y.iter().enumerate() {
+                let tokens = stream * self.tokens..(stream + 1) * self.tokens;
+                let sums: Vec<&[Value]> = parts.iter().map(|sums| &sums[tokens.clone()]).collect();
+                self.finish(b, &sums, y, 0);
+            }
+            let w = w.iter().map(|&w| b.add_int(w, unit_bytes)).collect::<Vec<_>>();
+            w.into_iter().chain(y.iter().map(|&y| b.add_int(y, out_bytes)).collect::<Vec<_>>()).collect()
+        });
+        // The last stream ends where all end.
+        (end, after[streams - 1], after[2 * streams - 1])
     }
 
     /// Units `start .. end`, `together` at a time; returns where the weights and outputs after them lie.
@@ -158,35 +235,41 @@ impl Matmul {
     }
 
     fn units(&self, b: &mut Builder, x: Value, w: Value, y: Value, together: usize) {
-        let tiles = together * self.epilogue.tiles();
+        let (tiles, tile_bytes) = (together * self.epilogue.tiles(), self.format.tile_bytes(self.k));
         let step = tiles.min(self.tuning.tiles);
-        let mut sums = Vec::with_capacity(tiles);
+        let mut sums = Vec::with_capacity(tiles * self.tokens);
         for first in (0..tiles).step_by(step) {
-            let w = b.add_int(w, (first * self.format.tile_bytes(self.k)) as i64);
-            sums.extend(self.tiles(b, x, w, step).chunks(self.tokens).map(<[Value]>::to_vec));
+            let w = b.add_int(w, (first * tile_bytes) as i64);
+            sums.extend(self.tiles(b, x, Tiles::together(w, step, tile_bytes)));
         }
+        let sums: Vec<&[Value]> = sums.chunks(self.tokens).collect();
         for (unit, sums) in sums.chunks(self.epilogue.tiles()).enumerate() {
-            for (t, &first) in sums[0].iter().enumerate() {
-                let at = unit as i64 * VECTOR + (t * self.y_stride) as i64;
-                let out = match self.epilogue {
-                    Epilogue::Store => first,
-                    Epilogue::Add => {
-                        let old = load_f32(b, y, at);
-                        b.add(old, first)
-                    }
-                    Epilogue::SiluMul => {
-                        let gate = build_silu(b, first);
-                        b.mul(gate, sums[1][t])
-                    }
-                };
-                store_f32(b, out, y, at);
-            }
+            self.finish(b, sums, y, unit as i64 * VECTOR);
         }
     }
 
-    /// The sums of `tiles` consecutive row tiles at `w`.
-    fn tiles(&self, b: &mut Builder, x: Value, w: Value, tiles: usize) -> Sums {
-        let sums = (0..tiles * self.tokens).map(|_| zeros(b)).collect();
+    /// Writes the results of a unit at `y + at`, out of the sums of its tiles for each token.
+    fn finish(&self, b: &mut Builder, sums: &[&[Value]], y: Value, at: i64) {
+        for (t, &first) in sums[0].iter().enumerate() {
+            let at = at + (t * self.y_stride) as i64;
+            let out = match self.epilogue {
+                Epilogue::Store => first,
+                Epilogue::Add => {
+                    let old = load_f32(b, y, at);
+                    b.add(old, first)
+                }
+                Epilogue::SiluMul => {
+                    let gate = build_silu(b, first);
+                    b.mul(gate, sums[1][t])
+                }
+            };
+            store_f32(b, out, y, at);
+        }
+    }
+
+    /// The sums of row tiles.
+    fn tiles(&self, b: &mut Builder, x: Value, w: Tiles) -> Sums {
+        let sums = (0..w.count() * self.tokens).map(|_| zeros(b)).collect();
         match widening(self.format) {
             Some(memory) => self.float_sums(b, memory, x, w, sums),
             None => self.quantized_sums(b, x, w, sums),
@@ -198,17 +281,17 @@ impl Matmul {
         4 * (word * self.tokens + t) as i64
     }
 
-    fn float_sums(&self, b: &mut Builder, memory: Memory, x: Value, w: Value, sums: Sums) -> Sums {
+    fn float_sums(&self, b: &mut Builder, memory: Memory, x: Value, w: Tiles, sums: Sums) -> Sums {
         let unroll = self.tuning.unroll;
         let column = (LANES * memory.bytes()) as i64;
-        let steps = |b: &mut Builder, [w, x]: [Value; 2], mut sums: Sums, count: usize| {
-            self.prefetch(b, w, 0, count * column as usize, sums.len() / self.tokens);
+        let steps = |b: &mut Builder, w: &Tiles, [x]: [Value; 1], mut sums: Sums, count: usize| {
+            self.prefetch(b, w, 0, count * column as usize);
             for k in 0..count {
                 let broadcast: Vec<_> =
                     (0..self.tokens).map(|t| b.load_splat(Memory::F32, x, self.word(k, t))).collect();
                 for (tile, sums) in sums.chunks_mut(self.tokens).enumerate() {
-                    let at = (tile * self.format.tile_bytes(self.k)) as i64 + k as i64 * column;
-                    let weights = b.load(memory, w, at);
+                    let (at, offset) = w.address(tile, k as i64 * column);
+                    let weights = b.load(memory, at, offset);
                     for (sum, &x) in sums.iter_mut().zip(&broadcast) {
                         *sum = b.fma(weights, x, *sum);
                     }
@@ -217,38 +300,35 @@ impl Matmul {
             sums
         };
         let (full, rest) = (self.k / unroll, self.k % unroll);
-        let advance = [unroll as i64 * column, self.word(unroll, 0)];
-        let (at, sums) = walk(b, full, [w, x], advance, sums, |b, at, sums| steps(b, at, sums, unroll));
-        if rest == 0 { sums } else { steps(b, at, sums, rest) }
+        let advance = (unroll as i64 * column, [self.word(unroll, 0)]);
+        let (w, at, sums) = walk(b, full, (w, [x]), advance, sums, |b, w, at, sums| steps(b, w, at, sums, unroll));
+        if rest == 0 { sums } else { steps(b, &w, at, sums, rest) }
     }
 
-    fn quantized_sums(&self, b: &mut Builder, x: Value, w: Value, sums: Sums) -> Sums {
+    fn quantized_sums(&self, b: &mut Builder, x: Value, w: Tiles, sums: Sums) -> Sums {
         let row = QuantizedRow::new(self.k, self.span);
         let unroll = self.tuning.unroll;
         let blocks = self.k.div_ceil(BLOCK);
         let per_group = GROUP / BLOCK;
         let (groups, rest) = (blocks / per_group, blocks % per_group);
-        let steps = |b: &mut Builder, at: [Value; 4], mut sums: Sums, count: usize| {
+        let steps = |b: &mut Builder, w: &Tiles, at: [Value; 3], mut sums: Sums, count: usize| {
             for group in 0..count {
-                sums = self.group(b, at, group, sums, per_group);
+                sums = self.group(b, w, at, group, sums, per_group);
             }
             sums
         };
         let bytes = self.format.group_bytes(per_group) as i64;
-        let advance = [bytes, self.word(GROUP / 4, 0), self.word(GROUP / self.span, 0), self.word(per_group, 0)];
+        let words = [GROUP / 4, GROUP / self.span, per_group].map(|words| self.word(words, 0) * unroll as i64);
         let scales = b.add_int(x, (row.scales() * self.tokens) as i64);
         let corrections = b.add_int(x, (row.sums() * self.tokens) as i64);
-        let (at, mut sums) = walk(
-            b,
-            groups / unroll,
-            [w, x, scales, corrections],
-            advance.map(|a| a * unroll as i64),
-            sums,
-            |b, at, sums| steps(b, at, sums, unroll),
-        );
+        let from = (w, [x, scales, corrections]);
+        let (w, at, mut sums) =
+            walk(b, groups / unroll, from, (bytes * unroll as i64, words), sums, |b, w, at, sums| {
+                steps(b, w, at, sums, unroll)
+            });
         let left = groups % unroll;
-        sums = steps(b, at, sums, left);
-        if rest == 0 { sums } else { self.group(b, at, left, sums, rest) }
+        sums = steps(b, &w, at, sums, left);
+        if rest == 0 { sums } else { self.group(b, &w, at, left, sums, rest) }
     }
 
     /// `blocks` weight blocks whose scales lie together, the `group`-th such group after `at`: the weights, and the activations' codes, scales and
@@ -256,14 +336,14 @@ impl Matmul {
     fn group(
         &self,
         b: &mut Builder,
-        [w, codes, scales, corrections]: [Value; 4],
+        w: &Tiles,
+        [codes, scales, corrections]: [Value; 3],
         group: usize,
         mut acc: Sums,
         blocks: usize,
     ) -> Sums {
-        let tile_bytes = self.format.tile_bytes(self.k) as i64;
         let first = (group * self.format.group_bytes(GROUP / BLOCK)) as i64;
-        self.prefetch(b, w, first as usize, self.format.group_bytes(blocks), acc.len() / self.tokens);
+        self.prefetch(b, w, first, self.format.group_bytes(blocks));
         let tokens = 0..self.tokens;
         let mut partial: Vec<Value> = Vec::new();
         for block in 0..blocks {
@@ -283,17 +363,16 @@ impl Matmul {
             };
             let parts = of_parts.len();
             for (part, sums) in of_parts.into_iter().enumerate() {
-                let at =
-                    [first + (self.format.scale_bytes(blocks) + block * self.format.block_bytes()) as i64, tile_bytes];
+                let at = first + (self.format.scale_bytes(blocks) + block * self.format.block_bytes()) as i64;
                 let columns = BLOCK / parts * part..BLOCK / parts * (part + 1);
                 let x = group * GROUP + block * BLOCK;
-                let dots = self.dots(b, [w, codes], at, (x, columns), &sums, acc.len());
+                let dots = self.dots(b, w, at, codes, (x, columns), &sums);
                 let sums: Vec<Value> = match self.format.has_offsets() {
                     true => sums.iter().map(|&sum| b.int_to_float(sum)).collect(),
                     false => Vec::new(),
                 };
-                for tile in 0..acc.len() / self.tokens {
-                    let place = first + tile as i64 * tile_bytes;
+                for tile in 0..w.count() {
+                    let (w, place) = w.address(tile, first);
                     // The sums that offsets meet are −128 times those of the activations.
                     let (scale, offset) =
                         weight_scales(b, self.format, block * parts + part, -1.0 / 128.0, &mut |b, memory, at| {
@@ -340,20 +419,20 @@ impl Matmul {
         [sums.into_iter().map(|sum| b.sub(none, sum)).collect(), second]
     }
 
-    /// The integer products of some columns of a block (`columns`, of which the whole block begins at element `k`) with `count` sums: codes that
+    /// The integer products of some columns of a block (`columns`, of which the whole block begins at element `k`): codes that
     /// stand for values less 128 begin at the correction `sums`, those with an offset at 0, as they meet these later. `at` is where the block's codes
-    /// begin, and the bytes from one tile to the next.
+    /// begin in each tile.
     fn dots(
         &self,
         b: &mut Builder,
-        [w, codes]: [Value; 2],
-        [at, tile_bytes]: [i64; 2],
+        w: &Tiles,
+        at: i64,
+        codes: Value,
         (k, columns): (usize, Range<usize>),
         sums: &[Value],
-        count: usize,
     ) -> Vec<Value> {
         let start = if self.format.has_offsets() { vec![b.splat_i32(0); self.tokens] } else { sums.to_vec() };
-        let mut dots = start.repeat(count / self.tokens);
+        let mut dots = start.repeat(w.count());
         let nibbles = self.format.block_bytes() < BLOCK * LANES;
         for v in 0..self.format.block_bytes() / 64 {
             // The columns of the low and of the high halves of a byte, or of a byte.
@@ -368,7 +447,8 @@ impl Matmul {
                 continue;
             }
             for (tile, dots) in dots.chunks_mut(self.tokens).enumerate() {
-                let raw = b.load_bytes(w, at + tile as i64 * tile_bytes + 64 * v as i64);
+                let (w, at) = w.address(tile, at + 64 * v as i64);
+                let raw = b.load_bytes(w, at);
                 for (part, x) in &wanted {
                     let weights = self.codes(b, raw, *part);
                     for (dot, &x) in dots.iter_mut().zip(x) {
@@ -385,12 +465,12 @@ impl Matmul {
         weight_codes(b, self.format, &self.codebook, raw, part)
     }
 
-    /// Prefetches ahead of bytes `first .. first + bytes` of each of the `tiles` at `w`.
-    fn prefetch(&self, b: &mut Builder, w: Value, first: usize, bytes: usize, tiles: usize) {
+    /// Prefetches ahead of bytes `first .. first + bytes` of each tile.
+    fn prefetch(&self, b: &mut Builder, w: &Tiles, first: i64, bytes: usize) {
         let Some(ahead) = self.tuning.prefetch else { return };
-        for tile in 0..tiles {
-            let first = ahead + tile * self.format.tile_bytes(self.k) + first;
-            prefetch(b, w, first as i64, bytes as i64);
+        for tile in 0..w.count() {
+            let (w, at) = w.address(tile, ahead as i64 + first);
+            prefetch(b, w, at, bytes as i64);
         }
     }
 }
@@ -405,23 +485,28 @@ const fn widening(format: Format) -> Option<Memory> {
     }
 }
 
-/// A loop of `count` iterations that carries sums and `S` addresses, which advance by so many bytes each time; what they are after it.
+/// A loop of `count` iterations that carries sums, the tiles' addresses and `S` others, which advance by so many bytes each time; what they are after it.
 fn walk<const S: usize>(
     b: &mut Builder,
     count: usize,
-    at: [Value; S],
-    advance: [i64; S],
+    (w, at): (Tiles, [Value; S]),
+    (w_bytes, bytes): (i64, [i64; S]),
     sums: Sums,
-    steps: impl Fn(&mut Builder, [Value; S], Sums) -> Sums,
-) -> ([Value; S], Sums) {
-    let mut carried = at.to_vec();
-    carried.extend(sums);
+    steps: impl Fn(&mut Builder, &Tiles, [Value; S], Sums) -> Sums,
+) -> (Tiles, [Value; S], Sums) {
+    let tiles = w.at.len();
+    let unpack = |carried: &[Value]| {
+        let w = Tiles { at: carried[..tiles].to_vec(), ..w.clone() };
+        (w, std::array::from_fn(|s| carried[tiles + s]), carried[tiles + S..].to_vec())
+    };
+    let carried: Vec<Value> = w.at.iter().copied().chain(at).chain(sums).collect();
     let after = counted(b, count, carried, |b, carried| {
-        let at = std::array::from_fn(|s| carried[s]);
-        let sums = steps(b, at, carried[S..].to_vec());
-        let mut next: Vec<Value> = at.iter().zip(advance).map(|(&at, bytes)| b.add_int(at, bytes)).collect();
+        let (w, at, sums) = unpack(carried);
+        let sums = steps(b, &w, at, sums);
+        let mut next: Vec<Value> = w.at.iter().map(|&at| b.add_int(at, w_bytes)).collect();
+        next.extend(at.iter().zip(bytes).map(|(&at, bytes)| b.add_int(at, bytes)));
         next.extend(sums);
         next
     });
-    (std::array::from_fn(|s| after[s]), after[S..].to_vec())
+    unpack(&after)
 }

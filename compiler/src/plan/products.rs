@@ -168,8 +168,8 @@ impl Stages<'_> {
 
     /// The products with `units` of one matrix at `w`, written at `y + 64 × unit`.
     ///
-    /// For one token, one call goes through all of them. For more, as many tokens as fit the cache are interleaved, and all of them are gone
-    /// through for a few units at a time, so that both stay there.
+    /// For one token, one call goes through all of them. Of more, as many tokens as fit the cache are interleaved. So few that one call takes them all
+    /// have one again; more are all gone through for a few units at a time, so that both stay in the cache.
     fn units(&mut self, actions: &mut Vec<Action>, product: &Product, results: Results, units: Share, all: &Operands) {
         let unit_bytes = results.epilogue.tiles() * product.tile_bytes;
         if all.tokens == Expr::Int(1) {
@@ -228,7 +228,7 @@ impl Stages<'_> {
         actions.push(Action::Switch { on: tokens.clone() - whole, cases });
     }
 
-    /// Goes through the units, a few together, with all the interleaved tokens for each.
+    /// Goes through the units with all the interleaved tokens: those of one call of a kernel in that call, more of them a few units at a time.
     fn unit_loop(
         &mut self,
         actions: &mut Vec<Action>,
@@ -240,23 +240,31 @@ impl Stages<'_> {
         let unit_bytes = results.epilogue.tiles() * product.tile_bytes;
         let tuning = self.tuning(product, results.epilogue);
         let (tile, together) = (tuning.tokens(), tuning.block_units(results.epilogue));
+        let kernels: Vec<Matmul> = (1..=tile)
+            .map(|n| self.kernel(product, n, results, tuning.kernel_in_walk(n, together * unit_bytes)))
+            .collect();
+        let at = |unit: Expr| [all.w.clone() + unit.clone() * unit_bytes, all.y.clone() + unit * (LANES * WORD)];
+        let [w, y] = at(units.from.clone());
+        let count = units.to.clone() - units.from.clone();
+        let one_call =
+            |kernel: &Matmul| vec![call(kernel.clone(), [w.clone(), all.x.clone(), y.clone(), count.clone()])];
+        let mut cases = vec![Vec::new()];
+        cases.extend(kernels.iter().map(one_call));
+
         let mut inner = Vec::new();
         let var = self.planner.var();
         let unit = Expr::from(var);
-        let w = self.planner.bind(&mut inner, all.w.clone() + unit.clone() * unit_bytes);
-        let y = self.planner.bind(&mut inner, all.y.clone() + unit.clone() * (LANES * WORD));
+        let [w, y] = at(unit.clone()).map(|address| self.planner.bind(&mut inner, address));
         let count = match together {
             1 => Expr::Int(1),
             _ => self.planner.bind(&mut inner, (units.to.clone() - unit).min(together)),
         };
-        let kernels: Vec<Matmul> = (1..=tile)
-            .map(|n| self.kernel(product, n, results, tuning.kernel_in_walk(n, together * unit_bytes)))
-            .collect();
         self.token_tiles(&mut inner, tile, &all.tokens, |tokens, t| {
             let x = all.x.clone() + t.clone() * product.x.stride;
             call(kernels[tokens - 1].clone(), [w.clone(), x, y.clone() + t * results.stride, count.clone()])
         });
-        actions.push(Action::Loop { var, from: units.from, to: units.to, step: together as i64, body: inner });
+        cases.push(vec![Action::Loop { var, from: units.from, to: units.to, step: together as i64, body: inner }]);
+        actions.push(Action::Switch { on: all.tokens.clone().min(tile + 1), cases });
     }
 
     /// `y = x·wᵀ` for the given tiles; rows of `y` begin at its place.

@@ -5,7 +5,7 @@
 //! kinds of products, and for shapes that were measured choices of their own. Deliberately absent: measuring, and what the
 //! numbers of a model are.
 
-use crate::kernels::{Epilogue, MatmulTuning};
+use crate::kernels::{Epilogue, FEW_TOKENS, MatmulTuning};
 use crate::lower::wide::{Cpu, table::Width};
 use crate::plan::layout::Format;
 use moec_abi::features::{AVX_VNNI, AVX512_BF16, AVX512_VBMI};
@@ -68,7 +68,8 @@ impl ProductTuning {
         (self.activation_bytes / stride / self.tokens()).max(1) * self.tokens()
     }
 
-    /// How the kernel for `tokens` tokens at once is written in a walk over tokens, where a block of rows has so many bytes.
+    /// How the kernel for `tokens` tokens at once is written in a walk over tokens, where a block of rows has so many bytes. Kernels that wait for weights
+    /// leave fetching ahead to the CPU, which does it by itself; prefetches would only take the place of other loads.
     pub fn kernel_in_walk(&self, tokens: usize, block_bytes: usize) -> MatmulTuning {
         let kernel = self.kernel(tokens);
         let ahead = self.ahead && tokens > FEW_TOKENS;
@@ -80,10 +81,6 @@ impl ProductTuning {
         self.kernels[tokens - 1]
     }
 }
-
-/// Tokens so few that their kernels wait for weights, not for arithmetic. The CPU fetches ahead by itself then, the better the more row tiles are
-/// read at a time; prefetches only take the place of other loads.
-const FEW_TOKENS: usize = 3;
 
 /// Choices for one CPU level.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -1,7 +1,7 @@
 //! A product as a step of a model does it, on memory of the tuner's own.
 //!
-//! The loops are those of the plan ([`crate::plan`]): for one token, one call goes through all rows; for more, chunks of interleaved activations, blocks of rows,
-//! tiles of tokens. Every run goes on to other weights, so that they come from memory as they do in a model whose weights are larger than the caches.
+//! The loops are those of the plan ([`crate::plan`]): for tokens that one call takes, that call goes through all rows; for more, chunks of interleaved
+//! activations, blocks of rows, tiles of tokens. Every run goes on to other weights, so that they come from memory as they do in a model whose weights are larger than the caches.
 //! Deliberately absent: interleaving, which takes the same time whatever is chosen; and more rows than make a measurement of a few milliseconds.
 
 use super::arena::Arena;
@@ -193,6 +193,7 @@ impl Workload {
             }
             for first in (0..tokens).step_by(chunk) {
                 let some = chunk.min(tokens - first);
+                let block = if some <= tile { units } else { block };
                 for unit in (0..units).step_by(block) {
                     let count = block.min(units - unit);
                     for at in (0..some).step_by(tile) {
