@@ -232,6 +232,7 @@ fn a_report_of_a_model_says_what_the_plan_says() {
         metadata: None,
         output: None,
         repacked: &[],
+        scores: None,
         machines: &[Some(machine)],
         predicted: Predicted::default(),
     });
