@@ -227,6 +227,13 @@ impl Build {
 
     pub fn run(self) -> anyhow::Result<u8> {
         let (path, report) = self.arguments()?;
+        if let Some(text) = &self.score_text {
+            if self.emit != Emit::Exe {
+                return Err(Usage::new("--score-text runs what was built: it is for --emit exe").into());
+            }
+            // What cannot be read is told before the work.
+            std::fs::File::open(text).with_context(|| format!("cannot read {}", text.display()))?;
+        }
         let options = self.options.resolve()?;
         let model = import::open(&path)?;
         let library = match self.emit {
@@ -240,13 +247,6 @@ impl Build {
         }
         if library.is_some() && self.output.exists() && !self.output.is_dir() {
             bail!("{}: is a file; name the directory to write into", self.output.display());
-        }
-        if let Some(text) = &self.score_text {
-            if library.is_some() {
-                return Err(Usage::new("--score-text runs what was built: it is for --emit exe").into());
-            }
-            // What cannot be read is told before the work.
-            std::fs::File::open(text).with_context(|| format!("cannot read {}", text.display()))?;
         }
         warn(&model);
         let repacked = repacked(&model, &options);
