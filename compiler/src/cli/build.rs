@@ -340,6 +340,9 @@ pub fn repacked(model: &Model, options: &Options) -> Vec<String> {
         let becomes = match (kept, wider) {
             (true, _) => format!("kept to the bit, as {layout}"),
             (false, true) => format!("quantized again to {layout}, as no layout of moec holds {stored}"),
+            (false, false) if role == Role::Experts && options.quant.by_heat() => {
+                format!("to be {layout}, or {} where chosen often", QuantConfig::HOT)
+            }
             (false, false) => format!("to be {layout}"),
         };
         format!("{:>10}: {count} {tensors} stored as {stored}, {becomes}", role.name())
@@ -469,5 +472,17 @@ impl Progress for Bar {
 
     fn cancelled(&self) -> &AtomicBool {
         &self.cancelled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes_have_units() {
+        let sizes = ["0", "500000", "800MB", "1.5GB", "24GiB", "24 gib"].map(|text| size(text).unwrap());
+        assert_eq!(sizes, [0, 500_000, 800_000_000, 1_500_000_000, 24 << 30, 24 << 30]);
+        assert!(["", "GiB", "1.5.2", "3 bananas", "-1", "99999999999TB"].iter().all(|text| size(text).is_err()));
     }
 }
