@@ -308,6 +308,30 @@ fn go_on(progress: &dyn Progress) -> Result<(), BuildError> {
 /// # Errors
 /// Whatever keeps it from being built; then there is nothing new at `output`.
 pub fn build(model: &Model, options: &Options, output: &Path, progress: &dyn Progress) -> Result<Built, BuildError> {
+    let (built, place) = build_executable(model, options, output, progress)?;
+    cache::remember(&place, output);
+    Ok(built)
+}
+
+/// As [`build`], of an executable that will not stay where it is: later builds do not look for its weights there.
+///
+/// # Errors
+/// As for [`build`].
+pub fn build_to_try(
+    model: &Model,
+    options: &Options,
+    output: &Path,
+    progress: &dyn Progress,
+) -> Result<Built, BuildError> {
+    build_executable(model, options, output, progress).map(|(built, _)| built)
+}
+
+fn build_executable(
+    model: &Model,
+    options: &Options,
+    output: &Path,
+    progress: &dyn Progress,
+) -> Result<(Built, Placement), BuildError> {
     check_runtime(&options.target)?;
     let compiled = compile(model, options)?;
     compiled.tuned.notes.iter().for_each(|note| progress.note(note));
@@ -332,8 +356,7 @@ pub fn build(model: &Model, options: &Options, output: &Path, progress: &dyn Pro
     }
     go_on(progress)?;
     let bytes = unfinished.finish()?;
-    cache::remember(&place, output);
-    Ok(Built { compiled, copied, metadata, bytes })
+    Ok((Built { compiled, copied, metadata, bytes }, place))
 }
 
 /// The whole way to the files that other programs link, in `directory`: named after [`Options::prefix`], as [`library`] says.

@@ -8,10 +8,11 @@ use super::output::say;
 use anyhow::Context as _;
 use indicatif::ProgressBar;
 use moec::import::Model;
-use moec::pipeline::{self, BuildError, Options};
+use moec::pipeline::{self, BuildError, Options, Progress};
 use moec::report::{More, Score, Scores};
 use moec::score;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// Scores the text by `built`, whose weights have so many bytes, and by what it is to be compared with. A variant that cannot be had is told, and left
@@ -27,7 +28,7 @@ pub fn scores(
     text: &Path,
     bar: &Bar,
 ) -> anyhow::Result<Scores> {
-    let own = token_nll("as built", built, text)
+    let own = token_nll("as built", built, text, bar)
         .with_context(|| format!("{} is built, but was not scored", built.display()))?;
     let first = Score { what: "as built".to_string(), weights, mean_nll: score::mean(&own), more: None };
     let mut all = vec![first];
@@ -63,16 +64,20 @@ fn variant(
     let path = directory.path().join("variant");
     say(format_args!("to compare: {name}"));
     let bar = bar.another();
-    let made = pipeline::build(model, options, &path, &bar);
+    let made = pipeline::build_to_try(model, options, &path, &bar);
     bar.finish();
     let made = made?;
-    Ok((made.compiled.plan.payload.bytes as u64, token_nll(name, &path, text)?))
+    Ok((made.compiled.plan.payload.bytes as u64, token_nll(name, &path, text, &bar)?))
 }
 
-fn token_nll(name: &str, executable: &Path, text: &Path) -> anyhow::Result<Vec<f64>> {
+fn token_nll(name: &str, executable: &Path, text: &Path, bar: &Bar) -> anyhow::Result<Vec<f64>> {
     let spinner = ProgressBar::new_spinner().with_message(format!("scoring {}: {name}", text.display()));
     spinner.enable_steady_tick(Duration::from_millis(100));
     let scored = score::token_nll(executable, text);
     spinner.finish_and_clear();
+    // Ctrl-C ends the executable as well.
+    if bar.cancelled().load(Ordering::Relaxed) {
+        return Err(BuildError::Cancelled.into());
+    }
     Ok(scored?)
 }
