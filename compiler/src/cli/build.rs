@@ -63,8 +63,8 @@ pub struct BuildOptions {
     tuning: Vec<PathBuf>,
     /// How often each expert is chosen, as an executable of the model wrote it with --expert-stats; several are added up
     ///
-    /// Experts that are chosen often come first in the payload and lie next to each other, layer by layer, so that what is read most is
-    /// in the same pages and prefetched together. Experts keep their numbers, and results their bits.
+    /// Experts that are chosen often come first in the payload and lie next to each other, layer by layer. Experts keep their numbers, and results their
+    /// bits; nothing was measured to be faster for that order. Predictions take experts to be chosen so, and --quant experts=auto gives bits by it.
     #[arg(long, value_name = "FILE,…", value_delimiter = ',')]
     expert_profile: Vec<PathBuf>,
     /// With --quant experts=auto: what the packed weights may take, e.g. 24GiB or 800MB
