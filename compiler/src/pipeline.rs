@@ -178,15 +178,23 @@ pub fn layouts(model: &Model, options: &Options) -> Vec<(Role, import::Dtype, La
 /// A profile of another model, or experts that cannot have bits by heat.
 pub fn heat(model: &Model, options: &Options) -> Result<(Option<Heat>, Option<ByHeat>), BuildError> {
     let heat = expert_profile::heat(&options.expert_profiles, model)?;
-    let by_heat = expert_bits::choose(model, options, heat.as_ref())?;
+    // Sizes are those of all passes, wherever somebody stops to look.
+    let whole = Options { stop_after: None, ..options.clone() };
+    let by_heat = expert_bits::choose(model, &whole, heat.as_ref())?;
     Ok((heat, by_heat))
 }
 
-/// The graph of one mode after the passes that `options` leave; `hot` experts are those that have more bits, as [`heat`] says.
+/// The graph of one mode after the passes that `options` leave.
 ///
 /// # Errors
-/// A pass that cannot be disabled, or a bug in one.
-pub fn rewrite(
+/// A pass that cannot be disabled, a bug in one, or experts that cannot have the bits that are asked for.
+pub fn rewrite(model: &Model, options: &Options, mode: Mode) -> Result<(Graph, Trace), BuildError> {
+    let (_, by_heat) = heat(model, options)?;
+    rewrite_with(model, options, by_heat.as_ref().map(|by_heat| &by_heat.hot), mode)
+}
+
+/// [`rewrite`] with the experts that have more bits.
+fn rewrite_with(
     model: &Model,
     options: &Options,
     hot: Option<&HotExperts>,
@@ -214,8 +222,8 @@ pub fn rewrite(
 pub fn compile(model: &Model, options: &Options) -> Result<Compiled, BuildError> {
     let (heat, by_heat) = heat(model, options)?;
     let hot = by_heat.as_ref().map(|by_heat| &by_heat.hot);
-    let (decode, first) = rewrite(model, options, hot, Mode::Decode)?;
-    let (batch, second) = rewrite(model, options, hot, Mode::Batch)?;
+    let (decode, first) = rewrite_with(model, options, hot, Mode::Decode)?;
+    let (batch, second) = rewrite_with(model, options, hot, Mode::Batch)?;
     let shape = shape(model, options, heat.as_ref())?;
     let mut tuned = apply(&options.tuning, &options.levels, &options.target)?;
     let mut plan = plan(&decode, &batch, shape, &tuned.tunings)?;
@@ -239,7 +247,7 @@ pub fn payload_bytes(
     heat: Option<&Heat>,
     hot: &HotExperts,
 ) -> Result<u64, BuildError> {
-    let graph = |mode| rewrite(model, options, Some(hot), mode);
+    let graph = |mode| rewrite_with(model, options, Some(hot), mode);
     let (decode, batch) = (graph(Mode::Decode)?.0, graph(Mode::Batch)?.0);
     let mut payload = payload_map(&decode, &batch, &shape(model, options, heat)?)?;
     payload::seal(&mut payload, model);

@@ -61,14 +61,12 @@ impl Inspect {
         let mut options = self.options.resolve()?;
         let model = import::open(&self.model)?;
         if let Some(pass) = &self.after {
-            let (_, by_heat) = pipeline::heat(&model, &options)?;
-            let hot = by_heat.as_ref().map(|by_heat| &by_heat.hot);
             for mode in Mode::ALL {
                 match *pass {
                     After::Import => print_line(import::build::build_graph(&model.config, &model.tensors, mode))?,
                     After::Pass(pass) => {
                         options.stop_after = Some(pass);
-                        print_line(pipeline::rewrite(&model, &options, hot, mode)?.0)?;
+                        print_line(pipeline::rewrite(&model, &options, mode)?.0)?;
                     }
                 }
             }
