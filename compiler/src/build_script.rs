@@ -8,6 +8,7 @@
 //! [pipeline](crate::pipeline) does; this is a way into it, as the command line is another.
 
 use crate::emit::library::Library;
+use crate::expert_profile::ExpertProfile;
 use crate::import;
 use crate::passes::QuantConfig;
 use crate::pipeline::{self, BuildError, Options, Progress};
@@ -66,6 +67,8 @@ pub struct Builder {
     target: Option<String>,
     target_cpu: Option<String>,
     tuning: Vec<PathBuf>,
+    expert_profile: Vec<PathBuf>,
+    size_budget: Option<u64>,
     directory: Option<PathBuf>,
 }
 
@@ -91,6 +94,8 @@ pub fn build(model: impl AsRef<Path>) -> Builder {
         target: None,
         target_cpu: None,
         tuning: Vec::new(),
+        expert_profile: Vec::new(),
+        size_budget: None,
         directory: None,
     }
 }
@@ -132,6 +137,18 @@ impl Builder {
         self
     }
 
+    /// How often each expert is chosen, as `--expert-profile`; may be said several times, and profiles are added up.
+    pub fn expert_profile(mut self, profile: impl AsRef<Path>) -> Builder {
+        self.expert_profile.push(profile.as_ref().to_path_buf());
+        self
+    }
+
+    /// With `quant("…experts=auto")`: bytes that the packed weights may take, as `--size-budget`.
+    pub fn size_budget(mut self, bytes: u64) -> Builder {
+        self.size_budget = Some(bytes);
+        self
+    }
+
     /// The system to compile for; cargo's `TARGET` without this.
     pub fn target(mut self, triple: &str) -> Builder {
         self.target = Some(triple.to_string());
@@ -162,7 +179,7 @@ impl Builder {
         let cargo = std::env::var_os("OUT_DIR").map(PathBuf::from);
         let directory = self.directory.clone().or_else(|| cargo.clone()).ok_or(ScriptError::NoDirectory)?;
         if cargo.is_some() {
-            for path in std::iter::once(&self.model).chain(&self.tuning) {
+            for path in std::iter::once(&self.model).chain(&self.tuning).chain(&self.expert_profile) {
                 println!("cargo::rerun-if-changed={}", path.display());
             }
         }
@@ -202,7 +219,19 @@ impl Builder {
         };
         let prefix = self.name.clone();
         let tuning = self.tuning.iter().map(|path| Record::read(path)).collect::<Result<_, _>>()?;
-        Ok(Options { quant, kv: self.kv, context: self.context, target, levels, prefix, tuning, ..Options::default() })
+        let profiles = self.expert_profile.iter().map(|path| ExpertProfile::read(path));
+        Ok(Options {
+            quant,
+            kv: self.kv,
+            context: self.context,
+            target,
+            levels,
+            prefix,
+            tuning,
+            expert_profiles: profiles.collect::<Result<_, _>>().map_err(BuildError::from)?,
+            size_budget: self.size_budget,
+            ..Options::default()
+        })
     }
 }
 

@@ -1,4 +1,4 @@
-//! How often the experts of a model are chosen, as its executable counted (`--expert-stats`), and the order that follows from it.
+//! How often the experts of a model are chosen, as its executable counted (`--expert-stats`): profiles, and the [`Heat`] that they add up to.
 //!
 //! A profile is of one model, whatever its quantization: it says its name, architecture and number of parameters, and what it says of another one is an error.
 //! Deliberately absent: counting (the runtime's), and where matrices lie ([`crate::plan`]).
@@ -105,11 +105,43 @@ impl ExpertProfile {
     }
 }
 
-/// For each layer its experts by falling number of choices in all profiles together, those chosen alike in their own order; `None` without profiles.
+/// How often the experts of a model are chosen, by all its profiles together.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Heat {
+    /// Where the profiles are from.
+    pub sources: Vec<String>,
+    /// Tokens that chose.
+    pub tokens: u64,
+    /// Experts that each of them chose.
+    pub per_token: usize,
+    /// For each layer how often each expert was chosen.
+    pub counts: Vec<Vec<u64>>,
+}
+
+impl Heat {
+    /// The experts of a layer by falling number of choices, those chosen alike in their own order.
+    pub fn order(&self, layer: usize) -> Vec<usize> {
+        let counts = &self.counts[layer];
+        let mut order: Vec<usize> = (0..counts.len()).collect();
+        order.sort_by_key(|&expert| std::cmp::Reverse(counts[expert]));
+        order
+    }
+
+    /// How often a token chooses this expert of a layer: from 0 to 1. All alike in a layer where none was ever chosen.
+    pub fn chance(&self, layer: usize, expert: usize) -> f64 {
+        let counts = &self.counts[layer];
+        match counts.iter().sum::<u64>() {
+            0 => self.per_token as f64 / counts.len() as f64,
+            all => (self.per_token as f64 * counts[expert] as f64 / all as f64).min(1.0),
+        }
+    }
+}
+
+/// What the profiles of a model add up to; `None` without profiles.
 ///
 /// # Errors
 /// When a profile is of another model.
-pub fn order(profiles: &[ExpertProfile], model: &Model) -> Result<Option<Vec<Vec<usize>>>, ProfileError> {
+pub fn heat(profiles: &[ExpertProfile], model: &Model) -> Result<Option<Heat>, ProfileError> {
     let Some(first) = profiles.first() else { return Ok(None) };
     let Some(experts) = &model.config.experts else {
         return Err(ProfileError::Dense { path: first.source.clone(), model: model.name.clone() });
@@ -119,24 +151,25 @@ pub fn order(profiles: &[ExpertProfile], model: &Model) -> Result<Option<Vec<Vec
     };
     let (architecture, parameters) = (model.config.architecture.name(), model.tensors.parameters());
     let wanted = told(&model.name, architecture, parameters, model.config.layers, experts.count, experts.per_token);
-    let mut sums = vec![vec![0u64; experts.count]; model.config.layers];
+    let mut heat = Heat {
+        sources: profiles.iter().map(|profile| profile.source.clone()).collect(),
+        tokens: 0,
+        per_token: experts.per_token,
+        counts: vec![vec![0; experts.count]; model.config.layers],
+    };
     for ExpertProfile { source, stats } in profiles {
-        let ExpertStats { model, architecture, parameters, experts, experts_per_token, counts, .. } = stats;
+        let ExpertStats { model, architecture, parameters, experts, experts_per_token, tokens, counts, .. } = stats;
         let (experts, k) = (*experts as usize, *experts_per_token as usize);
         let found = told(model, architecture, *parameters, counts.len(), experts, k);
         if found != wanted {
             return Err(ProfileError::OtherModel { path: source.clone(), found, wanted });
         }
-        for (sum, count) in sums.iter_mut().flatten().zip(counts.iter().flatten()) {
+        heat.tokens = heat.tokens.saturating_add(*tokens);
+        for (sum, count) in heat.counts.iter_mut().flatten().zip(counts.iter().flatten()) {
             *sum = sum.saturating_add(*count);
         }
     }
-    let by_heat = |counts: Vec<u64>| {
-        let mut order: Vec<usize> = (0..counts.len()).collect();
-        order.sort_by_key(|&expert| std::cmp::Reverse(counts[expert]));
-        order
-    };
-    Ok(Some(sums.into_iter().map(by_heat).collect()))
+    Ok(Some(heat))
 }
 
 #[cfg(test)]
@@ -159,14 +192,17 @@ mod tests {
     fn hot_experts_come_first_and_others_keep_their_order() {
         let model = numerals();
         let profile = ExpertProfile::parse(&good(&model), "p.json").unwrap();
-        let one = order(std::slice::from_ref(&profile), &model).unwrap().unwrap();
-        assert_eq!(one[0], [5, 2, 1, 0, 3, 4, 6, 7]);
-        assert_eq!(one[1], [0, 1, 2, 3, 4, 5, 6, 7]);
-        assert_eq!(one[2], [7, 0, 1, 2, 3, 4, 5, 6]);
+        let one = heat(std::slice::from_ref(&profile), &model).unwrap().unwrap();
+        assert_eq!(one.order(0), [5, 2, 1, 0, 3, 4, 6, 7]);
+        assert_eq!(one.order(1), [0, 1, 2, 3, 4, 5, 6, 7]);
+        assert_eq!(one.order(2), [7, 0, 1, 2, 3, 4, 5, 6]);
+        assert_eq!([one.chance(0, 5), one.chance(0, 2), one.chance(0, 0)], [1.0, 2.0 / 3.0, 0.0]);
+        assert_eq!(one.chance(3, 6), 0.25, "nobody knows");
         let other = ExpertProfile::parse(&good(&model).replace("[0,1,2,0,0,3,0,0]", "[9,0,0,0,0,0,0,0]"), "q.json");
-        let both = order(&[profile, other.unwrap()], &model).unwrap().unwrap();
-        assert_eq!(both[0], [0, 5, 2, 1, 3, 4, 6, 7]);
-        assert_eq!(order(&[], &model).unwrap(), None);
+        let both = heat(&[profile, other.unwrap()], &model).unwrap().unwrap();
+        assert_eq!(both.order(0), [0, 5, 2, 1, 3, 4, 6, 7]);
+        assert_eq!((both.tokens, &*both.sources), (6, &["p.json".to_string(), "q.json".to_string()][..]));
+        assert_eq!(heat(&[], &model).unwrap(), None);
     }
 
     #[test]
@@ -187,7 +223,7 @@ mod tests {
             let text = good(&model);
             assert!(text.contains(from), "{from}");
             let parsed = ExpertProfile::parse(&text.replacen(from, to, 1), "p.json");
-            let error = parsed.and_then(|profile| order(&[profile], &model)).expect_err(to).to_string();
+            let error = parsed.and_then(|profile| heat(&[profile], &model)).expect_err(to).to_string();
             assert!(words.iter().all(|word| error.contains(word)), "{words:?} are not in: {error}");
         }
     }

@@ -6,6 +6,7 @@
 pub mod build_script;
 mod disk;
 pub mod emit;
+pub mod expert_bits;
 pub mod expert_profile;
 pub mod import;
 pub mod kernels;
@@ -15,6 +16,7 @@ pub mod pipeline;
 pub mod plan;
 pub mod predict;
 pub mod report;
+pub mod score;
 pub mod synth;
 pub mod target;
 pub mod tune;

@@ -10,11 +10,12 @@ use crate::emit::library::{Contents, Library};
 use crate::emit::object::{LevelTarget, emit_main, emit_object};
 use crate::emit::pack::Packing;
 use crate::emit::{EmitError, library, payload};
-use crate::expert_profile::{self, ExpertProfile, ProfileError};
+use crate::expert_bits::{self, BitsError, ByHeat};
+use crate::expert_profile::{self, ExpertProfile, Heat, ProfileError};
 use crate::import::build::build_graph;
 use crate::import::{self, Model};
-use crate::passes::{self, PassError, PassId, QuantConfig, Trace};
-use crate::plan::{ModelShape, Plan, PlanError, plan};
+use crate::passes::{self, HotExperts, PassError, PassId, QuantConfig, Trace};
+use crate::plan::{ModelShape, Plan, PlanError, payload_map, plan};
 use crate::target::{self, CpuLevel, TargetError};
 use crate::tune::apply::{Ambiguous, Applied, apply};
 use crate::tune::{Record, worth_measuring};
@@ -52,6 +53,8 @@ pub struct Options {
     pub tuning: Vec<Record>,
     /// How often experts are chosen: those that are chosen most come first in the payload.
     pub expert_profiles: Vec<ExpertProfile>,
+    /// For experts with bits by heat: bytes that the payload may have.
+    pub size_budget: Option<u64>,
 }
 
 impl Default for Options {
@@ -69,6 +72,7 @@ impl Default for Options {
             stop_after_rewrites: None,
             tuning: Vec::new(),
             expert_profiles: Vec::new(),
+            size_budget: None,
         }
     }
 }
@@ -101,6 +105,9 @@ pub enum BuildError {
     /// A profile of experts is of another model.
     #[error(transparent)]
     Profile(#[from] ProfileError),
+    /// Experts cannot have bits by heat.
+    #[error(transparent)]
+    Bits(#[from] BitsError),
     /// Tuning records contradict each other.
     #[error(transparent)]
     Tuning(#[from] Ambiguous),
@@ -136,6 +143,10 @@ pub struct Compiled {
     pub traces: [Trace; 2],
     /// What is to be made of them.
     pub plan: Plan,
+    /// How often experts are chosen, if profiles say so.
+    pub heat: Option<Heat>,
+    /// Which experts have more bits than others, when bits are by heat.
+    pub by_heat: Option<ByHeat>,
     /// How kernels are written for each level, and what the user should know of tuning records.
     pub tuned: Applied,
 }
@@ -149,7 +160,8 @@ fn context(model: &Model, options: &Options) -> Result<usize, BuildError> {
     }
 }
 
-/// The role of every weight of the model, the type that it is stored in, and the layout that it will have.
+/// The role of every weight of the model, the type that it is stored in, and the layout that it will have: that of experts which are not chosen
+/// often, where there are two.
 pub fn layouts(model: &Model, options: &Options) -> Vec<(Role, import::Dtype, Layout)> {
     let mut graph = build_graph(&model.config, &model.tensors, Mode::Decode);
     options.quant.assign(&mut graph);
@@ -160,11 +172,34 @@ pub fn layouts(model: &Model, options: &Options) -> Vec<(Role, import::Dtype, La
     weights.collect()
 }
 
+/// How often experts are chosen, and which have more bits for it, as `options` say.
+///
+/// # Errors
+/// A profile of another model, or experts that cannot have bits by heat.
+pub fn heat(model: &Model, options: &Options) -> Result<(Option<Heat>, Option<ByHeat>), BuildError> {
+    let heat = expert_profile::heat(&options.expert_profiles, model)?;
+    // Sizes are those of all passes, wherever somebody stops to look.
+    let whole = Options { stop_after: None, ..options.clone() };
+    let by_heat = expert_bits::choose(model, &whole, heat.as_ref())?;
+    Ok((heat, by_heat))
+}
+
 /// The graph of one mode after the passes that `options` leave.
 ///
 /// # Errors
-/// A pass that cannot be disabled, or a bug in one.
+/// A pass that cannot be disabled, a bug in one, or experts that cannot have the bits that are asked for.
 pub fn rewrite(model: &Model, options: &Options, mode: Mode) -> Result<(Graph, Trace), BuildError> {
+    let (_, by_heat) = heat(model, options)?;
+    rewrite_with(model, options, by_heat.as_ref().map(|by_heat| &by_heat.hot), mode)
+}
+
+/// [`rewrite`] with the experts that have more bits.
+fn rewrite_with(
+    model: &Model,
+    options: &Options,
+    hot: Option<&HotExperts>,
+    mode: Mode,
+) -> Result<(Graph, Trace), BuildError> {
     let mut graph = build_graph(&model.config, &model.tensors, mode);
     graph.set_context(context(model, options)?);
     let trace = passes::run(
@@ -174,6 +209,7 @@ pub fn rewrite(model: &Model, options: &Options, mode: Mode) -> Result<(Graph, T
             stop_after: options.stop_after,
             stop_after_rewrites: options.stop_after_rewrites,
             quant: options.quant,
+            hot: hot.cloned(),
         },
     )?;
     Ok((graph, trace))
@@ -184,15 +220,38 @@ pub fn rewrite(model: &Model, options: &Options, mode: Mode) -> Result<(Graph, T
 /// # Errors
 /// Whatever keeps the model from being planned.
 pub fn compile(model: &Model, options: &Options) -> Result<Compiled, BuildError> {
-    let (decode, first) = rewrite(model, options, Mode::Decode)?;
-    let (batch, second) = rewrite(model, options, Mode::Batch)?;
-    let mut shape = ModelShape::new(&model.name, &model.config, options.kv, context(model, options)?);
-    shape.expert_order = expert_profile::order(&options.expert_profiles, model)?;
+    let (heat, by_heat) = heat(model, options)?;
+    let hot = by_heat.as_ref().map(|by_heat| &by_heat.hot);
+    let (decode, first) = rewrite_with(model, options, hot, Mode::Decode)?;
+    let (batch, second) = rewrite_with(model, options, hot, Mode::Batch)?;
+    let shape = shape(model, options, heat.as_ref())?;
     let mut tuned = apply(&options.tuning, &options.levels, &options.target)?;
     let mut plan = plan(&decode, &batch, shape, &tuned.tunings)?;
     tuned.compare(&options.tuning, &worth_measuring(&plan));
-    payload::seal(&mut plan, model);
-    Ok(Compiled { decode, batch, traces: [first, second], plan, tuned })
+    payload::seal(&mut plan.payload, model);
+    Ok(Compiled { decode, batch, traces: [first, second], plan, heat, by_heat, tuned })
+}
+
+fn shape(model: &Model, options: &Options, heat: Option<&Heat>) -> Result<ModelShape, BuildError> {
+    let shape = ModelShape::new(&model.name, &model.config, options.kv, context(model, options)?);
+    Ok(ModelShape { heat: heat.cloned(), ..shape })
+}
+
+/// The bytes of the payload that the model would have with these `hot` experts.
+///
+/// # Errors
+/// As for [`compile`].
+pub fn payload_bytes(
+    model: &Model,
+    options: &Options,
+    heat: Option<&Heat>,
+    hot: &HotExperts,
+) -> Result<u64, BuildError> {
+    let graph = |mode| rewrite_with(model, options, Some(hot), mode);
+    let (decode, batch) = (graph(Mode::Decode)?.0, graph(Mode::Batch)?.0);
+    let mut payload = payload_map(&decode, &batch, &shape(model, options, heat)?)?;
+    payload::seal(&mut payload, model);
+    Ok(payload.bytes as u64)
 }
 
 /// How the building goes.
@@ -257,6 +316,30 @@ fn go_on(progress: &dyn Progress) -> Result<(), BuildError> {
 /// # Errors
 /// Whatever keeps it from being built; then there is nothing new at `output`.
 pub fn build(model: &Model, options: &Options, output: &Path, progress: &dyn Progress) -> Result<Built, BuildError> {
+    let (built, place) = build_executable(model, options, output, progress)?;
+    cache::remember(&place, output);
+    Ok(built)
+}
+
+/// As [`build`], of an executable that will not stay where it is: later builds do not look for its weights there.
+///
+/// # Errors
+/// As for [`build`].
+pub fn build_to_try(
+    model: &Model,
+    options: &Options,
+    output: &Path,
+    progress: &dyn Progress,
+) -> Result<Built, BuildError> {
+    build_executable(model, options, output, progress).map(|(built, _)| built)
+}
+
+fn build_executable(
+    model: &Model,
+    options: &Options,
+    output: &Path,
+    progress: &dyn Progress,
+) -> Result<(Built, Placement), BuildError> {
     check_runtime(&options.target)?;
     let compiled = compile(model, options)?;
     compiled.tuned.notes.iter().for_each(|note| progress.note(note));
@@ -281,8 +364,7 @@ pub fn build(model: &Model, options: &Options, output: &Path, progress: &dyn Pro
     }
     go_on(progress)?;
     let bytes = unfinished.finish()?;
-    cache::remember(&place, output);
-    Ok(Built { compiled, copied, metadata, bytes })
+    Ok((Built { compiled, copied, metadata, bytes }, place))
 }
 
 /// The whole way to the files that other programs link, in `directory`: named after [`Options::prefix`], as [`library`] says.

@@ -109,6 +109,9 @@ fn wrong_usage_is_status_2() {
         &["build"][..],
         &["frobnicate"],
         &["build", "x", "-o", "y", "--quant", "q5"],
+        &["build", "x", "-o", "y", "--quant", "auto"],
+        &["build", "x", "-o", "y", "--size-budget", "much"],
+        &["build", "x", "-o", "y", "--emit", "object", "--score-text", "z"],
         &["build", "x", "--kv", "f8"],
         &["build", "x", "-o", "y", "--context", "0"],
         &["build", "x", "-o", "y", "--context", "-1"],
@@ -324,6 +327,61 @@ fn a_report_sets_what_was_measured_beside_what_was_predicted() {
     assert!(said.contains("does not belong to") && said.contains("give the model"), "{said}");
     let said = good(&["report", text(&model), "--quant", "q4", "--measured", text(&bench)]);
     assert!(said.contains("prefill of 40 tokens"), "{said}");
+}
+
+#[test]
+fn bits_by_heat_are_chosen_within_a_budget_and_scored() {
+    let out = TempDir::new().expect("a temporary directory");
+    let path = |name: &str| out.path().join(name);
+    let (first, built, heat, words, report) = (path("a"), path("m"), path("h.json"), path("t.txt"), path("r.json"));
+    std::fs::write(&words, "fr 1987 = mille neuf cent quatre-vingt-sept\nde 21 = einundzwanzig\n").expect("writable");
+    let model = numerals();
+    let done = moec(&["build", text(&model), "-o", text(&first), "--quant", "q4"]);
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let score = |executable: &Path, more: &[&str]| {
+        let mut command = Command::new(executable);
+        let done = output_when_closed(command.args(["score", "--file", text(&words)]).args(more)).expect("it starts");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let printed: serde_json::Value = serde_json::from_slice(&done.stdout).expect("JSON");
+        printed["mean_nll"].as_f64().expect("a number")
+    };
+    let all_cold = score(&first, &["--expert-stats", text(&heat)]);
+
+    let with_budget = |budget: &str| {
+        let arguments = ["--quant", "q4,experts=auto", "--expert-profile", text(&heat), "--size-budget", budget];
+        let scored = ["--score-text", text(&words), "--report", text(&report), "--limits", "none"];
+        moec(&[&["build", text(&model), "-o", text(&built)][..], &arguments, &scored].concat())
+    };
+    let done = with_budget("1kB");
+    let said = String::from_utf8_lossy(&done.stderr).to_string();
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    let (_, rest) = said.split_once("the smallest that this model can be is ").expect("it says how much is needed");
+    let (_, rest) = rest.split_once('(').expect("in bytes");
+    let smallest: u64 = rest.split_once(" bytes").expect("in bytes").0.parse().expect("a number");
+    let budget = smallest + 250_000;
+    let done = with_budget(&budget.to_string());
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success() && said.contains("experts are q8, the others q4"), "{said}");
+
+    let told = moec::report::read(&report).unwrap_or_else(|e| panic!("{e}"));
+    assert!(told.memory.weights <= budget && told.memory.weights > smallest);
+    let experts = told.experts.expect("there was a profile");
+    let choice = experts.by_heat.expect("bits by heat");
+    assert_eq!((choice.budget, choice.all_cold), (budget, smallest));
+    assert!(choice.covered > 0.0 && choice.covered < 1.0, "{}", choice.covered);
+    let scores = told.scores.expect("a text was scored");
+    let of = |i: usize| (scores.of[i].what.as_str(), scores.of[i].mean_nll, scores.of[i].weights);
+    assert_eq!(scores.of.len(), 3, "{said}");
+    assert_eq!(of(0), ("as built", score(&built, &[]), told.memory.weights));
+    // A profile moves experts, but no bit of a result.
+    assert_eq!(of(1), ("experts=q4", all_cold, smallest));
+    assert_eq!((of(2).0, of(2).2), ("experts=q8", choice.all_hot));
+    let more = scores.of[1].more.expect("a difference");
+    assert!((more.mean - (of(1).1 - of(0).1)).abs() < 1e-12 && more.standard_error > 0.0);
+    assert_eq!(std::fs::read_dir(out.path()).expect("readable").count(), 5, "variants are gone");
+
+    // What cannot be read is told before the work.
+    refused(&model, &["--score-text", "/nowhere/t.txt"], &["cannot read /nowhere/t.txt"]);
 }
 
 #[test]

@@ -87,12 +87,16 @@ impl CodeLevel {
 pub struct StageCost {
     /// The operations in it.
     pub title: &'static str,
-    /// Bytes of weights that it reads.
+    /// Bytes of weights that it reads: on average, where experts are not of one size.
     pub weight_bytes: u64,
-    /// Bytes of one expert's weights, of which `weight_bytes` counts those that one token chooses.
-    pub expert_bytes: u64,
+    /// Those that it reads whatever experts are chosen.
+    pub common_bytes: u64,
     /// Multiply-adds with weights; in the stage of the logits, for one row of them.
     pub multiply_adds: u64,
+    /// Bytes of each expert's weights, of which a step reads those that are chosen; empty where nothing depends on the routing.
+    pub expert_bytes: &'static [u64],
+    /// The layer whose choice of experts that is.
+    pub layer: usize,
 }
 
 /// The text of a name in a descriptor.
@@ -173,13 +177,20 @@ impl Descriptor {
         let [decode, batch] = [self.0.decode_stages, self.0.batch_stages].map(|count| count as usize);
         // SAFETY: a checked descriptor belongs to a generated object, which has this many stages there.
         let all = unsafe { std::slice::from_raw_parts(self.0.stages, decode + batch) };
+        let experts = |bytes: *const u64| match bytes.is_null() {
+            true => &[][..],
+            // SAFETY: where there is a table, it has a constant number for each expert.
+            false => unsafe { std::slice::from_raw_parts(bytes, self.0.experts as usize) },
+        };
         let costs = |stages: &[Stage]| {
             let cost = |s: &Stage| StageCost {
                 // SAFETY: titles are constant C strings, as names are.
                 title: unsafe { text(s.title) },
                 weight_bytes: s.weight_bytes,
-                expert_bytes: s.expert_bytes,
+                common_bytes: s.common_bytes,
                 multiply_adds: s.multiply_adds,
+                expert_bytes: experts(s.expert_bytes),
+                layer: s.layer as usize,
             };
             stages.iter().map(cost).collect()
         };

@@ -8,7 +8,8 @@ pub mod reference;
 pub mod simulate;
 
 use moec::emit::executable::output_when_closed;
-use moec::import;
+use moec::expert_profile::ExpertProfile;
+use moec::import::{self, Model};
 use moec::pipeline::{self, Options, Progress};
 use moec_abi::KvType;
 use safetensors::SafeTensors;
@@ -26,6 +27,17 @@ pub fn models() -> Vec<PathBuf> {
     found.sort();
     assert!(!found.is_empty(), "no models in {}", data.display());
     found
+}
+
+/// A profile of a model by which its experts were chosen so often, layer by layer, written as `--expert-stats` does.
+pub fn profile(model: &Model, counts: &[Vec<u64>]) -> ExpertProfile {
+    let experts = model.config.experts.expect("a model with experts");
+    let text = serde_json::json!({
+        "version": 1, "moec": "0", "model": model.name, "architecture": model.config.architecture.name(),
+        "parameters": model.tensors.parameters(), "experts": experts.count, "experts_per_token": experts.per_token,
+        "tokens": counts[0].iter().sum::<u64>() / experts.per_token as u64, "counts": counts,
+    });
+    ExpertProfile::parse(&text.to_string(), "p.json").unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// What transformers computed for a model.

@@ -1,9 +1,9 @@
 //! Passes: text in, text out; the same bits before and after each; bisection by number of rewrites.
 
 use moec::import::{Architecture, Experts, Model, ModelConfig, Rope, RopeScaling, WeightInfo, build_graph};
-use moec::passes::{self, Options, PASSES, PassError, PassId, QuantConfig};
+use moec::passes::{self, HotExperts, Options, PASSES, PassError, PassId, QuantConfig};
 use moec_ir::graph::eval::{Evaluator, KvType};
-use moec_ir::graph::{DType, Graph, Mode, Stage, parse, verify};
+use moec_ir::graph::{DType, Graph, Layout, Mode, Stage, parse, verify};
 use moec_tests::reference::{ModelWeights, open};
 use moec_tests::{Golden, filetest, models};
 
@@ -126,6 +126,34 @@ fn bits_are_the_same_without_any_one_pass() {
             let graphs = rewritten(&model, &Options { quant, disabled: vec![id], ..Options::default() });
             assert_eq!(graphs[0].stage(), Stage::Planned);
             assert!(before == bits(&graphs, &weights, ids, KvType::F16), "{}: without {id}", model.name);
+        }
+    }
+}
+
+#[test]
+fn experts_in_two_layouts_keep_their_bits() {
+    for name in ["mixtral-a", "qwen2-moe-a"] {
+        let directory = models().into_iter().find(|path| path.ends_with(name)).expect("the model");
+        let (model, golden) = (open(&directory), Golden::read(&directory));
+        let weights = ModelWeights::new(&model);
+        let ids = &golden.full_ids[..12];
+        let quant: QuantConfig = "q4,experts=auto".parse().expect("a --quant option");
+        let hot = HotExperts { layout: Layout::Q8, layers: vec![vec![1, 2, 5], vec![0]] };
+        let before = [Mode::Batch, Mode::Decode].map(|mode| {
+            let mut graph = build_graph(&model.config, &model.tensors, mode);
+            quant.assign_with(&mut graph, Some(&hot));
+            graph
+        });
+        let before = bits(&before, &weights, ids, KvType::F16);
+        assert!(before != bits(&unchanged(&model, quant), &weights, ids, KvType::F16), "some experts have more bits");
+        for id in PassId::all() {
+            let options = Options { quant, hot: Some(hot.clone()), ..Options::default() };
+            let graphs = rewritten(&model, &Options { stop_after: Some(id), ..options.clone() });
+            assert!(before == bits(&graphs, &weights, ids, KvType::F16), "{name}: after {id}");
+            if !id.pass().required {
+                let graphs = rewritten(&model, &Options { disabled: vec![id], ..options });
+                assert!(before == bits(&graphs, &weights, ids, KvType::F16), "{name}: without {id}");
+            }
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Reports: what they say of a build, what they predict, how they look, and what they say of files that do not belong to them.
 
-use moec::expert_profile::ExpertProfile;
 use moec::import;
 use moec::lower::backend::KernelBackend;
+use moec::passes::HotExperts;
 use moec::pipeline::{self, Options};
 use moec::predict::{Predictor, Step, Target};
 use moec::report::{self, Form, Inputs, Machine, Predicted, Report, measured};
@@ -10,7 +10,7 @@ use moec::target;
 use moec::tune::limits::Limits;
 use moec_ir::graph::Role;
 use moec_tests::gguf::{Kind, convert, write};
-use moec_tests::{filetest, models};
+use moec_tests::{filetest, models, profile};
 use std::path::{Path, PathBuf};
 use target_lexicon::Triple;
 
@@ -32,7 +32,9 @@ fn read(names: &str) -> Result<Report, String> {
 
 #[test]
 fn reports_look_as_they_did() {
-    for name in ["mixtral.txt", "measured.txt", "mixtral.md", "measured.md", "mixtral.html"] {
+    for name in
+        ["mixtral.txt", "measured.txt", "heat.txt", "mixtral.md", "measured.md", "heat.md", "mixtral.html", "heat.html"]
+    {
         let form = Form::of(Path::new(name)).unwrap_or(Form::Text);
         filetest::check_file("report", name, |names| Ok(report::render(&read(names)?, form)));
     }
@@ -41,6 +43,7 @@ fn reports_look_as_they_did() {
 #[test]
 fn a_page_is_whole_by_itself() {
     let mut report = read("mixtral.json and bench.json").expect("the fixtures belong together");
+    (report.experts, report.scores) = read("heat.json").map(|heat| (heat.experts, heat.scores)).expect("the fixture");
     report.model.name = "<script>alert(\"&\")</script>".to_string();
     let page = report::render(&report, Form::Html);
     for word in ["http://", "https://", "<script", "<link", "@import", "url("] {
@@ -194,6 +197,51 @@ fn every_stage_of_every_model_is_predicted() {
     }
 }
 
+#[test]
+fn experts_in_two_formats_are_predicted_by_how_often_they_are_chosen() {
+    let path = models().into_iter().find(|path| path.ends_with("mixtral-a")).expect("the model");
+    let model = import::open(&path).unwrap_or_else(|e| panic!("{e}"));
+    let compile = |hot: u64| {
+        // Of the second layer half of the experts have 8 bits whatever the heat of the first one is.
+        let counts = [vec![hot, hot, 1, 1, 1, 1, 1, 1], vec![9, 9, 9, 9, 1, 1, 1, 1]];
+        let mut options = options("experts=auto", "znver4", "x86_64-unknown-linux-gnu");
+        options.expert_profiles = vec![profile(&model, &counts)];
+        options.size_budget = Some(u64::MAX);
+        let found = pipeline::heat(&model, &options).unwrap_or_else(|e| panic!("{e}"));
+        let (heat, all) = (found.0.expect("a profile"), found.1.expect("bits by heat"));
+        let hot = HotExperts { layers: vec![vec![0, 1], vec![0, 1, 2, 3]], ..all.hot };
+        options.size_budget = pipeline::payload_bytes(&model, &options, Some(&heat), &hot).ok();
+        let compiled = pipeline::compile(&model, &options).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(compiled.by_heat.as_ref().expect("bits by heat").hot, hot);
+        (options, compiled)
+    };
+    let decoded = |hot| {
+        let (options, compiled) = compile(hot);
+        let backend = KernelBackend::choose(options.levels[0].features, &options.target);
+        let mut predictor = Predictor::new(Target { limits: limits(), threads: 2, cache: 0 }, backend);
+        let programs = &compiled.plan.levels[0];
+        let mut bytes = |program, tokens| {
+            let step = Step { tokens, depth: 0, logits: 1, workers: 2 };
+            let all = predictor.stages(&compiled.plan, program, step).into_iter();
+            all.map(|stage| stage.expect("every stage is predicted").bytes).sum::<f64>()
+        };
+        (bytes(&programs.decode, 1), bytes(&programs.batch, 200), compiled)
+    };
+    let (cold_token, cold_prompt, compiled) = decoded(2);
+    let (hot_token, hot_prompt, _) = decoded(100);
+    assert!(hot_token > 1.05 * cold_token, "a token meets more of the wide experts: {hot_token} and {cold_token}");
+    assert!((hot_prompt / cold_prompt - 1.0).abs() < 0.05, "a prompt meets all of them: {hot_prompt}, {cold_prompt}");
+    let programs = &compiled.plan.levels[0];
+    let stage = programs.decode.stages.iter().find(|stage| stage.title.contains("expert_gate_up")).expect("a stage");
+    let experts = stage.experts.as_ref().expect("it has experts");
+    assert!(experts.bytes[0] > experts.bytes[2] && experts.bytes[0] == experts.bytes[1]);
+    let routed = stage.products.iter().filter(|p| compiled.plan.payload.items[p.weight].router.is_some());
+    let met: f64 = routed.map(|product| product.matrices).sum();
+    assert!((met - 2.0).abs() < 1e-12, "a token meets two: {met}");
+    let first = experts.first_share.expect("two formats");
+    assert!((first - 4.0 / 10.0).abs() < 1e-12, "4 of 10 choices meet the first two: {first}");
+}
+
 /// Of an output that shares the embedding's matrix, too, only the rows that are asked for meet it.
 #[test]
 fn logits_of_a_tied_output_are_predicted_for_the_rows_asked_for() {
@@ -232,6 +280,7 @@ fn a_report_of_a_model_says_what_the_plan_says() {
         metadata: None,
         output: None,
         repacked: &[],
+        scores: None,
         machines: &[Some(machine)],
         predicted: Predicted::default(),
     });
@@ -269,13 +318,12 @@ fn experts_of_an_expert_profile_lie_by_heat_in_the_plan() {
     let path = models().into_iter().find(|path| path.ends_with("mixtral-a")).expect("the model");
     let model = import::open(&path).unwrap_or_else(|e| panic!("{e}"));
     let (layers, experts) = (model.config.layers, model.config.experts.expect("a mixture").count);
-    let counts: Vec<Vec<usize>> = (0..layers).map(|l| (0..experts).map(|e| (e + l) % experts).collect()).collect();
-    let text = serde_json::json!({
-        "version": 1, "moec": "0", "model": model.name, "architecture": model.config.architecture.name(),
-        "parameters": model.tensors.parameters(), "experts": experts, "experts_per_token": 2, "tokens": 1, "counts": counts,
-    });
-    let profile = ExpertProfile::parse(&text.to_string(), "p.json").unwrap_or_else(|e| panic!("{e}"));
-    let options = Options { expert_profiles: vec![profile], ..options("q4", "znver4", "x86_64-unknown-linux-gnu") };
+    let count = |layer: usize, expert: usize| ((expert + layer) % experts) as u64;
+    let counts: Vec<Vec<u64>> = (0..layers).map(|l| (0..experts).map(|e| count(l, e)).collect()).collect();
+    let options = Options {
+        expert_profiles: vec![profile(&model, &counts)],
+        ..options("q4", "znver4", "x86_64-unknown-linux-gnu")
+    };
     let plan = pipeline::compile(&model, &options).unwrap_or_else(|e| panic!("{e}")).plan;
     let first: Vec<usize> = (0..experts).rev().collect();
     let of_layer = |layer: usize| {

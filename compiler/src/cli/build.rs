@@ -3,6 +3,7 @@
 use super::failure::Usage;
 use super::output::say;
 use super::report::{self, LimitsFrom};
+use super::score;
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -12,7 +13,7 @@ use moec::expert_profile::ExpertProfile;
 use moec::import::{self, Dtype, Model};
 use moec::passes::{PassId, QuantConfig};
 use moec::pipeline::{self, Options, Progress};
-use moec::report::{Form, Inputs, Output, Predicted, gather};
+use moec::report::{Form, Inputs, Output, Predicted, gather, summary};
 use moec::target;
 use moec::target::machine;
 use moec::tune::Record;
@@ -31,12 +32,15 @@ use target_lexicon::Triple;
 /// What the executable is to be.
 #[derive(Debug, Args)]
 pub struct BuildOptions {
-    /// Weights: none (as stored), f32, bf16, f16, q8, q4, or by role, e.g. q4,attention=q8
+    /// Weights: none (as stored), f32, bf16, f16, q8, q4, or by role, e.g. q4,attention=q8; experts=auto by how often each is chosen
     ///
     /// Roles: embedding, norm, attention, router, experts, ffn, output. One layout without a role is for all others. Embedding and
     /// router are never quantized: they cost no time. With none, weights that are stored in blocks of integers keep their codes and scales to the
     /// bit (all types of GGUF that moec reads; GPTQ and AWQ with f16 scales for whole groups of 128), the embedding too; FP8 and other groups become
     /// q8, and the build says so. Routers are then f32, which holds all. q4 alone means experts=q4,ffn=q4,attention=q8,output=q8, which loses far less than 4 bits for all.
+    ///
+    /// With experts=auto, e.g. q4,experts=auto, the experts that --expert-profile says are chosen most are q8 and the others q4: as many q8 as --size-budget
+    /// allows, over all layers.
     #[arg(long, value_name = "LAYOUT|ROLE=LAYOUT,…", default_value = "q8")]
     quant: QuantConfig,
     /// Element type of the KV cache
@@ -59,10 +63,16 @@ pub struct BuildOptions {
     tuning: Vec<PathBuf>,
     /// How often each expert is chosen, as an executable of the model wrote it with --expert-stats; several are added up
     ///
-    /// Experts that are chosen often come first in the payload and lie next to each other, layer by layer, so that what is read most is
-    /// in the same pages and prefetched together. Experts keep their numbers, and results their bits.
+    /// Experts that are chosen often come first in the payload and lie next to each other, layer by layer. Experts keep their numbers, and results their
+    /// bits; nothing was measured to be faster for that order. Predictions take experts to be chosen so, and --quant experts=auto gives bits by it.
     #[arg(long, value_name = "FILE,…", value_delimiter = ',')]
     expert_profile: Vec<PathBuf>,
+    /// With --quant experts=auto: what the packed weights may take, e.g. 24GiB or 800MB
+    ///
+    /// It is for all that is packed: weights, tables and tokenizer, but not code, which is some megabytes. Experts get 8 bits instead of 4 in the order of
+    /// how often the profile says they are chosen, over all layers together, for as long as they fit.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    size_budget: Option<u64>,
     /// System to make code for, e.g. aarch64-unknown-linux-gnu; this one without this
     #[arg(long, value_name = "TRIPLE", value_parser = triple)]
     target: Option<Triple>,
@@ -99,6 +109,29 @@ fn symbol(text: &str) -> Result<String, String> {
     }
 }
 
+/// A number of bytes: `500000`, `800MB`, `1.5GB`, `24GiB`.
+fn size(text: &str) -> Result<u64, String> {
+    let wrong = || "a size is a number of bytes such as 500000, 800MB, 1.5GB or 24GiB".to_string();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        "tib" => 1 << 40,
+        _ => return Err(wrong()),
+    };
+    match number.parse::<f64>() {
+        Ok(n) if n * (factor as f64) < 1e18 => Ok((n * factor as f64) as u64),
+        _ => Err(wrong()),
+    }
+}
+
 fn triple(text: &str) -> Result<Triple, String> {
     text.parse()
         .map_err(|error| format!("{error}; a target is ARCHITECTURE-VENDOR-SYSTEM, e.g. aarch64-unknown-linux-gnu"))
@@ -131,6 +164,7 @@ impl BuildOptions {
                 .iter()
                 .map(|path| ExpertProfile::read(path))
                 .collect::<Result<_, _>>()?,
+            size_budget: self.size_budget,
         })
     }
 }
@@ -154,6 +188,12 @@ pub struct Build {
     /// beside it.
     #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = "-")]
     report: Option<PathBuf>,
+    /// Score this text by the executable, and say how well it predicts it: the mean negative log likelihood of a token
+    ///
+    /// With --quant experts=auto, also by the same model with all experts as q4 and as q8, which are built for that beside OUT, one at a time, and removed:
+    /// what the choice of bits costs and gains, with standard errors of the differences. The report has it, too.
+    #[arg(long, value_name = "FILE")]
+    score_text: Option<PathBuf>,
     /// The machine whose limits --report FILE predicts with: `here` measures this one in a second; a tuning record; none
     #[arg(long, value_name = "here|none|RECORD", default_value = "here")]
     limits: LimitsFrom,
@@ -187,6 +227,13 @@ impl Build {
 
     pub fn run(self) -> anyhow::Result<u8> {
         let (path, report) = self.arguments()?;
+        if let Some(text) = &self.score_text {
+            if self.emit != Emit::Exe {
+                return Err(Usage::new("--score-text runs what was built: it is for --emit exe").into());
+            }
+            // What cannot be read is told before the work.
+            std::fs::File::open(text).with_context(|| format!("cannot read {}", text.display()))?;
+        }
         let options = self.options.resolve()?;
         let model = import::open(&path)?;
         let library = match self.emit {
@@ -224,6 +271,17 @@ impl Build {
             }
             other => other?,
         };
+        let weights = built.compiled.plan.payload.bytes as u64;
+        let scores = match &self.score_text {
+            None => None,
+            Some(text) => match score::scores(&model, &options, &self.output, weights, text, &bar) {
+                Err(error) if matches!(error.downcast_ref(), Some(pipeline::BuildError::Cancelled)) => {
+                    say(format_args!("moec: interrupted; {} is built, and not compared", self.output.display()));
+                    return Ok(130);
+                }
+                other => Some(other?),
+            },
+        };
         let output = Output { path: self.output.display().to_string(), bytes: built.bytes, copied: built.copied };
         let told = gather(&Inputs {
             model: &model,
@@ -232,12 +290,20 @@ impl Build {
             metadata: Some(&built.metadata),
             output: Some(&output),
             repacked: &repacked,
+            scores: scores.as_ref(),
             machines: &machines,
             predicted: Predicted::default(),
         });
         if let Some((to, form)) = &report {
             report::write(&told, to, *form)?;
-        } else if !built.copied {
+        }
+        // A report as text has these lines itself.
+        if report.as_ref().is_none_or(|(_, form)| *form != Form::Text) {
+            for line in summary(&told) {
+                say(line);
+            }
+        }
+        if report.is_none() && !built.copied {
             for w in &told.weights {
                 if let Some(loss) = w.error.as_ref().filter(|loss| loss.relative_rms > 0.0) {
                     let error = 100.0 * loss.relative_rms;
@@ -274,6 +340,9 @@ pub fn repacked(model: &Model, options: &Options) -> Vec<String> {
         let becomes = match (kept, wider) {
             (true, _) => format!("kept to the bit, as {layout}"),
             (false, true) => format!("quantized again to {layout}, as no layout of moec holds {stored}"),
+            (false, false) if role == Role::Experts && options.quant.by_heat() => {
+                format!("to be {layout}, or {} where chosen often", QuantConfig::HOT)
+            }
             (false, false) => format!("to be {layout}"),
         };
         format!("{:>10}: {count} {tensors} stored as {stored}, {becomes}", role.name())
@@ -340,7 +409,7 @@ fn cached(model: &Model, options: &Options) -> anyhow::Result<PathBuf> {
 }
 
 /// The progress bar of packing, and the flag that Ctrl-C sets.
-struct Bar {
+pub struct Bar {
     bar: OnceLock<ProgressBar>,
     recording: OnceLock<ProgressBar>,
     cancelled: Arc<AtomicBool>,
@@ -360,7 +429,13 @@ impl Bar {
         Bar { bar: OnceLock::new(), recording: OnceLock::new(), cancelled }
     }
 
-    fn finish(&self) {
+    /// For another build in the same command.
+    pub fn another(&self) -> Bar {
+        Bar { bar: OnceLock::new(), recording: OnceLock::new(), cancelled: Arc::clone(&self.cancelled) }
+    }
+
+    /// Removes it from the screen.
+    pub fn finish(&self) {
         [&self.bar, &self.recording].into_iter().filter_map(OnceLock::get).for_each(ProgressBar::finish_and_clear);
     }
 }
@@ -397,5 +472,17 @@ impl Progress for Bar {
 
     fn cancelled(&self) -> &AtomicBool {
         &self.cancelled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size;
+
+    #[test]
+    fn sizes_have_units() {
+        let sizes = ["0", "500000", "800MB", "1.5GB", "24GiB", "24 gib"].map(|text| size(text).unwrap());
+        assert_eq!(sizes, [0, 500_000, 800_000_000, 1_500_000_000, 24 << 30, 24 << 30]);
+        assert!(["", "GiB", "1.5.2", "3 bananas", "-1", "99999999999TB"].iter().all(|text| size(text).is_err()));
     }
 }

@@ -7,6 +7,7 @@ pub mod failure;
 mod inspect;
 mod output;
 mod report;
+mod score;
 mod synth;
 mod targets;
 mod tune;

@@ -181,6 +181,7 @@ impl ReportCommand {
             metadata: metadata.as_ref(),
             output: None,
             repacked: &repacked(&model, &options),
+            scores: None,
             machines: &machines(&options, &self.limits, threads)?,
             predicted,
         }))

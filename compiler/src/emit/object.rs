@@ -181,6 +181,7 @@ impl Object {
         let mut table = Record::new(size_of::<Stage>() * all.len());
         let mut data = DataDescription::new();
         let mut titles: HashMap<&str, DataId> = HashMap::new();
+        let mut tables: HashMap<&[usize], DataId> = HashMap::new();
         for (i, stage) in all.into_iter().enumerate() {
             let at = i * size_of::<Stage>();
             let count = titles.len();
@@ -192,10 +193,29 @@ impl Object {
             let title = self.module.declare_data_in_data(title, &mut data);
             data.write_data_addr(offset(at + offset_of!(Stage, title)), title, 0);
             table.put(at + offset_of!(Stage, weight_bytes), &(stage.weight_bytes as u64).to_le_bytes());
-            table.put(at + offset_of!(Stage, expert_bytes), &(stage.expert_bytes as u64).to_le_bytes());
+            table.put(at + offset_of!(Stage, common_bytes), &(stage.common_bytes as u64).to_le_bytes());
             table.put(at + offset_of!(Stage, multiply_adds), &(stage.multiply_adds as u64).to_le_bytes());
+            let Some(experts) = &stage.experts else { continue };
+            table.put(at + offset_of!(Stage, layer), &(experts.layer as u32).to_le_bytes());
+            let count = tables.len();
+            let bytes = match tables.get(&experts.bytes[..]) {
+                Some(&bytes) => bytes,
+                None => self.numbers(&format!("{prefix}_experts{count}"), &experts.bytes)?,
+            };
+            tables.insert(&experts.bytes, bytes);
+            let bytes = self.module.declare_data_in_data(bytes, &mut data);
+            data.write_data_addr(offset(at + offset_of!(Stage, expert_bytes)), bytes, 0);
         }
         self.constant(&format!("{prefix}_stages"), table, data)
+    }
+
+    /// A table of 64-bit numbers.
+    fn numbers(&mut self, name: &str, numbers: &[usize]) -> Result<DataId, EmitError> {
+        let mut table = Record::new(8 * numbers.len());
+        for (i, &number) in numbers.iter().enumerate() {
+            table.put(8 * i, &(number as u64).to_le_bytes());
+        }
+        self.constant(name, table, DataDescription::new())
     }
 
     /// Data that never changes, local to the object.

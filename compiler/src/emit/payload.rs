@@ -8,7 +8,7 @@ use super::EmitError;
 use super::pack::PackReport;
 use crate::import::Model;
 use crate::plan::Plan;
-use crate::plan::payload::Arrangement;
+use crate::plan::payload::{Arrangement, PayloadMap};
 use moec_abi::metadata::{Metadata, WeightEntry};
 use moec_abi::{ABI_VERSION, PAYLOAD_MAGIC, PayloadHeader, Plain};
 use std::collections::BTreeMap;
@@ -22,9 +22,9 @@ const FORMAT: u32 = 1;
 const ERROR_ROOM: usize = 24;
 
 /// Gives metadata and tokenizer their places after the weights.
-pub fn seal(plan: &mut Plan, model: &Model) {
-    let metadata = json(&metadata(plan, model, None)).len() + ERROR_ROOM * plan.payload.items.len();
-    plan.payload.seal(metadata, model.tokenizer.json.len());
+pub fn seal(payload: &mut PayloadMap, model: &Model) {
+    let metadata = json(&metadata(payload, model, None)).len() + ERROR_ROOM * payload.items.len();
+    payload.seal(metadata, model.tokenizer.json.len());
 }
 
 /// The payload's key.
@@ -45,7 +45,7 @@ pub fn key(plan: &Plan, model: &Model) -> [u8; 32] {
     part(plan.payload.to_string().as_bytes());
     part(format!("{:?}", model.config).as_bytes());
     part(&model.tokenizer.json);
-    part(json(&metadata(plan, model, None)).as_bytes());
+    part(json(&metadata(&plan.payload, model, None)).as_bytes());
     *hash.finalize().as_bytes()
 }
 
@@ -62,7 +62,7 @@ pub fn write_frame(
     report: &PackReport,
 ) -> Result<(), EmitError> {
     let payload = &plan.payload;
-    let mut text = json(&metadata(plan, model, Some(report)));
+    let mut text = json(&metadata(payload, model, Some(report)));
     assert!(text.len() <= payload.metadata.1, "the metadata fits its room");
     // JSON may end in spaces; the room was measured before the errors were known.
     text.extend(std::iter::repeat_n(' ', payload.metadata.1 - text.len()));
@@ -107,13 +107,16 @@ fn json(metadata: &Metadata) -> String {
     serde_json::to_string(metadata).expect("metadata is plain data")
 }
 
-fn metadata(plan: &Plan, model: &Model, report: Option<&PackReport>) -> Metadata {
-    let mut quantization = BTreeMap::new();
+fn metadata(payload: &PayloadMap, model: &Model, report: Option<&PackReport>) -> Metadata {
+    let mut quantization: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     let mut weights = Vec::new();
-    for (i, item) in plan.payload.items.iter().enumerate() {
+    for (i, item) in payload.items.iter().enumerate() {
         let table = if matches!(item.arrangement, Arrangement::ExpertPlaces { .. }) { "places" } else { "rope" };
         let role = item.role.map_or(table, |role| role.name());
-        quantization.insert(role.to_string(), item.format.name().to_string());
+        let layouts = quantization.entry(role.to_string()).or_default();
+        if !layouts.contains(&item.format.name()) {
+            layouts.push(item.format.name());
+        }
         weights.push(WeightEntry {
             name: item.name.clone(),
             role: role.to_string(),
@@ -131,7 +134,7 @@ fn metadata(plan: &Plan, model: &Model, report: Option<&PackReport>) -> Metadata
         name: model.name.clone(),
         architecture: model.config.architecture.name().to_string(),
         parameters: model.tensors.parameters(),
-        quantization,
+        quantization: quantization.into_iter().map(|(role, layouts)| (role, layouts.join("+"))).collect(),
         bos_token_id: model.config.bos_token_id,
         eos_token_ids: model.config.eos_token_ids.clone(),
         chat_template: model.tokenizer.chat_template.clone(),

@@ -171,7 +171,8 @@ impl Build<'_> {
         let Some((stored, shape)) = self.weights.weight_info(&name) else {
             panic!("bug in moec: import let a model without the weight {name} pass");
         };
-        let weight = Weight { name, role, stored, layout: Layout::Stored, shape, source: Source::Stored };
+        let weight =
+            Weight { name, role, stored, layout: Layout::Stored, exception: None, shape, source: Source::Stored };
         self.graph.add_weight(weight).unwrap_or_else(|e| panic!("bug in moec: {e}"))
     }
 

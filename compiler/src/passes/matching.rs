@@ -14,7 +14,10 @@ pub fn only_reader(graph: &Graph, value: ValueId) -> Option<NodeId> {
 pub fn compose(graph: &Graph, name: String, shape: Vec<usize>, parts: &[WeightId], source: Source) -> Option<Weight> {
     let all: Vec<&Weight> = parts.iter().map(|&part| graph.weight(part)).collect();
     let (first, rest) = all.split_first()?;
-    if rest.iter().any(|part| part.format() != first.format() || part.role != first.role) {
+    if rest
+        .iter()
+        .any(|part| (part.format(), &part.exception, part.role) != (first.format(), &first.exception, first.role))
+    {
         return None;
     }
     if graph.find_weight(&name).is_some() {
@@ -22,7 +25,8 @@ pub fn compose(graph: &Graph, name: String, shape: Vec<usize>, parts: &[WeightId
     }
     let same = rest.iter().all(|part| part.stored == first.stored);
     let (stored, layout) = if same { (first.stored, first.layout) } else { (DType::F32, first.format()) };
-    Some(Weight { name, role: first.role, stored, layout, shape, source })
+    let exception = first.exception.clone();
+    Some(Weight { name, role: first.role, stored, layout, exception, shape, source })
 }
 
 /// `name` with its last part replaced: `layers.0.q` and `qkv` give `layers.0.qkv`.

@@ -17,7 +17,7 @@ pub mod quantize_activations;
 pub mod select_kernels;
 pub mod specialize_dispatch;
 
-pub use quantization::{QuantConfig, QuantError};
+pub use quantization::{HotExperts, QuantConfig, QuantError};
 
 use std::fmt;
 use std::str::FromStr;
@@ -100,6 +100,8 @@ pub struct Options {
     pub stop_after_rewrites: Option<usize>,
     /// The layouts of weights.
     pub quant: QuantConfig,
+    /// Experts for which it does not hold.
+    pub hot: Option<HotExperts>,
 }
 
 /// What one pass did.
@@ -167,7 +169,7 @@ pub fn run(graph: &mut Graph, options: &Options) -> Result<Trace, PassError> {
     if let Some(&pass) = options.disabled.iter().find(|id| id.pass().required) {
         return Err(PassError::Required(pass));
     }
-    options.quant.assign(graph);
+    options.quant.assign_with(graph, options.hot.as_ref());
     let mut trace = Trace::default();
     let mut budget = options.stop_after_rewrites;
     for id in PassId::all() {

@@ -123,7 +123,7 @@ impl Stages<'_> {
         let place = self.set(q, Place { buffer, offset: 0, stride });
         let pages = self.allot(kv, Scope::Shared);
         self.planner.begin("qkv_rope_store", Split::Other, &[product.x.buffer], &[place.buffer, pages.buffer]);
-        self.account(&product, 1, Epilogue::Store, place.stride);
+        self.account(&product, Epilogue::Store, place.stride);
 
         let mut actions = Vec::new();
         let share = self.planner.share(&mut actions, heads + 2 * kv_heads);

@@ -5,9 +5,11 @@
 
 mod attention;
 pub mod buffers;
+mod experts;
 pub mod heads;
 pub mod layout;
 pub mod payload;
+mod places;
 mod planner;
 mod products;
 pub mod program;
@@ -16,6 +18,7 @@ mod routing;
 mod rows;
 mod stages;
 
+use crate::expert_profile::Heat;
 use crate::import::ModelConfig;
 use crate::kernels::Kernel;
 use crate::target::Tuning;
@@ -75,8 +78,8 @@ pub struct ModelShape {
     pub kv: KvType,
     /// Most tokens of a step.
     pub max_tokens: usize,
-    /// For each layer its experts in the order in which their matrices are to lie in the payload; in their own without.
-    pub expert_order: Option<Vec<Vec<usize>>>,
+    /// How often experts are chosen, if somebody knows: by it they are ordered in the payload, and costs are counted.
+    pub heat: Option<Heat>,
 }
 
 impl ModelShape {
@@ -99,7 +102,17 @@ impl ModelShape {
             sliding_window: config.sliding_window.filter(|&w| w < context && config.full_layers.is_empty()),
             kv,
             max_tokens: context.min(MAX_STEP_TOKENS),
-            expert_order: None,
+            heat: None,
+        }
+    }
+}
+
+impl ModelShape {
+    /// How often a token chooses this expert of a layer, from 0 to 1: as a profile says, or all equally often.
+    pub fn chance(&self, layer: usize, expert: usize) -> f64 {
+        match &self.heat {
+            Some(heat) => heat.chance(layer, expert),
+            None => self.experts_per_token as f64 / self.experts.max(1) as f64,
         }
     }
 }
@@ -107,7 +120,7 @@ impl ModelShape {
 /// What one token costs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Costs {
-    /// Payload bytes that one decoded token reads.
+    /// Payload bytes that one decoded token reads: on average, where experts are not of one size.
     pub decode_weight_bytes: usize,
     /// Multiply-adds with weights for one token, without the output projection.
     pub multiply_adds_per_token: usize,
@@ -173,29 +186,7 @@ impl Plan {
 /// When the graphs use what no kernel computes, or disagree about a weight.
 pub fn plan(decode: &Graph, batch: &Graph, shape: ModelShape, tunings: &[Tuning]) -> Result<Plan, PlanError> {
     let heads = [decode, batch].map(HeadLayout::new);
-    let mut payload = PayloadMap::default();
-    for (graph, heads) in [decode, batch].into_iter().zip(&heads) {
-        place_weights(graph, heads, &shape, &mut payload)?;
-    }
-    if let Some(order) = &shape.expert_order {
-        payload.place(expert_places(order))?;
-    }
-    for (name, sine) in [("rope.cos", false), ("rope.sin", true)] {
-        payload.place(PayloadItem {
-            name: name.to_string(),
-            shared: None,
-            role: None,
-            format: Format::F32,
-            arrangement: Arrangement::RopeTable { sine },
-            experts: 1,
-            order: None,
-            rows: shape.context,
-            columns: padded_head_dim(shape.head_dim) / 2,
-            row_heads: None,
-            column_heads: None,
-            offset: 0,
-        })?;
-    }
+    let payload = place(decode, batch, &heads, &shape)?;
     let costs = costs(&payload, &shape);
     let mut levels = Vec::new();
     let (mut scratch_bytes, mut worker_scratch_bytes, mut outputs) = (0, 0, None);
@@ -220,6 +211,43 @@ pub fn plan(decode: &Graph, batch: &Graph, shape: ModelShape, tunings: &[Tuning]
     })
 }
 
+/// The payload's map of a model whose two graphs these are: what [`plan`] begins with, and all that its size depends on.
+///
+/// # Errors
+/// When the graphs disagree about a weight.
+pub fn payload_map(decode: &Graph, batch: &Graph, shape: &ModelShape) -> Result<PayloadMap, PlanError> {
+    place(decode, batch, &[decode, batch].map(HeadLayout::new), shape)
+}
+
+fn place(decode: &Graph, batch: &Graph, heads: &[HeadLayout; 2], shape: &ModelShape) -> Result<PayloadMap, PlanError> {
+    let mut payload = PayloadMap::default();
+    for (graph, heads) in [decode, batch].into_iter().zip(heads) {
+        let order = places::order(graph, shape)?;
+        place_weights(graph, heads, shape, order.as_deref(), &mut payload)?;
+        if let Some(order) = &order {
+            payload.place(expert_places(order))?;
+        }
+    }
+    for (name, sine) in [("rope.cos", false), ("rope.sin", true)] {
+        payload.place(PayloadItem {
+            name: name.to_string(),
+            shared: None,
+            role: None,
+            format: Format::F32,
+            arrangement: Arrangement::RopeTable { sine },
+            experts: 1,
+            router: None,
+            order: None,
+            rows: shape.context,
+            columns: padded_head_dim(shape.head_dim) / 2,
+            row_heads: None,
+            column_heads: None,
+            offset: 0,
+        })?;
+    }
+    Ok(payload)
+}
+
 /// The name of the table that says where experts lie.
 pub(crate) const EXPERT_PLACES: &str = "experts.places";
 
@@ -239,6 +267,7 @@ fn expert_places(order: &[Vec<usize>]) -> PayloadItem {
         shared: None,
         arrangement: Arrangement::ExpertPlaces { places: order.iter().map(places).collect() },
         experts: 1,
+        router: None,
         order: None,
         rows: order.len(),
         columns: order.first().map_or(0, Vec::len),
@@ -253,6 +282,7 @@ fn place_weights(
     graph: &Graph,
     heads: &HeadLayout,
     shape: &ModelShape,
+    order: Option<&[Vec<usize>]>,
     payload: &mut PayloadMap,
 ) -> Result<(), PlanError> {
     // Experts belong to the choice before them.
@@ -281,7 +311,8 @@ fn place_weights(
             format: format(weight, &arrangement),
             arrangement,
             experts: weight.experts(),
-            order: shape.expert_order.as_ref().filter(|_| weight.experts() > 1).map(|all| all[choices - 1].clone()),
+            router: (weight.experts() > 1).then(|| choices - 1),
+            order: order.filter(|_| weight.experts() > 1).map(|all| all[choices - 1].clone()),
             rows: weight.rows(),
             columns: weight.columns(),
             row_heads: heads.of_rows(id),
@@ -289,7 +320,9 @@ fn place_weights(
             offset: 0,
         };
         if !(shape.tied && weight.role == Role::Output && payload.share(&item)) {
-            payload.place(item)?;
+            for item in places::divide(item, weight) {
+                payload.place(item)?;
+            }
         }
     }
     Ok(())
@@ -308,32 +341,35 @@ fn format(weight: &Weight, arrangement: &Arrangement) -> Format {
 
 /// What one decoded token reads and computes.
 fn costs(payload: &PayloadMap, shape: &ModelShape) -> Costs {
-    let mut costs = Costs::default();
-    let mut integer = 0;
+    let (mut bytes, mut logits, mut multiply_adds, mut integer) = (0.0, 0.0, 0.0, 0.0);
     for item in &payload.items {
         let Some(role) = item.role else { continue };
-        let matrices = if item.experts > 1 { shape.experts_per_token } else { 1 };
-        let multiply_adds = matrices * item.rows * item.columns;
         match item.arrangement {
-            Arrangement::Table => costs.decode_weight_bytes += item.row_bytes(),
-            Arrangement::Vector => costs.decode_weight_bytes += item.columns * 4,
+            Arrangement::Table => bytes += item.row_bytes() as f64,
+            Arrangement::Vector => bytes += (item.columns * 4) as f64,
             Arrangement::RopeTable { .. } | Arrangement::ExpertPlaces { .. } => {}
             Arrangement::Tiles { .. } if role == Role::Embedding && item.shared.is_none() => {
-                costs.decode_weight_bytes += item.tile_bytes();
+                bytes += item.tile_bytes() as f64;
             }
             Arrangement::Tiles { .. } | Arrangement::GateUp { .. } => {
-                costs.decode_weight_bytes += matrices * item.padded_rows() / moec_abi::LANES * item.tile_bytes();
+                let matrices = places::matrices_of_a_token(item, shape);
+                let adds = matrices * (item.rows * item.columns) as f64;
+                bytes += matrices * (item.padded_rows() / moec_abi::LANES * item.tile_bytes()) as f64;
                 if item.gives_logits() {
-                    costs.multiply_adds_per_logit_row += multiply_adds;
+                    logits += adds;
                 } else {
-                    costs.multiply_adds_per_token += multiply_adds;
-                    integer += if item.format.is_quantized() { multiply_adds } else { 0 };
+                    multiply_adds += adds;
+                    integer += if item.format.is_quantized() { adds } else { 0.0 };
                 }
             }
         }
     }
-    costs.integer_dot_products = 2 * integer > costs.multiply_adds_per_token;
-    costs
+    Costs {
+        decode_weight_bytes: bytes.round() as usize,
+        multiply_adds_per_token: multiply_adds.round() as usize,
+        multiply_adds_per_logit_row: logits.round() as usize,
+        integer_dot_products: 2.0 * integer > multiply_adds,
+    }
 }
 
 impl fmt::Display for Plan {

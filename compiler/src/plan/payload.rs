@@ -66,7 +66,9 @@ pub struct PayloadItem {
     pub arrangement: Arrangement,
     /// Matrices of this shape: 1 unless the weight has experts.
     pub experts: usize,
-    /// The experts in the order in which their matrices lie, when it is not their own.
+    /// Of a weight with experts: which choice of experts, by number of the layer, is among its matrices.
+    pub router: Option<usize>,
+    /// The experts whose matrices they are, in the order in which these lie, when they are not all in their own.
     pub order: Option<Vec<usize>>,
     /// Rows of one matrix in the model.
     pub rows: usize,
@@ -129,11 +131,16 @@ impl PayloadItem {
         self.role == Some(Role::Output) || self.shared.is_some()
     }
 
-    /// Where the matrix of an expert lies among all of them.
+    /// The experts whose matrices they are, in the order in which these lie.
+    pub fn members(&self) -> Vec<usize> {
+        self.order.clone().unwrap_or_else(|| (0..self.experts).collect())
+    }
+
+    /// Where the matrix of an expert lies among those that are here.
     pub fn place_of(&self, expert: usize) -> usize {
         match &self.order {
             None => expert,
-            Some(order) => order.iter().position(|&e| e == expert).expect("an order has every expert"),
+            Some(order) => order.iter().position(|&e| e == expert).expect("the expert is one of these"),
         }
     }
 
@@ -147,7 +154,7 @@ impl fmt::Display for PayloadItem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let PayloadItem { name, format, experts, rows, columns, offset, .. } = self;
         write!(f, "@{name}: {format} [")?;
-        if *experts > 1 {
+        if self.router.is_some() {
             write!(f, "{experts}, ")?;
         }
         write!(f, "{rows}, {columns}] at {offset}, {} bytes, ", self.bytes())?;
@@ -167,7 +174,7 @@ impl fmt::Display for PayloadItem {
             Arrangement::ExpertPlaces { places } => write!(f, "places of experts {places:?}"),
         }?;
         if let Some(order) = &self.order {
-            write!(f, ", experts in the order {order:?}")?;
+            write!(f, ", experts {order:?} in this order")?;
         }
         if let Some(dim) = self.row_heads {
             write!(f, ", rows in heads of {dim}")?;

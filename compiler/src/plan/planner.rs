@@ -7,7 +7,7 @@
 //! Deliberately absent: what an operation of the graph means.
 
 use super::buffers::{BufferId, Buffers, Scope};
-use super::program::{Action, Expr, Field, PlacedWeight, Program, Stage, StageProduct, Var};
+use super::program::{Action, Expr, Field, PlacedWeight, Program, Stage, StageExperts, StageProduct, Var};
 use crate::kernels::Kernel;
 use std::collections::HashMap;
 
@@ -121,12 +121,26 @@ impl Planner {
         self.stage.title.push_str(title);
     }
 
-    /// Notes what `matrices` matrices of `bytes` bytes and `multiply_adds` multiply-adds cost the current stage for one token; `routed` ones
-    /// are the experts that it chose.
-    pub fn cost(&mut self, matrices: usize, routed: bool, bytes: usize, multiply_adds: usize) {
-        self.stage.weight_bytes += matrices * bytes;
-        self.stage.expert_bytes += if routed { bytes } else { 0 };
-        self.stage.multiply_adds += matrices * multiply_adds;
+    /// Notes what a matrix of `bytes` bytes and `multiply_adds` multiply-adds costs the current stage for one token.
+    pub fn cost(&mut self, bytes: usize, multiply_adds: usize) {
+        self.stage.weight_bytes += bytes;
+        self.stage.common_bytes += bytes;
+        self.stage.multiply_adds += multiply_adds;
+    }
+
+    /// Notes what the matrices of `experts`, of which a token meets those that it chooses, cost the current stage for one token, with
+    /// `multiply_adds` multiply-adds altogether.
+    pub fn cost_of_experts(&mut self, experts: StageExperts, multiply_adds: usize) {
+        let each = experts.bytes.iter().zip(&experts.chances);
+        self.stage.weight_bytes += each.map(|(&bytes, chance)| bytes as f64 * chance).sum::<f64>().round() as usize;
+        self.stage.multiply_adds += multiply_adds;
+        match &mut self.stage.experts {
+            None => self.stage.experts = Some(experts),
+            Some(before) => {
+                assert_eq!(before.layer, experts.layer, "a stage has experts of one choice");
+                before.bytes.iter_mut().zip(experts.bytes).for_each(|(sum, bytes)| *sum += bytes);
+            }
+        }
     }
 
     /// Notes that the current stage has a product.

@@ -1,146 +1,99 @@
 //! Matrix products: rows of a weight shared out to the workers, tokens taken a few at a time.
 //!
 //! In `decode` one call of a kernel streams all the rows of a worker's share. In `batch` each worker interleaves the tokens' activations for itself; the loop
-//! over tiles of rows is outside and the loop over tokens inside, so that a tile of the weight is read from memory once and stays in the cache for all tokens. Products with experts take the same form for each expert, with the tokens that chose
-//! it. Deliberately absent: everything that is not a product ([`super::stages`]).
+//! over tiles of rows is outside and the loop over tokens inside, so that a tile of the weight is read from memory once and stays in the cache for all tokens. Deliberately absent: products with experts, which take
+//! the same form for each expert ([`super::experts`]), and everything that is not a product ([`super::stages`]).
 
+use super::PlanError;
 use super::buffers::Scope;
 use super::layout::Format;
-use super::planner::{Place, Planner, Share, Split, call};
+use super::planner::{Place, Share, Split, call};
 use super::program::{Action, Expr, Field, StageProduct};
 use super::quant::CODEBOOK;
 use super::stages::{Rows, Stages, WORD};
-use super::{EXPERT_PLACES, PlanError};
-use crate::kernels::{Combine, Epilogue, Interleave, Matmul, MatmulTuning};
+use crate::kernels::{Epilogue, Interleave, Matmul, MatmulTuning};
 use crate::target::{ProductShape, ProductTuning};
-use moec_abi::{LANES, round_up};
-use moec_ir::graph::{Dispatch, Mode, NodeId, Role, ValueId, WeightId};
+use moec_abi::LANES;
+use moec_ir::graph::{Mode, NodeId, Role, ValueId, WeightId};
 
 /// A weight with the activation rows that it meets.
 #[derive(Clone, Debug)]
 pub(super) struct Product {
     /// Index of the weight.
-    index: usize,
+    pub(super) index: usize,
     /// Its format.
-    format: Format,
+    pub(super) format: Format,
     /// Its columns as laid out.
-    k: usize,
+    pub(super) k: usize,
     /// Bytes from one tile to the next.
-    tile_bytes: usize,
+    pub(super) tile_bytes: usize,
     /// Bytes from one expert to the next.
     expert_bytes: usize,
-    /// Whether it has experts, of which each token meets some.
-    routed: bool,
+    /// Matrices: those of experts, of which each token meets some, or one.
+    pub(super) experts: usize,
     /// Tiles of one matrix.
-    tiles: usize,
+    pub(super) tiles: usize,
     /// The activation rows.
     pub(super) x: Place,
 }
 
-/// What a product with an expert reads and writes.
+impl Product {
+    /// The address of the matrix at a place among those that are here.
+    pub(super) fn matrix(&self, place: Expr) -> Expr {
+        Expr::Weight(self.index) + place * self.expert_bytes
+    }
+}
+
+/// What a product reads and writes.
 #[derive(Clone, Debug)]
-struct Operands {
+pub(super) struct Operands {
     /// Address of the first unit of the worker's share.
-    w: Expr,
+    pub(super) w: Expr,
     /// Where the first token's row of the share goes.
-    y: Expr,
+    pub(super) y: Expr,
     /// Address of row 0 of the activations (with a list of rows), or of the first token's row.
-    x: Expr,
+    pub(super) x: Expr,
     /// Address of the list of the tokens' rows, if they do not lie one after another.
-    rows: Option<Expr>,
+    pub(super) rows: Option<Expr>,
     /// How many tokens.
-    tokens: Expr,
+    pub(super) tokens: Expr,
 }
 
 /// How a product's results lie, and what becomes of them.
 #[derive(Clone, Copy, Debug)]
-struct Results {
-    epilogue: Epilogue,
+pub(super) struct Results {
+    pub(super) epilogue: Epilogue,
     /// Bytes from a token's row to the next.
-    stride: usize,
-}
-
-/// Layout of what `sort_by_expert` leaves: where each expert's tokens begin, the tokens by expert, and where each (token, slot) went.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sorted {
-    /// Offset of the tokens by expert.
-    pub order: usize,
-    /// Offset of the place of each (token, slot).
-    pub position: usize,
-    /// Size of all.
-    pub bytes: usize,
-}
-
-impl Sorted {
-    /// For `experts` experts and lists of `pairs` bytes.
-    pub fn new(experts: usize, pairs: usize) -> Sorted {
-        let order = round_up((experts + 1) * WORD, 64);
-        let position = order + round_up(pairs, 64);
-        Sorted { order, position, bytes: position + round_up(pairs, 64) }
-    }
-}
-
-/// Which activation row a (token, slot) reads.
-#[derive(Clone, Debug)]
-enum SlotRows {
-    /// The token's.
-    Token,
-    /// Its own, in the order of tokens.
-    Slot,
-    /// Its own, where the list at this address says.
-    Position(Expr),
-}
-
-/// The operands of the experts' second product.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Down {
-    pub h: ValueId,
-    pub experts: ValueId,
-    pub weights: ValueId,
-    pub w: WeightId,
-    pub residual: ValueId,
-    pub dispatch: Dispatch,
-    pub order: Option<ValueId>,
-}
-
-/// Where an expert's matrix lies, by the layer's table of places if there is one.
-fn place_of(places: Option<&Expr>, expert: Expr) -> Expr {
-    match places {
-        None => expert,
-        Some(table) => (table.clone() + expert * WORD).load_u32(),
-    }
+    pub(super) stride: usize,
 }
 
 impl Stages<'_> {
-    /// The address of the places of the experts of the last choice that was planned, if they do not lie in their own order.
-    fn expert_places(&self) -> Option<Expr> {
-        self.shape.expert_order.as_ref()?;
-        let (index, item) = self.named(EXPERT_PLACES);
-        Some(Self::weight(index) + (self.routed - 1) * item.row_bytes())
-    }
-
     /// The weight `w` with rows of `x`, quantized when the weight is.
     pub(super) fn product(&mut self, x: ValueId, w: WeightId) -> Product {
         let x = if self.item(w).1.format.is_quantized() { self.quantized(x) } else { self.place(x) };
-        let (index, item) = self.item(w);
+        self.product_at(x, self.item(w).0)
+    }
+
+    /// The weight at `index` of the payload with rows at `x`.
+    pub(super) fn product_at(&self, x: Place, index: usize) -> Product {
+        let item = &self.payload.items[index];
         Product {
             index,
             format: item.format,
             k: item.k(),
             tile_bytes: item.tile_bytes(),
             expert_bytes: item.expert_bytes(),
-            routed: item.experts > 1,
+            experts: item.experts,
             tiles: item.padded_rows() / LANES,
             x,
         }
     }
 
-    /// Notes products with `matrices` matrices for one token, whose rows of results lie `stride` bytes apart, and what they cost.
-    pub(super) fn account(&mut self, product: &Product, matrices: usize, epilogue: Epilogue, stride: usize) {
+    /// Notes a product whose rows of results lie `stride` bytes apart, and what it costs.
+    pub(super) fn account(&mut self, product: &Product, epilogue: Epilogue, stride: usize) {
         let shape = ProductShape { format: product.format, k: product.k, epilogue };
-        self.planner.product(StageProduct { weight: product.index, shape, matrices, stride });
-        let (bytes, multiply_adds) = (product.tiles * product.tile_bytes, product.tiles * LANES * product.k);
-        self.planner.cost(matrices, product.routed, bytes, multiply_adds);
+        self.planner.product(StageProduct { weight: product.index, shape, matrices: 1.0, stride });
+        self.planner.cost(product.tiles * product.tile_bytes, product.tiles * LANES * product.k);
     }
 
     fn tuning(&self, product: &Product, epilogue: Epilogue) -> ProductTuning {
@@ -148,7 +101,7 @@ impl Stages<'_> {
     }
 
     /// The kernel for one token, which goes through all rows by itself.
-    fn single(&self, product: &Product, results: Results) -> Matmul {
+    pub(super) fn single(&self, product: &Product, results: Results) -> Matmul {
         self.kernel(product, 1, results, self.tuning(product, results.epilogue).kernel(1))
     }
 
@@ -170,7 +123,14 @@ impl Stages<'_> {
     ///
     /// For one token, one call goes through all of them. Of more, as many tokens as fit the cache are interleaved. So few that one call takes them all
     /// have one again; more are all gone through for a few units at a time, so that both stay in the cache.
-    fn units(&mut self, actions: &mut Vec<Action>, product: &Product, results: Results, units: Share, all: &Operands) {
+    pub(super) fn units(
+        &mut self,
+        actions: &mut Vec<Action>,
+        product: &Product,
+        results: Results,
+        units: Share,
+        all: &Operands,
+    ) {
         let unit_bytes = results.epilogue.tiles() * product.tile_bytes;
         if all.tokens == Expr::Int(1) {
             let w = all.w.clone() + units.from.clone() * unit_bytes;
@@ -295,7 +255,7 @@ impl Stages<'_> {
             let (scope, split) = self.small(rows);
             let to = self.allot(y, scope);
             self.planner.begin("router", split, &[product.x.buffer], &[to.buffer]);
-            self.account(&product, 1, Epilogue::Store, 0);
+            self.account(&product, Epilogue::Store, 0);
             let kernel = self.single(&product, Results { epilogue: Epilogue::Store, stride: 0 });
             let tiles = product.tiles;
             self.each_row(rows, |_, actions, t| {
@@ -309,7 +269,7 @@ impl Stages<'_> {
         }
         let to = self.allot(y, Scope::Shared);
         self.planner.begin("matmul", Split::Other, &[product.x.buffer], &[to.buffer]);
-        self.account(&product, 1, Epilogue::Store, to.stride);
+        self.account(&product, Epilogue::Store, to.stride);
         let mut actions = Vec::new();
         let tiles = self.planner.share(&mut actions, product.tiles);
         self.store_product(&mut actions, &product, to, tiles, count);
@@ -319,7 +279,7 @@ impl Stages<'_> {
 
     fn logits(&mut self, product: &Product, count: Expr) -> Result<(), PlanError> {
         self.planner.begin("logits", Split::Other, &[product.x.buffer], &[]);
-        self.account(product, 1, Epilogue::Store, product.tiles * LANES * WORD);
+        self.account(product, Epilogue::Store, product.tiles * LANES * WORD);
         let mut actions = Vec::new();
         let tiles = self.planner.share(&mut actions, product.tiles);
         let all = Operands {
@@ -354,7 +314,7 @@ impl Stages<'_> {
         let product = self.product(x, w);
         let to = self.in_place(residual, y, node);
         self.planner.begin("matmul_add", Split::Other, &[product.x.buffer], &[to.buffer]);
-        self.account(&product, 1, Epilogue::Add, to.stride);
+        self.account(&product, Epilogue::Add, to.stride);
         let mut actions = Vec::new();
         let tiles = self.planner.share(&mut actions, product.tiles);
         let all = Operands {
@@ -374,7 +334,7 @@ impl Stages<'_> {
         let product = self.product(x, w);
         let to = self.allot(y, Scope::Shared);
         self.planner.begin("gate_up", Split::Other, &[product.x.buffer], &[to.buffer]);
-        self.account(&product, 1, Epilogue::SiluMul, to.stride);
+        self.account(&product, Epilogue::SiluMul, to.stride);
         let mut actions = Vec::new();
         let units = self.planner.share(&mut actions, product.tiles / 2);
         let all = Operands {
@@ -386,219 +346,6 @@ impl Stages<'_> {
         };
         let results = Results { epilogue: Epilogue::SiluMul, stride: to.stride };
         self.units(&mut actions, &product, results, units, &all);
-        self.planner.push(actions);
-        Ok(())
-    }
-
-    /// Products with each token's own experts, one (token, slot) at a time. The rows of all slots are one range, shared out as a whole.
-    #[allow(clippy::too_many_arguments)]
-    fn by_slot(
-        &mut self,
-        actions: &mut Vec<Action>,
-        product: &Product,
-        epilogue: Epilogue,
-        experts: Place,
-        slots: usize,
-        rows: &SlotRows,
-        y: Place,
-    ) {
-        let units = product.tiles / epilogue.tiles();
-        let share = self.planner.share(actions, slots * units);
-        let count = self.row_count(Rows::Tokens);
-        let kernel = self.single(product, Results { epilogue, stride: 0 });
-        let unit_bytes = epilogue.tiles() * product.tile_bytes;
-        let places = self.expert_places();
-        self.planner.each(actions, Share { from: Expr::Int(0), to: count }, 1, |planner, actions, t| {
-            for slot in 0..slots {
-                let first = slot * units;
-                let from = planner.bind(actions, share.from.clone().max(first).min(first + units) - first);
-                let to = share.to.clone().max(first).min(first + units) - first;
-                let expert = (experts.row(t.clone()) + slot * WORD).load_u32();
-                let place = place_of(places.as_ref(), expert);
-                let w = Self::weight(product.index) + place * product.expert_bytes + from.clone() * unit_bytes;
-                let row = t.clone() * slots + slot;
-                let x = product.x.row(match rows {
-                    SlotRows::Token => t.clone(),
-                    SlotRows::Slot => row.clone(),
-                    SlotRows::Position(at) => (at.clone() + row.clone() * WORD).load_u32(),
-                });
-                let y = y.row(row) + from.clone() * (LANES * WORD);
-                actions.push(call(kernel.clone(), [w, x, y, to - from]));
-            }
-        });
-    }
-
-    /// Products of each expert with the tokens that chose it. The worker has `units` of every expert.
-    #[allow(clippy::too_many_arguments)]
-    fn experts_in_turn(
-        &mut self,
-        actions: &mut Vec<Action>,
-        product: &Product,
-        epilogue: Epilogue,
-        sorted: Place,
-        layout: Sorted,
-        experts: usize,
-        gather: bool,
-        y: Place,
-        units: &Share,
-    ) {
-        let all = Share { from: Expr::Int(0), to: experts.into() };
-        let var = self.planner.var();
-        let mut inner = Vec::new();
-        let expert = Expr::from(var);
-        let offsets = sorted.row(Expr::Int(0)) + expert.clone() * WORD;
-        let first = self.planner.bind(&mut inner, offsets.clone().load_u32());
-        let count = self.planner.bind(&mut inner, (offsets + WORD).load_u32() - first.clone());
-        let place = place_of(self.expert_places().as_ref(), expert);
-        let w = self.planner.bind(&mut inner, Self::weight(product.index) + place * product.expert_bytes);
-        let y_first = self.planner.bind(&mut inner, y.row(first.clone()));
-        let (x, rows) = if gather {
-            let rows = sorted.row(Expr::Int(0)) + layout.order + first * WORD;
-            (product.x.row(Expr::Int(0)), Some(self.planner.bind(&mut inner, rows)))
-        } else {
-            (product.x.row(first), None)
-        };
-        let operands = Operands { w, y: y_first, x, rows, tokens: count };
-        self.units(&mut inner, product, Results { epilogue, stride: y.stride }, units.clone(), &operands);
-        actions.push(Action::Loop { var, from: all.from, to: all.to, step: 1, body: inner });
-    }
-
-    fn sorted(&self, order: ValueId, experts: usize, slots: usize) -> (Place, Sorted) {
-        let pairs = self.row_limit(Rows::Slots(slots)) * WORD;
-        (self.place(order), Sorted::new(experts, pairs))
-    }
-
-    fn slots(&self, v: ValueId) -> Result<usize, PlanError> {
-        match self.rows(v) {
-            Rows::Slots(k) => Ok(k),
-            Rows::Tokens | Rows::Logits => {
-                Err(PlanError::Unsupported("a product with experts whose result has no slots".to_string()))
-            }
-        }
-    }
-
-    pub(super) fn expert_matmul(
-        &mut self,
-        x: ValueId,
-        experts: ValueId,
-        w: WeightId,
-        y: ValueId,
-    ) -> Result<(), PlanError> {
-        let slots = self.slots(y)?;
-        let order = self.by_expert.get(&x).copied();
-        let rows = match (self.rows(x), order) {
-            (Rows::Slots(_), Some(order)) => {
-                let (place, layout) = self.sorted(order, self.graph.weight(w).experts(), slots);
-                SlotRows::Position(place.row(Expr::Int(0)) + layout.position)
-            }
-            (Rows::Slots(_), None) => SlotRows::Slot,
-            (Rows::Tokens | Rows::Logits, _) => SlotRows::Token,
-        };
-        let product = self.product(x, w);
-        let chosen = self.place(experts);
-        let to = self.allot(y, Scope::Shared);
-        let mut reads = vec![product.x.buffer, chosen.buffer];
-        reads.extend(order.map(|o| self.place(o).buffer));
-        self.planner.begin("expert_matmul", Split::Other, &reads, &[to.buffer]);
-        self.account(&product, slots, Epilogue::Store, to.stride);
-        let mut actions = Vec::new();
-        self.by_slot(&mut actions, &product, Epilogue::Store, chosen, slots, &rows, to);
-        self.planner.push(actions);
-        Ok(())
-    }
-
-    pub(super) fn expert_gate_up(
-        &mut self,
-        x: ValueId,
-        experts: ValueId,
-        w: WeightId,
-        dispatch: Dispatch,
-        order: Option<ValueId>,
-        y: ValueId,
-    ) -> Result<(), PlanError> {
-        let slots = self.slots(y)?;
-        let product = self.product(x, w);
-        let chosen = self.place(experts);
-        let to = self.allot(y, Scope::Shared);
-        let mut reads = vec![product.x.buffer, chosen.buffer];
-        reads.extend(order.map(|o| self.place(o).buffer));
-        self.planner.begin("expert_gate_up", Split::Other, &reads, &[to.buffer]);
-        self.account(&product, slots, Epilogue::SiluMul, to.stride);
-        let mut actions = Vec::new();
-        match (dispatch, order) {
-            (Dispatch::Grouped, Some(order)) => {
-                let count = self.graph.weight(w).experts();
-                let (place, layout) = self.sorted(order, count, slots);
-                let units = self.planner.share(&mut actions, product.tiles / 2);
-                let epilogue = Epilogue::SiluMul;
-                self.experts_in_turn(&mut actions, &product, epilogue, place, layout, count, true, to, &units);
-                self.by_expert.insert(y, order);
-            }
-            (Dispatch::Decode | Dispatch::General | Dispatch::Grouped, _) => {
-                self.by_slot(&mut actions, &product, Epilogue::SiluMul, chosen, slots, &SlotRows::Token, to);
-            }
-        }
-        self.planner.push(actions);
-        Ok(())
-    }
-
-    pub(super) fn expert_down_add(&mut self, down: &Down, y: ValueId, node: NodeId) -> Result<(), PlanError> {
-        let slots = self.slots(down.h)?;
-        let product = self.product(down.h, down.w);
-        let (chosen, scores) = (self.place(down.experts), self.place(down.weights));
-        let to = self.in_place(down.residual, y, node);
-        let stride = product.tiles * LANES * WORD;
-        let bytes = self.row_limit(Rows::Slots(slots)) * stride;
-        let buffer = self.planner.buffers().add(format!("t{}.slots", y.0), Scope::Shared, bytes);
-        let parts = Place { buffer, offset: 0, stride };
-        let mut reads = vec![product.x.buffer, chosen.buffer, scores.buffer];
-        reads.extend(down.order.map(|o| self.place(o).buffer));
-        self.planner.begin("expert_down_add", Split::Other, &reads, &[to.buffer, buffer]);
-        self.account(&product, slots, Epilogue::Store, stride);
-
-        // A worker makes its own columns of every slot's result and adds them up itself, so no barrier is needed between.
-        let mut actions = Vec::new();
-        let tiles = self.planner.share(&mut actions, product.tiles);
-        let count = self.row_count(Rows::Tokens);
-        let order = down.order.filter(|_| self.by_expert.contains_key(&down.h));
-        let positions = match (down.dispatch, order) {
-            (Dispatch::Grouped, Some(order)) => {
-                let experts = self.graph.weight(down.w).experts();
-                let (place, layout) = self.sorted(order, experts, slots);
-                let epilogue = Epilogue::Store;
-                self.experts_in_turn(&mut actions, &product, epilogue, place, layout, experts, false, parts, &tiles);
-                Some(place.row(Expr::Int(0)) + layout.position)
-            }
-            (Dispatch::Decode | Dispatch::General | Dispatch::Grouped, _) => {
-                let kernel = self.single(&product, Results { epilogue: Epilogue::Store, stride: 0 });
-                let tiles = tiles.clone();
-                let places = self.expert_places();
-                self.planner.each(&mut actions, Share { from: Expr::Int(0), to: count.clone() }, 1, |_, actions, t| {
-                    for slot in 0..slots {
-                        let expert = (chosen.row(t.clone()) + slot * WORD).load_u32();
-                        let w = Self::weight(product.index)
-                            + place_of(places.as_ref(), expert) * product.expert_bytes
-                            + tiles.from.clone() * product.tile_bytes;
-                        let row = t.clone() * slots + slot;
-                        let y = parts.row(row.clone()) + tiles.from.clone() * (LANES * WORD);
-                        let units = tiles.to.clone() - tiles.from.clone();
-                        actions.push(call(kernel.clone(), [w, product.x.row(row), y, units]));
-                    }
-                });
-                None
-            }
-        };
-        let kernel = Combine { k: slots, stride_d: stride, gather: positions.is_some(), residual: true };
-        let columns = self.planner.bind(&mut actions, (tiles.to - tiles.from.clone()) * LANES);
-        let first = self.planner.bind(&mut actions, tiles.from * (LANES * WORD));
-        self.planner.each(&mut actions, Share { from: Expr::Int(0), to: count }, 1, |_: &mut Planner, actions, t| {
-            let (d, position) = match &positions {
-                Some(at) => (parts.row(Expr::Int(0)), at.clone() + t.clone() * (slots * WORD)),
-                None => (parts.row(t.clone() * slots), Expr::Int(0)),
-            };
-            let args = [d + first.clone(), position, scores.row(t.clone()), to.row(t) + first.clone(), columns];
-            actions.push(call(kernel, args));
-        });
         self.planner.push(actions);
         Ok(())
     }

@@ -280,14 +280,29 @@ pub struct Stage {
     pub actions: Vec<Action>,
     /// Whether all workers meet after it. The last stage has none: the step's return is its barrier.
     pub barrier: bool,
-    /// Bytes of weights that it reads for one token.
+    /// Bytes of weights that it reads for one token: on average, where experts are not of one size.
     pub weight_bytes: usize,
-    /// Bytes of one expert's weights, of which `weight_bytes` counts those that one token chooses.
-    pub expert_bytes: usize,
+    /// Those that it reads whatever experts the token chooses.
+    pub common_bytes: usize,
+    /// The experts of which it reads those that are chosen.
+    pub experts: Option<StageExperts>,
     /// Multiply-adds with weights for one token, as laid out.
     pub multiply_adds: usize,
     /// The products with weights in it.
     pub products: Vec<StageProduct>,
+}
+
+/// The experts of a stage.
+#[derive(Clone, PartialEq, Debug)]
+pub struct StageExperts {
+    /// Which choice is among them: the number of the layer.
+    pub layer: usize,
+    /// Bytes of the weights of each.
+    pub bytes: Vec<usize>,
+    /// How often a token chooses each, from 0 to 1.
+    pub chances: Vec<f64>,
+    /// Where they lie in two formats: the share of the choices that meet the one whose matrices lie first.
+    pub first_share: Option<f64>,
 }
 
 /// A product with a weight in a stage.
@@ -297,8 +312,8 @@ pub struct StageProduct {
     pub weight: usize,
     /// What it is tuned by.
     pub shape: ProductShape,
-    /// Matrices that one token meets: more than one where the weight has experts.
-    pub matrices: usize,
+    /// Matrices that one token meets, on average: more than one where the weight has experts.
+    pub matrices: f64,
     /// Bytes from a token's row of results to the next.
     pub stride: usize,
 }

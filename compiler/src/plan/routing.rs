@@ -4,8 +4,8 @@
 
 use super::PlanError;
 use super::buffers::Scope;
+use super::experts::Sorted;
 use super::planner::{Place, Split, call};
-use super::products::Sorted;
 use super::program::{Action, Expr, Field};
 use super::stages::{Rows, Stages, WORD};
 use crate::kernels::{Combine, SortByExpert, TopK};

@@ -1,7 +1,7 @@
 //! Graph → program: which kernel computes each node, on which rows, by which worker.
 //!
 //! [`Stages`] goes through the nodes in order and knows where each value lies. What an operation becomes is in the file of its kind:
-//! [`super::rows`], [`super::products`], [`super::attention`], [`super::routing`]. In `decode` (one token) everything small is done by every worker for itself, in
+//! [`super::rows`], [`super::products`], [`super::experts`], [`super::attention`], [`super::routing`]. In `decode` (one token) everything small is done by every worker for itself, in
 //! its own memory, which saves barriers; matrices are divided by rows. In `batch` small things are divided by token. Attention is
 //! divided by KV head in `decode` and by token in `batch`. Experts are divided by rows of *every* expert, so that the shares are
 //! equal however the tokens are routed.
@@ -164,7 +164,7 @@ impl Stages<'_> {
             }
             Op::ExpertCombine { y, weights } => self.expert_combine(y, weights, result(0)),
             Op::ExpertDownAdd { h, experts, weights, w, residual, dispatch, order } => {
-                let down = super::products::Down { h, experts, weights, w, residual, dispatch, order };
+                let down = super::experts::Down { h, experts, weights, w, residual, dispatch, order };
                 self.expert_down_add(&down, result(0), node)
             }
             Op::SelectRows { x } => self.select_rows(x, result(0)),

@@ -10,7 +10,7 @@ pub use program::Step;
 
 use crate::lower::backend::KernelBackend;
 use crate::plan::Plan;
-use crate::plan::program::{Program, Stage};
+use crate::plan::program::{Program, Stage, StageExperts};
 use crate::tune::limits::Limits;
 use kernel::{Rates, slot_seconds};
 use moec_abi::padded_head_dim;
@@ -98,7 +98,7 @@ impl Predictor {
 
     /// What each stage of `program`, one of `plan`'s, is expected to take in a step; `None` for one that depends on what is not known.
     pub fn stages(&mut self, plan: &Plan, program: &Program, step: Step) -> Vec<Option<Expected>> {
-        let work = self.walker.stages(program, step);
+        let work = self.walker.stages(&plan.payload, program, step);
         let read = |(stage, work): (&Stage, &Option<Work>)| bytes_read(plan, stage, step, work.unwrap_or_default());
         let reads: Vec<f64> = program.stages.iter().zip(&work).map(read).collect();
         let cached = 2.0 * reads.iter().sum::<f64>() < self.target.cache as f64;
@@ -129,14 +129,14 @@ fn rows(plan: &Plan, stage: &Stage, step: Step) -> usize {
 fn bytes_read(plan: &Plan, stage: &Stage, step: Step, work: Work) -> f64 {
     let model = &plan.model;
     let rows = rows(plan, stage, step);
-    let more = distinct(model.experts, model.experts_per_token, rows) - model.experts_per_token as f64;
-    let weights = if rows > 0 { stage.weight_bytes as f64 + more * stage.expert_bytes as f64 } else { 0.0 };
+    let experts = stage.experts.as_ref().map_or(0.0, |experts| expert_bytes(experts, rows));
+    let weights = if rows > 0 { stage.common_bytes as f64 + experts } else { 0.0 };
     let key = 2 * model.kv_heads * padded_head_dim(model.head_dim) * model.kv.bytes();
     weights + (work.keys.1 - work.keys.0) as f64 * key as f64
 }
 
-/// How many of `experts` experts `rows` rows meet, each of which chooses `chosen` of them, all equally often.
-fn distinct(experts: usize, chosen: usize, rows: usize) -> f64 {
-    let all = experts.max(1) as f64;
-    all * (1.0 - (1.0 - chosen as f64 / all).powi(rows as i32))
+/// Bytes of the experts that `rows` rows choose, each of them by itself.
+fn expert_bytes(experts: &StageExperts, rows: usize) -> f64 {
+    let chosen = |chance: f64| 1.0 - (1.0 - chance).powi(rows as i32);
+    experts.bytes.iter().zip(&experts.chances).map(|(&bytes, &chance)| bytes as f64 * chosen(chance)).sum()
 }

@@ -1,16 +1,21 @@
 //! What a worker does in each stage of a step, in slots: the program gone through without data.
 //!
-//! Loops, shares and counts are the program's own; positions, counts of tokens and workers are those of the step that is asked about. Experts are taken to be
-//! chosen equally often. Loops that do the same each time are gone through once. Deliberately absent: what a kernel takes ([`super::kernel`]) and what is read from
+//! Loops, shares and counts are the program's own; positions, counts of tokens and workers are those of the step that is asked about. Experts that are
+//! gone through in turn are taken to have equally many tokens; of those that lie in two formats, one that is not known is in either as often as a profile
+//! of the model says. Loops that do the same each time are gone through once. Deliberately absent: what a kernel takes ([`super::kernel`]) and what is read from
 //! memory ([`super`]).
 
 use super::kernel::{Analyzed, Rates};
 use crate::kernels::Kernel;
 use crate::lower::backend::KernelBackend;
+use crate::plan::EXPERT_PLACES;
+use crate::plan::payload::{Arrangement, PayloadMap};
 use crate::plan::program::{Action, Arith, Expr, Field, Program, Stage};
 use crate::tune::cost::hot_loop;
 use std::collections::HashMap;
 
+/// Where the table of places of experts begins.
+const PLACES: i64 = 1 << 58;
 /// Where addresses of the step's arrays begin: apart from each other and from small numbers.
 const POSITIONS: i64 = 1 << 60;
 /// Where the first buffer begins.
@@ -58,14 +63,15 @@ impl Walker {
         Walker { rates, backend, kernels: HashMap::new(), analyzed: Vec::new() }
     }
 
-    /// Each stage as it is for the worker that has most to do; `None` for a stage that depends on what is not known.
-    pub fn stages(&mut self, program: &Program, step: Step) -> Vec<Option<Work>> {
+    /// Each stage of a program that reads weights of `payload` as it is for the worker that has most to do; `None` for a stage that depends on what is
+    /// not known.
+    pub fn stages(&mut self, payload: &PayloadMap, program: &Program, step: Step) -> Vec<Option<Work>> {
         // Shares are equal but for one; the first and the last worker have the least and the most of whatever is divided.
-        let first = self.worker(program, step, 0);
+        let first = self.worker(payload, program, step, 0);
         if step.workers == 1 {
             return first;
         }
-        let last = self.worker(program, step, step.workers - 1);
+        let last = self.worker(payload, program, step, step.workers - 1);
         let more = |(a, b): (Option<Work>, Option<Work>)| {
             let (a, b) = (a?, b?);
             Some(Work { slots: a.slots.max(b.slots), keys: union(a.keys, b.keys) })
@@ -73,7 +79,7 @@ impl Walker {
         first.into_iter().zip(last).map(more).collect()
     }
 
-    fn worker(&mut self, program: &Program, step: Step, worker: usize) -> Vec<Option<Work>> {
+    fn worker(&mut self, payload: &PayloadMap, program: &Program, step: Step, worker: usize) -> Vec<Option<Work>> {
         let mut walk = Walk {
             walker: self,
             step,
@@ -81,10 +87,13 @@ impl Walker {
             vars: vec![None; program.vars as usize],
             sorted: Vec::new(),
             sites: HashMap::new(),
+            places: payload.find(EXPERT_PLACES).map(|index| (index, &payload.items[index].arrangement)),
+            first_share: None,
             keys: (0, 0),
         };
         let stage = |stage: &Stage| {
             walk.keys = (0, 0);
+            walk.first_share = stage.experts.as_ref().and_then(|experts| experts.first_share);
             let slots = walk.actions(&stage.actions).ok()?;
             Some(Work { slots, keys: walk.keys })
         };
@@ -136,6 +145,10 @@ struct Walk<'a> {
     sorted: Vec<Sorted>,
     /// The kernels of actions, by where these lie.
     sites: HashMap<*const Kernel, usize>,
+    /// Which weight is the table of places of experts, and what it says.
+    places: Option<(usize, &'a Arrangement)>,
+    /// How often the first case of a switch by format is done in this stage.
+    first_share: Option<f64>,
     /// The keys that attention has seen in this stage.
     keys: (i64, i64),
 }
@@ -156,13 +169,16 @@ impl Walk<'_> {
                     let times = if to <= from { 0 } else { (to - from + step - 1) / step };
                     self.repeat(var.0 as usize, from, *step, times, body)?
                 }
-                Action::Switch { on, cases } => {
-                    let on = self.value(on).ok_or(Unknown)?;
-                    match usize::try_from(on).ok().and_then(|on| cases.get(on)) {
+                Action::Switch { on, cases } => match (self.value(on), self.first_share, &cases[..]) {
+                    (Some(on), ..) => match usize::try_from(on).ok().and_then(|on| cases.get(on)) {
                         Some(case) => self.actions(case)?,
                         None => 0.0,
+                    },
+                    (None, Some(share), [first, second]) => {
+                        share * self.actions(first)? + (1.0 - share) * self.actions(second)?
                     }
-                }
+                    (None, ..) => return Err(Unknown),
+                },
             };
         }
         Ok(slots)
@@ -225,7 +241,8 @@ impl Walk<'_> {
                 | Field::Logits => None,
             },
             Expr::Buffer(id) => Some(BUFFERS + id.0 as i64 * BUFFER),
-            Expr::Weight(_) | Expr::LoadAddress(_) => None,
+            Expr::Weight(index) => self.places.filter(|(places, _)| places == index).map(|_| PLACES),
+            Expr::LoadAddress(_) => None,
             Expr::Arith(op, a, b) => {
                 let (a, b) = (self.value(a)?, self.value(b)?);
                 Some(match op {
@@ -245,6 +262,9 @@ impl Walk<'_> {
     fn loaded(&self, at: i64) -> Option<i64> {
         if at >= POSITIONS {
             return Some(self.step.depth as i64 + (at - POSITIONS) / 4);
+        }
+        if let (PLACES..BUFFERS, Some((_, Arrangement::ExpertPlaces { places }))) = (at, self.places) {
+            return places.iter().flatten().nth(((at - PLACES) / 4) as usize).map(|&place| i64::from(place));
         }
         let within = |sorted: &&Sorted| (0..=4 * sorted.experts).contains(&(at - sorted.at));
         let sorted = self.sorted.iter().rev().find(within)?;

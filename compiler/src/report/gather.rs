@@ -3,12 +3,13 @@
 //! Deliberately absent: how it looks.
 
 use super::units::plural;
+use super::{ByHeat, Experts, Scores};
 use super::{Kind, Level, Loss, Machine, Memory, Model, Output, Pass, Product, Program, Report, Step, Token, VERSION};
 use super::{Variant, Weights};
 use crate::import;
 use crate::kernels::Kernel;
 use crate::lower::backend::KernelBackend;
-use crate::passes::{PassId, Trace};
+use crate::passes::{PassId, QuantConfig, Trace};
 use crate::pipeline::{Compiled, Options};
 use crate::plan::program::{self, Stage, StageProduct};
 use crate::plan::{MAX_STEP_TOKENS, Plan};
@@ -33,6 +34,8 @@ pub struct Inputs<'a> {
     pub output: Option<&'a Output>,
     /// What becomes of weights that are stored as codes.
     pub repacked: &'a [String],
+    /// How well it predicts a text.
+    pub scores: Option<&'a Scores>,
     /// For each level the machine to predict for, if any.
     pub machines: &'a [Option<Machine>],
     /// The steps to predict.
@@ -59,7 +62,7 @@ impl Default for Predicted {
 
 /// The report.
 pub fn gather(inputs: &Inputs<'_>) -> Report {
-    let Inputs { model, options, compiled, metadata, output, repacked, machines, predicted } = *inputs;
+    let Inputs { model, options, compiled, metadata, output, repacked, scores, machines, predicted } = *inputs;
     let plan = &compiled.plan;
     let shape = &plan.model;
     let levels = plan.levels.iter().enumerate().map(|(i, programs)| {
@@ -103,6 +106,8 @@ pub fn gather(inputs: &Inputs<'_>) -> Report {
         weights: weights(plan, metadata),
         repacked: repacked.to_vec(),
         memory: memory(plan),
+        experts: experts(compiled),
+        scores: scores.cloned(),
         token: Token {
             weight_bytes: plan.costs.decode_weight_bytes as u64,
             multiply_adds: plan.costs.multiply_adds_per_token as u64,
@@ -113,6 +118,20 @@ pub fn gather(inputs: &Inputs<'_>) -> Report {
         levels: levels.collect(),
         measured: None,
     }
+}
+
+fn experts(compiled: &Compiled) -> Option<Experts> {
+    let heat = compiled.heat.as_ref()?;
+    let by_heat = compiled.by_heat.as_ref().map(|choice| ByHeat {
+        hot: choice.hot.layout.to_string(),
+        cold: QuantConfig::COLD.to_string(),
+        experts: choice.hot.layers.clone(),
+        covered: choice.covered,
+        budget: choice.budget,
+        all_cold: choice.range[0],
+        all_hot: choice.range[1],
+    });
+    Some(Experts { profiles: heat.sources.clone(), tokens: heat.tokens, counts: heat.counts.clone(), by_heat })
 }
 
 fn memory(plan: &Plan) -> Memory {

@@ -3,7 +3,7 @@
 //! Deliberately absent: scripts and fonts.
 
 use super::Report;
-use super::page::{self, Align, Bar, Chart, Section, Table};
+use super::page::{self, Align, Bar, Chart, Map, Section, Table};
 use std::fmt::Write as _;
 
 /// Colours of parts, for light and dark pages alike: neighbours differ in hue and lightness.
@@ -59,6 +59,9 @@ fn section(section: &Section) -> String {
     }
     for drawn in &section.charts {
         text += &chart(drawn);
+    }
+    for drawn in &section.maps {
+        text += &map(drawn);
     }
     for rows in &section.tables {
         text += &table(rows);
@@ -122,6 +125,38 @@ fn chart(chart: &Chart) -> String {
         let _ = write!(text, "<li><i style=\"background:{}\"></i>{}</li>", colour(name), escaped(name));
     }
     text + "</ul>\n</figure>\n"
+}
+
+/// A grid of fields of one colour, the more of it the larger the number.
+fn map(map: &Map) -> String {
+    const HEIGHT: usize = 16;
+    const LABEL: usize = 28;
+    let columns = map.rows.iter().map(|(_, fields)| fields.len()).max().unwrap_or(0).max(1);
+    // Few experts have wide fields; many make the picture wider, which is then scaled down.
+    let width = (960 / columns).clamp(8, 48);
+    let mut pieces = String::new();
+    for (r, (label, fields)) in map.rows.iter().enumerate() {
+        let y = r * HEIGHT;
+        let _ = write!(pieces, "<text x=\"{}\" y=\"{}\">{}</text>", LABEL - 6, y + HEIGHT - 4, escaped(label));
+        for (c, field) in fields.iter().enumerate() {
+            let _ = write!(
+                pieces,
+                "<rect{} x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" fill-opacity=\"{:.3}\"><title>{}</title></rect>",
+                if field.framed { " class=\"framed\"" } else { "" },
+                LABEL + c * width + 1,
+                y + 1,
+                width - 2,
+                HEIGHT - 2,
+                0.04 + 0.96 * field.share,
+                escaped(&field.words)
+            );
+        }
+    }
+    let (all, high) = (LABEL + columns * width, map.rows.len() * HEIGHT);
+    let caption = escaped(&map.caption);
+    format!(
+        "<figure class=\"map\">\n<figcaption>{caption}</figcaption>\n<svg viewBox=\"0 0 {all} {high}\" width=\"{all}\" role=\"img\" aria-label=\"{caption}\">{pieces}</svg>\n</figure>\n"
+    )
 }
 
 fn table(table: &Table) -> String {

@@ -3,6 +3,7 @@
 //! [`gather()`] collects it from a compiled model; [`render`] writes it as text, Markdown, HTML or JSON; [`measured`] sets what a benchmark measured beside what was
 //! predicted. Every number is in bytes, seconds or units a second; only the renderings round. Deliberately absent: the plan line by line (`moec inspect`).
 
+mod experts;
 mod gather;
 mod html;
 mod markdown;
@@ -12,6 +13,7 @@ mod text;
 mod units;
 
 pub use gather::{Inputs, Predicted, gather};
+pub use text::summary;
 
 use crate::predict::{Expected, Target};
 use measured::Comparison;
@@ -118,6 +120,10 @@ pub struct Report {
     pub repacked: Vec<String>,
     /// Memory that the model takes.
     pub memory: Memory,
+    /// How often experts are chosen, where a profile says so.
+    pub experts: Option<Experts>,
+    /// How well the model predicts a text, where it was asked to.
+    pub scores: Option<Scores>,
     /// What one token costs.
     pub token: Token,
     /// What each pass did.
@@ -200,6 +206,76 @@ pub struct Loss {
     pub worst: String,
     /// Its own.
     pub worst_relative_rms: f64,
+}
+
+/// How often experts are chosen, and which have more bits for it.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Experts {
+    /// The profiles, added up.
+    pub profiles: Vec<String>,
+    /// Tokens that chose.
+    pub tokens: u64,
+    /// For each layer how often each expert was chosen.
+    pub counts: Vec<Vec<u64>>,
+    /// The choice of bits by heat.
+    pub by_heat: Option<ByHeat>,
+}
+
+/// The choice of bits by heat.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ByHeat {
+    /// The layout of experts that are chosen often.
+    pub hot: String,
+    /// The layout of the others.
+    pub cold: String,
+    /// For each layer those that are chosen often enough.
+    pub experts: Vec<Vec<usize>>,
+    /// The share of all choices that met one of these.
+    pub covered: f64,
+    /// Bytes that the weights may take.
+    pub budget: u64,
+    /// Bytes that they would take with all experts in the one layout.
+    pub all_cold: u64,
+    /// And in the other.
+    pub all_hot: u64,
+}
+
+/// How well a model and variants of it predict a text.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scores {
+    /// The text's file.
+    pub text: String,
+    /// Tokens that were predicted.
+    pub tokens: u64,
+    /// The model as it was built, then variants.
+    pub of: Vec<Score>,
+}
+
+/// How well one model predicts the text.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Score {
+    /// Which.
+    pub what: String,
+    /// Bytes of its weights.
+    pub weights: u64,
+    /// The mean negative log likelihood of a token.
+    pub mean_nll: f64,
+    /// How much that is more than of the model as it was built; `None` of itself.
+    pub more: Option<More>,
+}
+
+/// A difference.
+#[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct More {
+    /// The mean.
+    pub mean: f64,
+    /// Its standard error, from differences of each token.
+    pub standard_error: f64,
 }
 
 /// Memory that the model takes, in bytes.
@@ -351,7 +427,7 @@ pub struct Variant {
 }
 
 /// A product with a weight.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Product {
     /// Format, columns and epilogue: what it is tuned by.
@@ -360,8 +436,8 @@ pub struct Product {
     pub rows: usize,
     /// Of so many matrices …
     pub experts: usize,
-    /// … each token meets so many.
-    pub matrices: usize,
+    /// … each token meets so many, on average.
+    pub matrices: f64,
     /// The kernel of the most tokens at once.
     pub kernel: String,
     /// How it is written, and how rows and tokens are gone through.

@@ -2,6 +2,7 @@
 //!
 //! Deliberately absent: marks of either language.
 
+use super::experts;
 use super::measured::{Compared, Comparison, Phase};
 use super::units::{bytes, count, percent, plural, seconds};
 use super::{Kind, Level, Program, Report};
@@ -52,7 +53,26 @@ pub struct Chart {
     pub unit: fn(f64) -> String,
 }
 
+/// A field for each of many numbers, the darker the larger.
+pub struct Map {
+    /// What it is.
+    pub caption: String,
+    /// Names of the rows, and their fields.
+    pub rows: Vec<(String, Vec<Field>)>,
+}
+
+/// A number in a map.
+pub struct Field {
+    /// From 0 to 1, the largest of the map.
+    pub share: f64,
+    /// Whether it has a frame.
+    pub framed: bool,
+    /// What it says to whom points at it.
+    pub words: String,
+}
+
 /// A part of the page.
+#[derive(Default)]
 pub struct Section {
     /// Its heading.
     pub title: String,
@@ -60,6 +80,8 @@ pub struct Section {
     pub words: Vec<String>,
     /// Pictures.
     pub charts: Vec<Chart>,
+    /// Pictures of many numbers.
+    pub maps: Vec<Map>,
     /// Tables.
     pub tables: Vec<Table>,
 }
@@ -142,8 +164,11 @@ pub fn sections(report: &Report) -> Vec<Section> {
     if let Some(comparison) = &report.measured {
         all.push(measured(report, comparison));
     }
-    all.extend(report.levels.iter().filter(|level| level.machine.is_some()).map(expected));
+    let predicted = report.levels.iter().filter(|level| level.machine.is_some());
+    all.extend(predicted.map(|level| expected(level, report.experts.is_some())));
     all.push(weights(report));
+    all.extend(report.experts.as_ref().map(|found| experts::experts(found, report.model.experts_per_token)));
+    all.extend(report.scores.as_ref().map(experts::scores));
     all.push(memory(report));
     all.extend(report.levels.iter().map(code));
     all.push(passes(report));
@@ -213,22 +238,24 @@ fn measured(report: &Report, comparison: &Comparison) -> Section {
         ],
         charts: charts.collect(),
         tables: [decode, prefill].map(|(what, phase)| compared(phase, what)).into(),
+        ..Section::default()
     }
 }
 
-fn expected(level: &Level) -> Section {
+fn expected(level: &Level, profiled: bool) -> Section {
     let machine = level.machine.as_ref().expect("only levels with a machine");
     let limits = &machine.target.limits;
     let words = vec![format!(
         "For {} threads of {} ({}): {:.1} GB/s from memory, {} multiply-adds/s of bytes and {} of f32, {} for a barrier. A stage reads its weights and computes at \
-         the same time, though not wholly; experts are taken to be chosen equally often.",
+         the same time, though not wholly; experts are taken to be chosen {}.",
         machine.target.threads,
         machine.cpu,
         machine.source,
         limits.read / 1e9,
         count(limits.dots),
         count(limits.fmas),
-        seconds(limits.barrier)
+        seconds(limits.barrier),
+        if profiled { "as the profile says" } else { "equally often" }
     )];
     let steps = [("Decode", &level.decode), ("Prefill", &level.batch)];
     let chart = |(what, program): (&str, &Program)| {
@@ -241,6 +268,7 @@ fn expected(level: &Level) -> Section {
         words,
         charts: steps.into_iter().filter_map(chart).collect(),
         tables: steps.into_iter().filter_map(|(what, program)| expected_table(what, program)).collect(),
+        ..Section::default()
     }
 }
 
@@ -309,7 +337,6 @@ fn weights(report: &Report) -> Section {
     Section {
         title: "Weights".to_string(),
         words: report.repacked.iter().map(|line| format!("{}.", line.trim())).collect(),
-        charts: Vec::new(),
         tables: vec![Table {
             caption: "Sizes, and what storing them lost: √(Σ (weight − stored)² / Σ weight²)".to_string(),
             columns: vec![
@@ -324,6 +351,7 @@ fn weights(report: &Report) -> Section {
             rows: rows.collect(),
             sum: false,
         }],
+        ..Section::default()
     }
 }
 
@@ -363,7 +391,6 @@ fn memory(report: &Report) -> Section {
     let whole = bytes(parts.iter().map(|(_, size)| size).sum());
     Section {
         title: "Memory".to_string(),
-        words: Vec::new(),
         charts: vec![Chart { bars: vec![Bar { label: "All, one sequence".to_string(), whole, parts }], unit: bytes }],
         tables: vec![Table {
             caption: "Memory plan".to_string(),
@@ -371,6 +398,7 @@ fn memory(report: &Report) -> Section {
             rows: rows.into_iter().map(Vec::from).collect(),
             sum: false,
         }],
+        ..Section::default()
     }
 }
 
@@ -379,7 +407,7 @@ fn code(level: &Level) -> Section {
         Some(record) => format!(
             "Kernels are written as the tuning record {record} says, and by moec's defaults where it says nothing."
         ),
-        None => "Kernels are written by moec's defaults for the level; `moec tune` measures better ones.".to_string(),
+        None => "Kernels are written by moec's defaults for the level; `moec tune` measures the choices on a machine and writes a record of what was faster there.".to_string(),
     };
     let words = vec![format!("Needs {}. {tuning}", level.features.join(", "))];
     let tables =
@@ -394,7 +422,12 @@ fn code(level: &Level) -> Section {
             tables.extend(variants_table(what, program));
             tables
         });
-    Section { title: format!("Code, {}", level.name), words, charts: Vec::new(), tables: tables.collect() }
+    Section { title: format!("Code, {}", level.name), words, tables: tables.collect(), ..Section::default() }
+}
+
+/// Matrices that a token meets, on average: whole where that is what each token meets.
+fn matrices(mean: f64) -> String {
+    if (mean - mean.round()).abs() < 1e-9 { format!("{mean:.0}") } else { format!("{mean:.2}") }
 }
 
 fn stages_table(caption: String, program: &Program) -> Table {
@@ -410,7 +443,7 @@ fn stages_table(caption: String, program: &Program) -> Table {
         let products = kind.products.iter().map(|product| {
             let of = match product.experts {
                 1 => format!("{} rows", product.rows),
-                n => format!("{} rows, {} of {n}", product.rows, product.matrices),
+                n => format!("{} rows, {} of {n}", product.rows, matrices(product.matrices)),
             };
             vec![product.kernel.clone(), of, product.choice.clone()]
         });
@@ -490,8 +523,6 @@ fn passes(report: &Report) -> Section {
     });
     Section {
         title: "Passes".to_string(),
-        words: Vec::new(),
-        charts: Vec::new(),
         tables: vec![Table {
             caption: "Rewrites of the graphs of one token and of many".to_string(),
             columns: vec![
@@ -504,6 +535,7 @@ fn passes(report: &Report) -> Section {
             rows: rows.collect(),
             sum: false,
         }],
+        ..Section::default()
     }
 }
 

@@ -3,6 +3,7 @@
 //! What is known of every build comes first, in lines that begin with a word, as scripts read them; predictions and measurements follow as tables.
 //! Deliberately absent: what takes more than a screen (the other forms have it).
 
+use super::experts;
 use super::page::{self, Align, Table};
 use super::units::{plural, seconds};
 use super::{Program, Report};
@@ -28,6 +29,9 @@ pub fn text(report: &Report) -> String {
             Some(loss) => format!("{:.2} %", 100.0 * loss.relative_rms),
         };
         let _ = writeln!(text, "{:<10} {:<6} {:>15} {size:>12} {bits:>6.2}  {error}", w.role, w.layout, w.count);
+    }
+    if let Some(choice) = report.experts.as_ref().and_then(|found| Some((found.by_heat.as_ref()?, &found.counts))) {
+        let _ = writeln!(text, "by heat    {}", experts::by_heat(choice.0, choice.1));
     }
     let million = |n: u64| format!("{:.1} M", n as f64 / 1e6);
     let (token, memory) = (&report.token, &report.memory);
@@ -70,6 +74,10 @@ pub fn text(report: &Report) -> String {
     if let Some(output) = &report.output {
         let _ = writeln!(text, "written    {}", HumanBytes(output.bytes));
     }
+    if let Some(scores) = &report.scores {
+        let table = experts::scores_table(scores);
+        let _ = write!(text, "\n{}\n{}", table.caption, columns(&table));
+    }
     if let Some(comparison) = &report.measured {
         let _ = writeln!(text, "\n{}", page::told(report, comparison));
         for (phase, what) in [(&comparison.decode, "decode"), (&comparison.prefill, "prefill")] {
@@ -78,6 +86,15 @@ pub fn text(report: &Report) -> String {
     }
     text.truncate(text.trim_end().len());
     text
+}
+
+/// What whoever builds a model wants to know at once: the choice of bits by heat, and how well a text is predicted.
+pub fn summary(report: &Report) -> Vec<String> {
+    let choice =
+        report.experts.as_ref().and_then(|found| Some(experts::by_heat(found.by_heat.as_ref()?, &found.counts)));
+    let scores = report.scores.as_ref().map(experts::scores_table);
+    let scores = scores.map(|table| format!("{}\n{}", table.caption, columns(&table).trim_end()));
+    choice.into_iter().chain(scores).collect()
 }
 
 /// A table in columns.

@@ -19,8 +19,8 @@ pub struct Product {
     pub stride: usize,
     /// Of so many matrices …
     pub experts: usize,
-    /// … each token meets so many.
-    pub matrices: usize,
+    /// … each token meets so many, on average.
+    pub matrices: f64,
     /// Bytes of weights that one decoded token reads.
     pub decode_bytes: usize,
     /// Multiply-adds for each token of a prompt; 0 when they are for logits only.
@@ -30,7 +30,7 @@ pub struct Product {
 impl Product {
     /// The tokens that meet one matrix in a step of `step` tokens, on average.
     pub fn tokens(&self, step: usize) -> usize {
-        (step * self.matrices).div_ceil(self.experts).max(1)
+        ((step as f64 * self.matrices / self.experts as f64 - 1e-9).ceil() as usize).max(1)
     }
 
     /// Bytes of one tile of its weights.
@@ -85,8 +85,8 @@ fn collect(
             if !stage.title.contains("logits") && (product.multiply_adds == 0 || tiles > product.tiles) {
                 *product = Product { decode_bytes: product.decode_bytes, multiply_adds: product.multiply_adds, ..new };
             }
-            let bytes = used.matrices * tiles * item.tile_bytes();
-            add(stage, product, bytes, used.matrices * tiles * LANES * item.k());
+            let times = |n: usize| (used.matrices * n as f64).round() as usize;
+            add(stage, product, times(tiles * item.tile_bytes()), times(tiles * LANES * item.k()));
         }
     }
 }

@@ -21,6 +21,16 @@ pub enum Rows {
     Grouped,
 }
 
+impl Rows {
+    const fn family(self) -> &'static str {
+        match self {
+            Rows::One => "gemv",
+            Rows::Many => "gemm",
+            Rows::Grouped => "grouped_gemm",
+        }
+    }
+}
+
 /// The layouts that weights have once they are resolved.
 fn resolved() -> impl Iterator<Item = Layout> {
     Layout::ALL.into_iter().filter(|&layout| layout != Layout::Stored)
@@ -37,6 +47,8 @@ pub enum Kernel {
     AddBias,
     /// Matrix times rows.
     Matmul(Rows, Layout),
+    /// Matrices of experts times rows, some of the experts in the second layout.
+    MatmulByExpert(Rows, Layout, Layout),
 }
 
 impl Kernel {
@@ -46,13 +58,20 @@ impl Kernel {
         all.extend([Kernel::NormRows, Kernel::AddBias]);
         for rows in [Rows::One, Rows::Many, Rows::Grouped] {
             all.extend(resolved().map(|layout| Kernel::Matmul(rows, layout)));
+            let pairs = resolved().flat_map(|a| resolved().map(move |b| (a, b))).filter(|(a, b)| a != b);
+            all.extend(pairs.map(|(a, b)| Kernel::MatmulByExpert(rows, a, b)));
         }
         all
     }
 
     /// The family for an operation whose weight's layout is resolved: `None` for operations without weights.
     pub fn of(graph: &Graph, op: &Op) -> Option<Kernel> {
-        let format = graph.weight(op.weight()?).format();
+        let weight = graph.weight(op.weight()?);
+        let format = weight.format();
+        let matmul = |rows| match &weight.exception {
+            None => Kernel::Matmul(rows, format),
+            Some(exception) => Kernel::MatmulByExpert(rows, format, exception.layout),
+        };
         let rows = match graph.mode() {
             Mode::Decode => Rows::One,
             Mode::Batch => Rows::Many,
@@ -61,15 +80,9 @@ impl Kernel {
             Op::Embed { .. } => Kernel::EmbedRows(format),
             Op::RmsNorm { .. } | Op::NormQuantize { .. } | Op::HeadNorm { .. } => Kernel::NormRows,
             Op::AddBias { .. } => Kernel::AddBias,
-            Op::Matmul { .. } | Op::MatmulAdd { .. } | Op::GateUp { .. } | Op::QkvRopeStore { .. } => {
-                Kernel::Matmul(rows, format)
-            }
-            Op::ExpertGateUp { order: Some(_), .. } | Op::ExpertDownAdd { order: Some(_), .. } => {
-                Kernel::Matmul(Rows::Grouped, format)
-            }
-            Op::ExpertMatmul { .. } | Op::ExpertGateUp { .. } | Op::ExpertDownAdd { .. } => {
-                Kernel::Matmul(Rows::One, format)
-            }
+            Op::Matmul { .. } | Op::MatmulAdd { .. } | Op::GateUp { .. } | Op::QkvRopeStore { .. } => matmul(rows),
+            Op::ExpertGateUp { order: Some(_), .. } | Op::ExpertDownAdd { order: Some(_), .. } => matmul(Rows::Grouped),
+            Op::ExpertMatmul { .. } | Op::ExpertGateUp { .. } | Op::ExpertDownAdd { .. } => matmul(Rows::One),
             Op::Rope { .. }
             | Op::KvStore { .. }
             | Op::Attention { .. }
@@ -99,9 +112,10 @@ impl fmt::Display for Kernel {
             Kernel::EmbedRows(layout) => write!(f, "embed_rows_{}", layout.name()),
             Kernel::NormRows => f.write_str("norm_rows"),
             Kernel::AddBias => f.write_str("add_bias_rows"),
-            Kernel::Matmul(Rows::One, layout) => write!(f, "gemv_{}", layout.name()),
-            Kernel::Matmul(Rows::Many, layout) => write!(f, "gemm_{}", layout.name()),
-            Kernel::Matmul(Rows::Grouped, layout) => write!(f, "grouped_gemm_{}", layout.name()),
+            Kernel::Matmul(rows, layout) => write!(f, "{}_{}", rows.family(), layout.name()),
+            Kernel::MatmulByExpert(rows, layout, other) => {
+                write!(f, "{}_{}_or_{}", rows.family(), layout.name(), other.name())
+            }
         }
     }
 }

@@ -41,4 +41,4 @@ pub use patch::{Patch, PatchError};
 pub use store::{BuildError, Graph, Node};
 pub use types::{Dim, Kind, Mode, NodeId, Stage, Type, ValueId, WeightId};
 pub use verify::{Place, VerifyError, verify};
-pub use weight::{DType, Layout, Role, Source, Weight};
+pub use weight::{DType, Exception, Layout, Role, Source, Weight};

@@ -10,7 +10,7 @@ use super::kernel::Kernel;
 use super::op::Op;
 use super::store::Graph;
 use super::types::{Dim, Kind, Mode, NodeId, Stage, Type, ValueId, WeightId};
-use super::weight::{DType, Layout, Role, Source, Weight};
+use super::weight::{DType, Exception, Layout, Role, Source, Weight};
 
 /// What is wrong with a text, and where.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -137,8 +137,18 @@ fn declaration(text: &mut Cursor, names: &BTreeMap<String, WeightId>) -> Result<
         .ok_or_else(|| format!("expected a role ({}), found `{word}`", Role::ALL.map(Role::name).join(", ")))?;
     let mut layout = Layout::Stored;
     if text.eat_word("as") {
-        let word = text.word();
-        layout = Layout::from_name(word).ok_or_else(|| format!("expected a layout such as q8, found `{word}`"))?;
+        layout = text.layout()?;
+    }
+    let mut exception = None;
+    if text.eat("(") {
+        let layout = text.layout()?;
+        text.expect(":")?;
+        let mut experts = vec![text.number()?];
+        while text.eat(",") {
+            experts.push(text.number()?);
+        }
+        text.expect(")")?;
+        exception = Some(Exception { layout, experts });
     }
     let mut source = Source::Stored;
     if text.eat("=") {
@@ -156,7 +166,7 @@ fn declaration(text: &mut Cursor, names: &BTreeMap<String, WeightId>) -> Result<
             _ => return Err(format!("expected rows(…) or gate_up(…), found `{word}`")),
         };
     }
-    Ok(Weight { name, role, stored, layout, shape, source })
+    Ok(Weight { name, role, stored, layout, exception, shape, source })
 }
 
 type NodeParts = (Op, Vec<(ValueId, Type)>, Option<Kernel>);
@@ -285,6 +295,11 @@ impl<'a> Cursor<'a> {
     fn token(&mut self) -> Result<&'a str, String> {
         let token = self.take(|c| !c.is_whitespace() && !matches!(c, ',' | '}' | '{' | '='));
         if token.is_empty() { Err(format!("expected a value, found {}", self.found())) } else { Ok(token) }
+    }
+
+    fn layout(&mut self) -> Result<Layout, String> {
+        let word = self.word();
+        Layout::from_name(word).ok_or_else(|| format!("expected a layout such as q8, found `{word}`"))
     }
 
     fn number(&mut self) -> Result<usize, String> {

@@ -8,7 +8,7 @@ use std::fmt;
 use super::attribute::Operand;
 use super::store::{Graph, Node};
 use super::types::NodeId;
-use super::weight::{Layout, Source, Weight};
+use super::weight::{Exception, Layout, Source, Weight};
 
 /// Writes `items` with commas between them.
 fn list(f: &mut fmt::Formatter<'_>, items: impl IntoIterator<Item = impl fmt::Display>) -> fmt::Result {
@@ -29,6 +29,11 @@ impl fmt::Display for Declaration<'_> {
         write!(f, "] {}", weight.role)?;
         if weight.layout != Layout::Stored {
             write!(f, " as {}", weight.layout)?;
+        }
+        if let Some(Exception { layout, experts }) = &weight.exception {
+            write!(f, " ({layout}: ")?;
+            list(f, experts)?;
+            f.write_str(")")?;
         }
         let name = match weight.source {
             Source::Stored => return Ok(()),

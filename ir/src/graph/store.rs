@@ -111,7 +111,7 @@ impl Graph {
     /// for all that they meet.
     pub fn span(&self) -> usize {
         let products = self.weights().filter(|(_, weight)| weight.role != Role::Embedding);
-        products.map(|(_, weight)| weight.format().span()).min().unwrap_or(Layout::F32.span())
+        products.flat_map(|(_, weight)| weight.formats()).map(Layout::span).min().unwrap_or(Layout::F32.span())
     }
 
     /// How far it has come.

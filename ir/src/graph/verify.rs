@@ -10,7 +10,7 @@ use super::op::{Op, Origin};
 use super::parse::{Lines, is_name_char};
 use super::store::{Graph, Node};
 use super::types::{Kind, NodeId, Stage, WeightId};
-use super::weight::{DType, Layout, Role, Source, Weight};
+use super::weight::{DType, Exception, Layout, Role, Source, Weight};
 
 /// What an error is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -109,7 +109,28 @@ fn check_weight(graph: &Graph, id: WeightId, weight: &Weight) -> Result<(), Stri
     if graph.stage() == Stage::Planned && weight.layout == Layout::Stored {
         return Err("in a planned graph every layout is resolved".into());
     }
+    if let Some(exception) = &weight.exception {
+        check_exception(weight, exception)?;
+    }
     check_parts(graph, id, weight)
+}
+
+/// Rows are quantized once for all experts that they meet, so all are quantized or none is.
+fn check_exception(weight: &Weight, Exception { layout, experts }: &Exception) -> Result<(), String> {
+    if weight.role != Role::Experts || weight.shape.len() != 3 {
+        return Err("only experts can have layouts of their own".into());
+    }
+    if [weight.layout, *layout].iter().any(|layout| *layout == Layout::Stored || layout.is_exact())
+        || *layout == weight.layout
+        || layout.is_quantized() != weight.layout.is_quantized()
+    {
+        return Err(format!("experts of one weight cannot be {} and {layout}", weight.layout));
+    }
+    let rising = experts.windows(2).all(|pair| pair[0] < pair[1]);
+    if !rising || experts.last().is_none_or(|&last| last >= weight.experts()) || experts.len() == weight.experts() {
+        return Err(format!("{experts:?} must be some of {} experts, rising, and not all", weight.experts()));
+    }
+    Ok(())
 }
 
 fn check_parts(graph: &Graph, id: WeightId, weight: &Weight) -> Result<(), String> {
@@ -141,6 +162,9 @@ fn check_parts(graph: &Graph, id: WeightId, weight: &Weight) -> Result<(), Strin
                 return Err(format!("gate and up must each have the shape {half:?}"));
             }
         }
+    }
+    if parts.iter().any(|part| part.exception != weight.exception) {
+        return Err("the experts of its parts must lie as its own do".into());
     }
     let stored = common_type(&parts);
     if weight.stored != stored {
@@ -257,7 +281,7 @@ fn check_planned(graph: &Graph, node: &Node) -> Result<(), String> {
         return Err(format!("its kernel is {}, found {}", text(wanted), text(node.kernel)));
     }
     let Some(weight) = node.op.weight().map(|id| graph.weight(id)) else { return Ok(()) };
-    let multiplies = matches!(wanted, Some(Kernel::Matmul(..)));
+    let multiplies = matches!(wanted, Some(Kernel::Matmul(..) | Kernel::MatmulByExpert(..)));
     let row = node.op.values().first().map(|&x| graph.ty(x).kind);
     if multiplies && weight.format().is_quantized() && row != Some(Kind::Q8) {
         return Err(format!("@{} is {}, so it must meet quantized rows", weight.name, weight.format()));

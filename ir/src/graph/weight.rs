@@ -300,6 +300,15 @@ impl Source {
     }
 }
 
+/// Some experts of a weight, whose matrices lie in another layout than those of the others.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Exception {
+    /// Their layout: quantized like that of the others, or not like it, so that all meet the same rows.
+    pub layout: Layout,
+    /// Which, rising: some, not all.
+    pub experts: Vec<usize>,
+}
+
 /// An entry of the weight table.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Weight {
@@ -311,6 +320,8 @@ pub struct Weight {
     pub stored: DType,
     /// How it will lie in the payload.
     pub layout: Layout,
+    /// The experts for which `layout` does not hold.
+    pub exception: Option<Exception>,
     /// `[length]` (norms and biases), `[rows, columns]`, or `[experts, rows, columns]`.
     pub shape: Vec<usize>,
     /// Where its rows come from.
@@ -321,6 +332,19 @@ impl Weight {
     /// The layout with [`Layout::Stored`] resolved.
     pub fn format(&self) -> Layout {
         self.layout.resolve(self.stored)
+    }
+
+    /// The layout of the matrix of one expert, resolved.
+    pub fn format_of(&self, expert: usize) -> Layout {
+        match &self.exception {
+            Some(Exception { layout, experts }) if experts.contains(&expert) => *layout,
+            Some(_) | None => self.format(),
+        }
+    }
+
+    /// The layouts that its matrices have, resolved: that of the exception last.
+    pub fn formats(&self) -> Vec<Layout> {
+        std::iter::once(self.format()).chain(self.exception.as_ref().map(|exception| exception.layout)).collect()
     }
 
     /// Elements of a row: what it is multiplied with.

@@ -14,7 +14,7 @@ pub mod metadata;
 use core::ffi::{c_char, c_void};
 
 /// Version of every layout in this crate. A descriptor with another version is refused.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// First field of a [`ModelDescriptor`]: `"moecmodl"` in little-endian bytes.
 pub const DESCRIPTOR_MAGIC: u64 = 0x6c64_6f6d_6365_6f6d;
@@ -230,7 +230,7 @@ pub struct ModelDescriptor {
     pub payload_bytes: u64,
     /// Key of the payload: equal keys mean equal content.
     pub payload_key: [u8; 32],
-    /// Payload bytes that one decoded token reads.
+    /// Payload bytes that one decoded token reads: on average, where experts are not of one size.
     pub decode_weight_bytes: u64,
     /// Multiply-adds with weights for one token, the output projection not included.
     pub multiply_adds_per_token: u64,
@@ -253,13 +253,19 @@ pub struct ModelDescriptor {
 pub struct Stage {
     /// NUL-terminated: the operations in it.
     pub title: *const c_char,
-    /// Bytes of weights that it reads for one token.
+    /// Bytes of weights that it reads for one token: on average, where experts are not of one size.
     pub weight_bytes: u64,
-    /// Bytes of one expert's weights, of which `weight_bytes` counts [`ModelDescriptor::experts_per_token`]: several tokens
-    /// read the weights of every expert that one of them chose once. 0 where nothing depends on the routing.
-    pub expert_bytes: u64,
+    /// Those that it reads whatever experts are chosen.
+    pub common_bytes: u64,
     /// Multiply-adds with weights for one token; in the stage of the logits, for one row of them.
     pub multiply_adds: u64,
+    /// Bytes of each expert's weights, `[ModelDescriptor::experts]`: a step reads those of every expert that one of its tokens
+    /// chose once. Null where nothing depends on the routing.
+    pub expert_bytes: *const u64,
+    /// The layer whose choice of experts that is.
+    pub layer: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 // SAFETY: constant data of the generated object, as the descriptor.

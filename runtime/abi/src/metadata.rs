@@ -15,7 +15,7 @@ pub struct Metadata {
     pub architecture: String,
     /// Number of parameters.
     pub parameters: u64,
-    /// Quantization per weight role, e.g. `experts` → `q4`.
+    /// Quantization per weight role, e.g. `experts` → `q4`, or `q8+q4` where weights of a role differ.
     pub quantization: BTreeMap<String, String>,
     /// Id that starts a text, if the model has one.
     pub bos_token_id: Option<u32>,

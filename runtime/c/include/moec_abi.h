@@ -9,7 +9,7 @@
 #include <stdint.h>
 
 // Version of every layout in this crate. A descriptor with another version is refused.
-#define MOEC_ABI_VERSION 2
+#define MOEC_ABI_VERSION 3
 
 // First field of a moec_model_descriptor: `"moecmodl"` in little-endian bytes.
 #define MOEC_DESCRIPTOR_MAGIC 7810490169376993133
@@ -147,13 +147,19 @@ typedef struct moec_level {
 typedef struct moec_stage {
     // NUL-terminated: the operations in it.
     const char *title;
-    // Bytes of weights that it reads for one token.
+    // Bytes of weights that it reads for one token: on average, where experts are not of one size.
     uint64_t weight_bytes;
-    // Bytes of one expert's weights, of which `weight_bytes` counts moec_model_descriptor.experts_per_token: several tokens
-    // read the weights of every expert that one of them chose once. 0 where nothing depends on the routing.
-    uint64_t expert_bytes;
+    // Those that it reads whatever experts are chosen.
+    uint64_t common_bytes;
     // Multiply-adds with weights for one token; in the stage of the logits, for one row of them.
     uint64_t multiply_adds;
+    // Bytes of each expert's weights, `[ModelDescriptor::experts]`: a step reads those of every expert that one of its tokens
+    // chose once. Null where nothing depends on the routing.
+    const uint64_t *expert_bytes;
+    // The layer whose choice of experts that is.
+    uint32_t layer;
+    // Zero.
+    uint32_t reserved;
 } moec_stage;
 
 // What a compiled model is: exported by its object as `<name>_model`, constant.
@@ -218,7 +224,7 @@ typedef struct moec_model_descriptor {
     uint64_t payload_bytes;
     // Key of the payload: equal keys mean equal content.
     uint8_t payload_key[32];
-    // Payload bytes that one decoded token reads.
+    // Payload bytes that one decoded token reads: on average, where experts are not of one size.
     uint64_t decode_weight_bytes;
     // Multiply-adds with weights for one token, the output projection not included.
     uint64_t multiply_adds_per_token;

@@ -158,10 +158,19 @@ pub fn descriptor(shape: &Shape) -> &'static ModelDescriptor {
 }
 
 /// Each program has one stage.
-static STAGES: [Stage; 2] = [
-    Stage { title: c"decode".as_ptr(), weight_bytes: 1 << 20, expert_bytes: 0, multiply_adds: 1 << 20 },
-    Stage { title: c"batch".as_ptr(), weight_bytes: 1 << 20, expert_bytes: 0, multiply_adds: 1 << 20 },
-];
+static STAGES: [Stage; 2] = [stage(c"decode"), stage(c"batch")];
+
+const fn stage(title: &'static std::ffi::CStr) -> Stage {
+    Stage {
+        title: title.as_ptr(),
+        weight_bytes: 1 << 20,
+        common_bytes: 1 << 20,
+        multiply_adds: 1 << 20,
+        expert_bytes: std::ptr::null(),
+        layer: 0,
+        reserved: 0,
+    }
+}
 
 /// The numbers that generated code has as immediates.
 struct Layout {

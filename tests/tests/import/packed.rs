@@ -240,6 +240,7 @@ fn codes_in_groups_of_128_are_packed_as_they_are() {
                 format: Format::Q4K,
                 arrangement: Arrangement::Tiles { parts: vec![Part { tensor, rows }] },
                 experts: 1,
+                router: None,
                 order: None,
                 rows,
                 columns: WIDE,

@@ -27,6 +27,7 @@ fn pack(source: &dyn RowSource, format: Format) -> Vec<u8> {
         format,
         arrangement: Arrangement::Tiles { parts: vec![Part { tensor: "layers.0.gate".into(), rows: ROWS }] },
         experts: 1,
+        router: None,
         order: None,
         rows: ROWS,
         columns: SMALL_HIDDEN,

@@ -16,7 +16,7 @@ fn refusal(format: Format, value: f32) -> String {
     source.add("layers.3.experts.down", 2, 40, 50, &mut Random(11));
     source.0.get_mut("layers.3.experts.down").expect("just added").data[(40 + 37) * 50 + 49] = value;
     let down = item("down", format, tiles(&[("layers.3.experts.down", 40)]), 40, 50);
-    let mut items = [PayloadItem { experts: 2, ..down }];
+    let mut items = [PayloadItem { experts: 2, router: Some(0), ..down }];
     place(&mut items);
     pack(&items, &source, 2).map(|_| ()).expect_err("the weight cannot be stored").to_string()
 }
@@ -65,7 +65,7 @@ fn progress_is_complete_and_can_be_cancelled() {
     let mut source = Memory::default();
     source.add("w", 8, 256, 2048, &mut Random(13));
     let w = item("w", Format::F32, tiles(&[("w", 256)]), 256, 2048);
-    let mut items = [PayloadItem { experts: 8, ..w }];
+    let mut items = [PayloadItem { experts: 8, router: Some(0), ..w }];
     place(&mut items);
     let file = tempfile::tempfile().expect("a temporary file");
     let (cancel, most, calls) = (AtomicBool::new(false), AtomicU64::new(0), Mutex::new(Vec::new()));

@@ -81,6 +81,7 @@ pub(crate) fn item(name: &str, format: Format, arrangement: Arrangement, rows: u
         format,
         arrangement,
         experts: 1,
+        router: None,
         order: None,
         rows,
         columns,

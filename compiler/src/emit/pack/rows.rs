@@ -115,6 +115,7 @@ mod tests {
             format: Format::F32,
             arrangement,
             experts: 1,
+            router: None,
             order: None,
             rows,
             columns: 8,

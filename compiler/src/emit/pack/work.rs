@@ -84,7 +84,10 @@ fn pieces(items: &[PayloadItem]) -> Vec<Piece> {
     for (index, item) in items.iter().enumerate() {
         let (count, bytes) = units(item);
         let step = (PIECE / bytes.max(1)).max(1);
-        for expert in 0..item.experts {
+        // In their own order, as they are read.
+        let mut members = item.members();
+        members.sort_unstable();
+        for expert in members {
             for first in (0..count).step_by(step) {
                 pieces.push(Piece { item: index, expert, range: first..count.min(first + step) });
             }
@@ -318,7 +321,7 @@ impl Shared<'_> {
     }
 
     fn place(&self, item: &PayloadItem, piece: &Piece, tensor: &str, row: usize, column: usize) -> Place {
-        let expert = (item.experts > 1).then_some(piece.expert);
+        let expert = item.router.map(|_| piece.expert);
         Place { tensor: tensor.to_string(), expert, row, column }
     }
 

@@ -130,14 +130,17 @@ pub(super) fn multiply(x: &Rows, parts: &[&Matrix]) -> Vec<f32> {
     y
 }
 
-/// The products of each token's row, or of each of its slots' rows, with the matrix of the slot's expert.
-pub(super) fn expert_rows(x: &Rows, experts: &[i32], w: &Matrix) -> Vec<f32> {
+/// The products of each token's row, or of each of its slots' rows, with the matrix of the slot's expert, which is among those of
+/// `by_expert`.
+pub(super) fn expert_rows(x: &Rows, experts: &[i32], by_expert: &[&Matrix]) -> Vec<f32> {
     let mut quantized = None;
-    let x = w.meet(x, &mut quantized);
+    // All are quantized or none is, and rows are quantized alike for all.
+    let x = by_expert[0].meet(x, &mut quantized);
     let mut y = Vec::new();
     for (slot, &expert) in experts.iter().enumerate() {
         // As many rows as slots, or one for all the slots of a token.
         let row = slot * x.count() / experts.len();
+        let w = by_expert[expert as usize];
         w.products(&x, row, expert as usize * w.rows, w.rows, &mut y);
     }
     y

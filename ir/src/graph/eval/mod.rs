@@ -120,9 +120,10 @@ impl Evaluator {
         let heads = heads(graph);
         for node in graph.nodes() {
             if let Some(weight) = graph.op(node).weight() {
-                let layout = graph.weight(weight).format();
                 let x = graph.op(node).values().first().and_then(|x| heads.get(x)).copied();
-                load(graph, weights, weight, layout, x.filter(|_| layout.is_quantized()), &mut matrices)?;
+                for layout in graph.weight(weight).formats() {
+                    load(graph, weights, weight, layout, x.filter(|_| layout.is_quantized()), &mut matrices)?;
+                }
             }
             if let Op::Rope { head_dim: dim, .. } | Op::QkvRopeStore { head_dim: dim, .. } = graph.op(node) {
                 head_dim = *dim;
@@ -249,6 +250,13 @@ impl Evaluator {
         leaves(&self.graph, w).into_iter().map(|leaf| &self.matrices[&(leaf, self.graph.weight(w).format())]).collect()
     }
 
+    /// For each matrix that a weight's rows come from, the one of each expert, in its layout.
+    fn expert_parts(&self, w: WeightId) -> Vec<Vec<&Matrix>> {
+        let weight = self.graph.weight(w);
+        let of_leaf = |leaf| (0..weight.experts()).map(|e| &self.matrices[&(leaf, weight.format_of(e))]).collect();
+        leaves(&self.graph, w).into_iter().map(of_leaf).collect()
+    }
+
     /// Gate and up.
     fn gate_up(&self, w: WeightId) -> (&Matrix, &Matrix) {
         match self.parts(w).as_slice() {
@@ -351,12 +359,12 @@ impl Evaluator {
             }
             Op::SortByExpert { experts, count: _ } => vec![Tensor::I32(routing::sort_by_expert(i32s(experts)))],
             Op::ExpertMatmul { x, experts, w } => {
-                vec![Tensor::F32(expert_rows(&rows(x), i32s(experts), self.parts(*w)[0]))]
+                vec![Tensor::F32(expert_rows(&rows(x), i32s(experts), &self.expert_parts(*w)[0]))]
             }
             Op::ExpertGateUp { x, experts, w, dispatch: _, order: _ } => {
-                let (gate, up) = self.gate_up(*w);
-                let (rows, experts) = (rows(x), i32s(experts));
-                vec![Tensor::F32(gated(&expert_rows(&rows, experts, gate), &expert_rows(&rows, experts, up)))]
+                let (rows, experts, parts) = (rows(x), i32s(experts), self.expert_parts(*w));
+                let product = |part: &Vec<&Matrix>| expert_rows(&rows, experts, part);
+                vec![Tensor::F32(gated(&product(&parts[0]), &product(&parts[1])))]
             }
             Op::ExpertCombine { y, weights } => {
                 vec![Tensor::F32(routing::combine(
@@ -367,7 +375,7 @@ impl Evaluator {
                 ))]
             }
             Op::ExpertDownAdd { h, experts, weights, w, residual, dispatch: _, order: _ } => {
-                let down = expert_rows(&rows(h), i32s(experts), self.parts(*w)[0]);
+                let down = expert_rows(&rows(h), i32s(experts), &self.expert_parts(*w)[0]);
                 let k = columns_of(graph.ty(*weights));
                 let y = routing::combine(&down, f32s(weights), k, columns_of(graph.ty(*residual)));
                 vec![Tensor::F32(add_rows(f32s(residual), &y))]

@@ -2,35 +2,32 @@
 //!
 //! Stages of different layers with the same operations are one row. Deliberately absent: measuring (the runtime's), and the limits (`machine`).
 
-use super::work::{Limits, gives_logits, stage_bytes};
+use super::work::{Chosen, Limits, gives_logits, stage_bytes};
 use moec_runtime::model::StageCost;
 use moec_runtime::profile::StageTimes;
 use serde_json::{Value, json};
 
 /// What went through the model in the steps that were timed.
-#[derive(Clone, Copy)]
-pub struct Steps {
+pub struct Steps<'a> {
     /// Tokens in all steps together.
     pub tokens: u64,
     /// Rows of logits.
     pub logit_rows: u64,
     /// Steps that made some.
     pub logit_steps: u64,
-    /// Experts that a token chooses.
-    pub experts_per_token: u32,
-    /// Experts of a layer that were chosen in a step: the mean.
-    pub experts: f64,
+    /// The experts that were needed.
+    pub chosen: &'a Chosen,
 }
 
 /// Rows for the kinds of stages, those that took longest first.
-pub fn rows(times: &StageTimes, costs: &[StageCost], done: Steps, limits: Limits) -> Vec<Value> {
+pub fn rows(times: &StageTimes, costs: &[StageCost], done: &Steps<'_>, limits: Limits) -> Vec<Value> {
     let total: f64 = times.stages.iter().map(|t| t.as_secs_f64()).sum();
     let mut kinds: Vec<(&str, f64, f64, u64, usize)> = Vec::new();
     for (time, cost) in times.stages.iter().zip(costs) {
         let logits = gives_logits(cost);
         let adds = cost.multiply_adds * if logits { done.logit_rows } else { done.tokens };
         let steps = if logits { done.logit_steps } else { times.steps };
-        let bytes = steps as f64 * stage_bytes(cost, done.experts_per_token, done.experts);
+        let bytes = stage_bytes(cost, steps, done.chosen);
         match kinds.iter_mut().find(|kind| kind.0 == cost.title) {
             Some(kind) => {
                 kind.1 += time.as_secs_f64();
@@ -92,11 +89,17 @@ mod tests {
     fn stages_of_one_kind_are_one_row() {
         let ms = Duration::from_millis;
         let times = StageTimes { steps: 2, stages: vec![ms(10), ms(30), ms(20)] };
-        let cost =
-            |title, weight_bytes| StageCost { title, weight_bytes, expert_bytes: 0, multiply_adds: 2 * weight_bytes };
+        let cost = |title, weight_bytes| StageCost {
+            title,
+            weight_bytes,
+            common_bytes: weight_bytes,
+            multiply_adds: 2 * weight_bytes,
+            expert_bytes: &[],
+            layer: 0,
+        };
         let costs = [cost("gate_up", 100), cost("logits", 50), cost("gate_up", 100)];
-        let done = Steps { tokens: 2, logit_rows: 1, logit_steps: 1, experts_per_token: 0, experts: 0.0 };
-        let found = rows(&times, &costs, done, Limits { read: 1e5, products: 1e5, floats: 1e5 });
+        let done = Steps { tokens: 2, logit_rows: 1, logit_steps: 1, chosen: &Chosen::default() };
+        let found = rows(&times, &costs, &done, Limits { read: 1e5, products: 1e5, floats: 1e5 });
         assert_eq!(found.len(), 2);
         assert_eq!(found[0]["stages"], 2);
         assert!((found[0]["bytes_per_s"].as_f64().unwrap() - 400.0 / 0.03).abs() < 1e-6);

@@ -4,7 +4,7 @@
 
 use super::Plan;
 use super::profile::{self, Steps};
-use super::work::{Account, Limits, Work};
+use super::work::{Account, Chosen, Limits, Work};
 use crate::args::RunArgs;
 use crate::failure::Result;
 use moec_runtime::kv::Sequence;
@@ -35,7 +35,7 @@ pub struct Measured {
 }
 
 /// What a run does.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 pub struct Tally {
     /// What it reads and computes at least.
     pub work: Work,
@@ -45,20 +45,20 @@ pub struct Tally {
 }
 
 /// Steps that the same code makes.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 struct Count {
     steps: u64,
     tokens: u64,
     logit_rows: u64,
     logit_steps: u64,
-    /// Experts of a layer that were chosen, the mean over layers, summed over steps.
-    experts: f64,
+    /// The experts that they need.
+    chosen: Chosen,
 }
 
 impl Tally {
     /// Experts of a layer that were chosen in a step: the mean.
     pub fn experts(&self) -> f64 {
-        (self.single.experts + self.several.experts) / (self.single.steps + self.several.steps) as f64
+        (self.single.chosen.experts() + self.several.chosen.experts()) / (self.single.steps + self.several.steps) as f64
     }
 }
 
@@ -133,7 +133,7 @@ impl<'a> Runs<'a> {
         let run = self.run(kind, None);
         let times = self.model.end_profile();
         run?;
-        let Tally { single, several, .. } = self.measured(kind).tally;
+        let Tally { single, several, .. } = &self.measured(kind).tally;
         let [decode, batch] = self.model.descriptor().stages();
         let (times, stages, count) = match several.tokens >= single.tokens {
             true => (times.batch, batch, several),
@@ -143,10 +143,9 @@ impl<'a> Runs<'a> {
             tokens: count.tokens,
             logit_rows: count.logit_rows,
             logit_steps: count.logit_steps,
-            experts_per_token: self.model.descriptor().experts_per_token,
-            experts: count.experts / count.steps as f64,
+            chosen: &count.chosen,
         };
-        Ok(profile::rows(&times, &stages, done, limits))
+        Ok(profile::rows(&times, &stages, &done, limits))
     }
 
     /// Runs once; returns the seconds.
@@ -196,15 +195,15 @@ impl<'a> Runs<'a> {
             texts.iter_mut().zip(ids).map(|(sequence, tokens)| Part { sequence, tokens, logits }).collect();
         self.model.step(&mut parts, &mut self.logits, routes.as_mut())?;
         if let Some(tally) = tally {
-            let experts = routes.map_or(0.0, |routes| distinct(&routes));
-            tally.work += self.account.step(texts, each, rows, experts);
+            let chosen = routes.map_or_else(Chosen::default, |routes| Chosen::of_step(&routes, d.experts as usize));
+            tally.work += self.account.step(texts, each, rows, &chosen);
             let tokens = texts.len() * each;
             let count = if tokens == 1 { &mut tally.single } else { &mut tally.several };
             count.steps += 1;
             count.tokens += tokens as u64;
             count.logit_rows += rows as u64;
             count.logit_steps += u64::from(rows > 0);
-            count.experts += experts;
+            count.chosen.add(&chosen);
         }
         Ok(())
     }
@@ -212,17 +211,6 @@ impl<'a> Runs<'a> {
     fn empty(&self) -> Sequence {
         Sequence::new(self.model.pages(), self.model.descriptor().window())
     }
-}
-
-/// How many experts of a layer were chosen: the mean over layers.
-fn distinct(routes: &Routes) -> f64 {
-    let of_layer = |experts: &Vec<u32>| {
-        let mut experts = experts.clone();
-        experts.sort_unstable();
-        experts.dedup();
-        experts.len()
-    };
-    routes.experts.iter().map(of_layer).sum::<usize>() as f64 / routes.layers as f64
 }
 
 /// Numbers without a pattern that a router could like, the same in every run (splitmix64, Steele et al. 2014).
@@ -238,12 +226,6 @@ fn random_numbers() -> impl Iterator<Item = u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn experts_are_counted_once() {
-        let experts = vec![vec![0, 3, 3, 0, 1, 0], vec![2, 3, 2, 3, 2, 3]];
-        assert_eq!(distinct(&Routes { layers: 2, per_token: 2, experts, weights: vec![Vec::new(); 2] }), 2.5);
-    }
 
     #[test]
     fn random_ids_are_spread() {

@@ -5,6 +5,7 @@
 
 use moec_abi::PAGE_TOKENS;
 use moec_runtime::Descriptor;
+use moec_runtime::Routes;
 use moec_runtime::kv::Sequence;
 use moec_runtime::model::StageCost;
 use std::ops::{AddAssign, Div};
@@ -79,6 +80,36 @@ impl Div<f64> for Work {
     }
 }
 
+/// How often each expert was needed: by layer and expert the number of steps in which some token chose it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Chosen(Vec<Vec<u64>>);
+
+impl Chosen {
+    /// Of one step that left these routes, in a model with so many experts.
+    pub fn of_step(routes: &Routes, experts: usize) -> Chosen {
+        let of_layer = |chosen: &Vec<u32>| {
+            let mut needed = vec![0; experts];
+            chosen.iter().for_each(|&expert| needed[expert as usize] = 1);
+            needed
+        };
+        Chosen(routes.experts.iter().map(of_layer).collect())
+    }
+
+    /// Adds other steps.
+    pub fn add(&mut self, other: &Chosen) {
+        if self.0.is_empty() {
+            self.0.clone_from(&other.0);
+        } else {
+            self.0.iter_mut().flatten().zip(other.0.iter().flatten()).for_each(|(sum, steps)| *sum += steps);
+        }
+    }
+
+    /// Experts of a layer that were needed, summed over steps: the mean over layers.
+    pub fn experts(&self) -> f64 {
+        self.0.iter().flatten().sum::<u64>() as f64 / self.0.len().max(1) as f64
+    }
+}
+
 /// The work of a model's steps.
 pub struct Account {
     descriptor: Descriptor,
@@ -93,12 +124,11 @@ impl Account {
         Account { descriptor, stages }
     }
 
-    /// The step that was made last: the last `tokens` tokens of each of `sequences`, `rows` rows of logits, `experts` experts of a layer that some
-    /// token chose (the mean over layers).
-    pub fn step(&self, sequences: &[Sequence], tokens: usize, rows: usize, experts: f64) -> Work {
+    /// The step that was made last: the last `tokens` tokens of each of `sequences`, `rows` rows of logits, the experts that some token chose.
+    pub fn step(&self, sequences: &[Sequence], tokens: usize, rows: usize, chosen: &Chosen) -> Work {
         let d = self.descriptor;
         let needed = self.stages.iter().filter(|stage| rows > 0 || !gives_logits(stage));
-        let weights = needed.map(|stage| stage_bytes(stage, d.experts_per_token, experts)).sum();
+        let weights = needed.map(|stage| stage_bytes(stage, 1, chosen)).sum();
         let products = (sequences.len() * tokens) as f64 * d.multiply_adds_per_token as f64
             + rows as f64 * d.multiply_adds_per_logit_row as f64;
         let mut work = Work { weights, products, ..Work::default() };
@@ -120,9 +150,10 @@ pub fn gives_logits(stage: &StageCost) -> bool {
     stage.title.contains("logits")
 }
 
-/// Bytes of weights that a stage reads in one step in which `experts` experts are chosen, `per_token` by each token.
-pub fn stage_bytes(stage: &StageCost, per_token: u32, experts: f64) -> f64 {
-    stage.weight_bytes as f64 + (experts - f64::from(per_token)) * stage.expert_bytes as f64
+/// Bytes of weights that a stage reads in so many steps in which these experts are needed.
+pub fn stage_bytes(stage: &StageCost, steps: u64, chosen: &Chosen) -> f64 {
+    let experts = chosen.0.get(stage.layer).into_iter().flatten().zip(stage.expert_bytes);
+    (steps * stage.common_bytes + experts.map(|(times, bytes)| times * bytes).sum::<u64>()) as f64
 }
 
 #[cfg(test)]
@@ -140,8 +171,24 @@ mod tests {
 
     #[test]
     fn chosen_experts_are_read_once() {
-        let stage = StageCost { title: "gate_up", weight_bytes: 50, expert_bytes: 20, multiply_adds: 0 };
-        assert_eq!(stage_bytes(&stage, 2, 2.0), 50.0);
-        assert_eq!(stage_bytes(&stage, 2, 7.5), 160.0);
+        let stage = StageCost {
+            title: "gate_up",
+            weight_bytes: 50,
+            common_bytes: 10,
+            multiply_adds: 0,
+            expert_bytes: &[20, 20, 30],
+            layer: 1,
+        };
+        let step = |first: &[u32], second: &[u32]| {
+            let experts = vec![first.to_vec(), second.to_vec()];
+            Chosen::of_step(&Routes { layers: 2, per_token: 2, experts, weights: vec![Vec::new(); 2] }, 3)
+        };
+        let mut both = step(&[0, 1], &[0, 1]);
+        assert_eq!(stage_bytes(&stage, 1, &both), 50.0);
+        both.add(&step(&[0, 1, 1, 0], &[2, 0, 2, 1]));
+        assert_eq!(stage_bytes(&stage, 2, &both), 10.0 + 40.0 + 10.0 + 70.0);
+        assert_eq!(both.experts(), (2.0 + 2.0 + 2.0 + 3.0) / 2.0);
+        let dense = StageCost { expert_bytes: &[], ..stage };
+        assert_eq!(stage_bytes(&dense, 3, &Chosen::default()), 30.0);
     }
 }
