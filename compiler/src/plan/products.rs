@@ -14,7 +14,7 @@ use super::{EXPERT_PLACES, PlanError};
 use crate::kernels::{Combine, Epilogue, Interleave, Matmul, MatmulTuning};
 use crate::target::{ProductShape, ProductTuning};
 use moec_abi::{LANES, round_up};
-use moec_ir::graph::{Dispatch, Mode, NodeId, Role, ValueId, WeightId};
+use moec_ir::graph::{Activation, Dispatch, Mode, NodeId, Role, ValueId, WeightId};
 
 /// A weight with the activation rows that it meets.
 #[derive(Clone, Debug)]
@@ -362,11 +362,18 @@ impl Stages<'_> {
         Ok(())
     }
 
-    pub(super) fn gate_up(&mut self, x: ValueId, w: WeightId, y: ValueId) -> Result<(), PlanError> {
+    pub(super) fn gate_up(
+        &mut self,
+        x: ValueId,
+        w: WeightId,
+        activation: Activation,
+        y: ValueId,
+    ) -> Result<(), PlanError> {
+        let epilogue = Epilogue::Gated(activation);
         let product = self.product(x, w);
         let to = self.allot(y, Scope::Shared);
         self.planner.begin("gate_up", Split::Other, &[product.x.buffer], &[to.buffer]);
-        self.account(&product, 1, Epilogue::SiluMul, to.stride);
+        self.account(&product, 1, epilogue, to.stride);
         let mut actions = Vec::new();
         let units = self.planner.share(&mut actions, product.tiles / 2);
         let all = Operands {
@@ -376,7 +383,7 @@ impl Stages<'_> {
             rows: None,
             tokens: self.row_count(self.rows(y)),
         };
-        let results = Results { epilogue: Epilogue::SiluMul, stride: to.stride };
+        let results = Results { epilogue, stride: to.stride };
         self.units(&mut actions, &product, results, units, &all);
         self.planner.push(actions);
         Ok(())
@@ -504,10 +511,11 @@ impl Stages<'_> {
         x: ValueId,
         experts: ValueId,
         w: WeightId,
-        dispatch: Dispatch,
-        order: Option<ValueId>,
+        activation: Activation,
+        (dispatch, order): (Dispatch, Option<ValueId>),
         y: ValueId,
     ) -> Result<(), PlanError> {
+        let epilogue = Epilogue::Gated(activation);
         let slots = self.slots(y)?;
         let product = self.product(x, w);
         let chosen = self.place(experts);
@@ -515,19 +523,18 @@ impl Stages<'_> {
         let mut reads = vec![product.x.buffer, chosen.buffer];
         reads.extend(order.map(|o| self.place(o).buffer));
         self.planner.begin("expert_gate_up", Split::Other, &reads, &[to.buffer]);
-        self.account(&product, slots, Epilogue::SiluMul, to.stride);
+        self.account(&product, slots, epilogue, to.stride);
         let mut actions = Vec::new();
         match (dispatch, order) {
             (Dispatch::Grouped, Some(order)) => {
                 let count = self.graph.weight(w).experts();
                 let (place, layout) = self.sorted(order, count, slots);
                 let units = self.planner.share(&mut actions, product.tiles / 2);
-                let epilogue = Epilogue::SiluMul;
                 self.experts_in_turn(&mut actions, &product, epilogue, place, layout, count, true, to, &units);
                 self.by_expert.insert(y, order);
             }
             (Dispatch::Decode | Dispatch::General | Dispatch::Grouped, _) => {
-                self.by_slot(&mut actions, &product, Epilogue::SiluMul, chosen, slots, &SlotRows::Token, to);
+                self.by_slot(&mut actions, &product, epilogue, chosen, slots, &SlotRows::Token, to);
             }
         }
         self.planner.push(actions);

@@ -76,6 +76,8 @@ impl Kernel {
             | Op::Add { .. }
             | Op::Mul { .. }
             | Op::Silu { .. }
+            | Op::Gelu { .. }
+            | Op::SoftCap { .. }
             | Op::GateRows { .. }
             | Op::TopK { .. }
             | Op::ExpertCombine { .. }

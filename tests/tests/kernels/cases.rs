@@ -3,10 +3,11 @@
 use half::{bf16, f16};
 use moec::kernels::{
     Attention, Combine, Elementwise, ElementwiseOp, Embed, EmbedTile, Epilogue, GateRow, Interleave, Kernel, KvFormat,
-    Matmul, MatmulTuning, Norm, Outputs, Quantize, Rope, SortByExpert, StoreKey, StoreValue, TopK,
+    Matmul, MatmulTuning, Norm, Outputs, Quantize, Rope, SoftCap, SortByExpert, StoreKey, StoreValue, TopK,
 };
 use moec::plan::layout::Format;
-use moec_ir::math::{sigmoid, silu};
+use moec_ir::graph::Activation;
+use moec_ir::math::{gelu, sigmoid, silu, soft_cap};
 
 use crate::harness::{Arg, Case, Random, f32s, padded, u32s};
 use crate::reference::{
@@ -35,6 +36,7 @@ pub fn of(family: &str) -> Vec<Case> {
         "Combine" => combines(),
         "Elementwise" => elementwises(),
         "GateRow" => gate_rows(),
+        "SoftCap" => soft_caps(),
         other => panic!("no cases for kernels of the family {other}"),
     }
 }
@@ -61,7 +63,9 @@ pub fn matmul(r: &mut Random, kernel: Matmul, units: usize) -> Case {
             let y = match epilogue {
                 Epilogue::Store => dot(i),
                 Epilogue::Add => old + dot(i),
-                Epilogue::SiluMul => silu(dot(i / 16 * 32 + i % 16)) * dot(i / 16 * 32 + 16 + i % 16),
+                Epilogue::Gated(activation) => {
+                    activation.apply(dot(i / 16 * 32 + i % 16)) * dot(i / 16 * 32 + 16 + i % 16)
+                }
             };
             after[at..at + 4].copy_from_slice(&y.to_le_bytes());
         }
@@ -84,7 +88,7 @@ fn matmuls() -> Vec<Case> {
         let kernel = Matmul { format, k, tokens, span, epilogue, y_stride, codebook, tuning };
         cases.push(matmul(&mut r, kernel, units));
     };
-    let epilogues = [Epilogue::Store, Epilogue::Add, Epilogue::SiluMul];
+    let epilogues = [Epilogue::Store, Epilogue::Add, Epilogue::Gated(Activation::Silu)];
     let mut choices = Random::new(6);
     for format in Format::ALL {
         let default = MatmulTuning::plain(format);
@@ -117,7 +121,8 @@ fn matmuls() -> Vec<Case> {
         if !exact {
             add(format, 160, 1, Epilogue::Store, default, 0);
             add(format, 4096, 1, Epilogue::Add, default, 1);
-            add(format, 4096 + 32, 2, Epilogue::SiluMul, default, 1);
+            add(format, 4096 + 32, 2, Epilogue::Gated(Activation::Silu), default, 1);
+            add(format, 160, 3, Epilogue::Gated(Activation::Gelu), default, 2);
         }
     }
     cases
@@ -308,7 +313,7 @@ fn store_values() -> Vec<Case> {
 fn attentions() -> Vec<Case> {
     let mut r = Random::new(7);
     let mut cases = Vec::new();
-    let mut add = |d: usize, group: usize, kv: KvFormat, lo: usize, hi: usize| {
+    let mut add = |d: usize, group: usize, kv: KvFormat, cap: Option<f32>, lo: usize, hi: usize| {
         let pages = hi.div_ceil(64);
         let size = padded_head(d);
         let rows = |r: &mut Random| -> Vec<Vec<f32>> {
@@ -316,10 +321,10 @@ fn attentions() -> Vec<Case> {
         };
         let (k, v) = (rows(&mut r), rows(&mut r));
         let q: Vec<Vec<f32>> = (0..group).map(|_| r.f32s(d)).collect();
-        let out: Vec<f32> = q.iter().flat_map(|q| pad_head(&attention(q, &k, &v, lo, hi))).collect();
+        let out: Vec<f32> = q.iter().flat_map(|q| pad_head(&attention(q, &k, &v, cap, lo, hi))).collect();
 
         let (k_offset, v_offset) = (64 * r.below(3), 128 + 64 * size * kv.bytes() + 64 * r.below(3));
-        let kernel = Attention { head_dim: d, group, kv };
+        let kernel = Attention { head_dim: d, group, kv, cap_bits: cap.map(f32::to_bits) };
         let scratch_bytes = kernel.scratch_bytes();
         let mut c = Case::new(kernel);
         let q: Vec<f32> = q.iter().flat_map(|q| pad_head(q)).collect();
@@ -364,14 +369,15 @@ fn attentions() -> Vec<Case> {
                 [(0, 1), (0, 17), (0, 64), (0, 65), (0, 200), (63, 64), (70, 131), (5, 130)].into_iter().enumerate()
             {
                 if d <= 32 || i % 3 == 1 {
-                    add(d, 1 + (i + d / 4) % 6, kv, lo, hi);
+                    let cap = (i % 3 == 1).then_some([0.7, 50.0][i % 2]);
+                    add(d, 1 + (i + d / 4) % 6, kv, cap, lo, hi);
                 }
             }
         }
     }
-    add(16, 8, KvFormat::F16, 0, 150);
-    add(16, 19, KvFormat::F32, 30, 90);
-    add(128, 4, KvFormat::F16, 100, 201);
+    add(16, 8, KvFormat::F16, None, 0, 150);
+    add(16, 19, KvFormat::F32, Some(3.0), 30, 90);
+    add(128, 4, KvFormat::F16, None, 100, 201);
     cases
 }
 
@@ -379,7 +385,7 @@ fn embeds() -> Vec<Case> {
     let mut r = Random::new(8);
     let mut cases = Vec::new();
     for format in [Format::F32, Format::Bf16, Format::F16] {
-        for h in [16, 20, 32, 44, 64, 96, 100, 160, 4096] {
+        for (h, scale) in [16, 20, 32, 44, 64, 96, 100, 160, 4096].map(|h| (h, (h % 3 == 1).then_some(7.3f32))) {
             let x = r.f32s(h);
             let (mut row, mut y) = (Vec::new(), Vec::new());
             for x in x {
@@ -399,7 +405,8 @@ fn embeds() -> Vec<Case> {
                 }
             }
             row.extend([0xff; 64]);
-            let mut c = Case::new(Embed { format, h });
+            y.iter_mut().for_each(|y| *y *= scale.unwrap_or(1.0));
+            let mut c = Case::new(Embed { format, h, scale_bits: scale.map(f32::to_bits) });
             let regions = [c.input("row", row), c.output("y", f32s(&padded(&y, 32)))];
             c.at(&regions);
             cases.push(c);
@@ -415,8 +422,9 @@ fn embed_tiles() -> Vec<Case> {
         for k in [32, 96, 128, 160, 384] {
             let w = Matrix::random(&mut r, format, 16, k, &[0; 16]);
             for lane in [0, 1 + r.below(14), 15] {
-                let y: Vec<f32> = (0..k).map(|k| w.weight(lane, k)).collect();
-                let mut c = Case::new(EmbedTile { format, k });
+                let scale = (lane == 15).then_some(7.3f32);
+                let y: Vec<f32> = (0..k).map(|k| w.weight(lane, k) * scale.unwrap_or(1.0)).collect();
+                let mut c = Case::new(EmbedTile { format, k, scale_bits: scale.map(f32::to_bits) });
                 let tile = c.input("tile", w.packed.clone());
                 c.at(&[tile]);
                 c.ints(&[lane]);
@@ -548,6 +556,7 @@ fn elementwises() -> Vec<Case> {
                     ElementwiseOp::Mul => a * s,
                     ElementwiseOp::SiluMul => silu(*a) * s,
                     ElementwiseOp::Silu => silu(*a),
+                    ElementwiseOp::Gelu => gelu(*a),
                     ElementwiseOp::Copy => *a,
                 };
                 let y = f32s(&a.iter().zip(&second).map(y).collect::<Vec<f32>>());
@@ -592,6 +601,32 @@ fn gate_rows() -> Vec<Case> {
             } else {
                 let (x, y) = (c.input("x", f32s(&x)), c.output("y", f32s(&y)));
                 c.at(&[x, gate, y]);
+            }
+            c.ints(&[n]);
+            cases.push(c);
+        }
+    }
+    cases
+}
+
+fn soft_caps() -> Vec<Case> {
+    let mut r = Random::new(15);
+    let mut cases = Vec::new();
+    for (n, cap) in [(0, 30.0), (16, 30.0), (96, 0.5), (4096, 50.0)] {
+        for in_place in [false, true] {
+            let mut x: Vec<f32> = r.f32s(n).iter().map(|x| x * 200.0).collect();
+            // Both sides of where tanh changes its formula, and beyond what exp can.
+            for (x, special) in x.iter_mut().zip([0.0, -0.0, 0.5 * cap, -0.5 * cap, 1e-30, 1e9, -1e9, f32::INFINITY]) {
+                *x = special;
+            }
+            let y: Vec<f32> = x.iter().map(|&x| soft_cap(x, cap)).collect();
+            let mut c = Case::new(SoftCap { cap_bits: cap.to_bits() });
+            if in_place {
+                let x = c.inout("x", f32s(&x), f32s(&y));
+                c.at(&[x, x]);
+            } else {
+                let (x, y) = (c.input("x", f32s(&x)), c.output("y", f32s(&y)));
+                c.at(&[x, y]);
             }
             c.ints(&[n]);
             cases.push(c);
