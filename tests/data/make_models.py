@@ -45,7 +45,7 @@ MODELS = {
     # norms behind the blocks, soft-capping, windows in every other layer, GELU, large embeddings; heads that are not hidden / heads
     "gemma2-a": ("Gemma2", dict(head_dim=24, num_hidden_layers=3, sliding_window=6, query_pre_attn_scalar=20, attn_logit_softcapping=2.0,
                                 final_logit_softcapping=1.0, tie_word_embeddings=True)),
-    # the same without most of it
+    # the same without most of it; not among the models of every test, as it shows nothing that the one before does not
     "gemma-a": ("Gemma", dict(head_dim=16, tie_word_embeddings=True)),
     # every bias that Llama can have; dynamic rope
     "llama-biases": ("Llama", dict(attention_bias=True, mlp_bias=True, head_dim=20,

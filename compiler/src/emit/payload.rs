@@ -11,6 +11,7 @@ use crate::plan::Plan;
 use crate::plan::payload::Arrangement;
 use moec_abi::metadata::{Metadata, WeightEntry};
 use moec_abi::{ABI_VERSION, PAYLOAD_MAGIC, PayloadHeader, Plain};
+use moec_ir::graph::Role;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -113,10 +114,14 @@ fn metadata(plan: &Plan, model: &Model, report: Option<&PackReport>) -> Metadata
     for (i, item) in plan.payload.items.iter().enumerate() {
         let table = if matches!(item.arrangement, Arrangement::ExpertPlaces { .. }) { "places" } else { "rope" };
         let role = item.role.map_or(table, |role| role.name());
-        quantization.insert(role.to_string(), item.format.name().to_string());
+        let also = item.shared.as_ref().map(|_| Role::Output.name().to_string());
+        for role in [Some(role), also.as_deref()].into_iter().flatten() {
+            quantization.insert(role.to_string(), item.format.name().to_string());
+        }
         weights.push(WeightEntry {
             name: item.name.clone(),
             role: role.to_string(),
+            also,
             layout: item.format.name().to_string(),
             rows: (item.experts * item.rows) as u64,
             cols: item.columns as u64,

@@ -376,6 +376,7 @@ fn attentions() -> Vec<Case> {
         }
     }
     add(16, 8, KvFormat::F16, None, 0, 150);
+    add(256, 2, KvFormat::F16, Some(50.0), 3, 70);
     add(16, 19, KvFormat::F32, Some(3.0), 30, 90);
     add(128, 4, KvFormat::F16, None, 100, 201);
     cases

@@ -340,3 +340,21 @@ fn whole(value: &Value) -> Option<u64> {
 fn shortest(number: f64) -> f64 {
     if f64::from(number as f32) == number { (number as f32).to_string().parse().unwrap_or(number) } else { number }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_of_gemma_2_by_its_sizes() {
+        let scalar = |layers: usize, hidden: usize, heads: usize, head_dim: usize| {
+            let keys = json!({
+                "num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads, "head_dim": head_dim,
+            });
+            query_scalar(keys.as_object().expect("an object"))
+        };
+        assert_eq!(scalar(26, 2304, 8, 256), json!(256.0));
+        assert_eq!(scalar(42, 3584, 16, 256), json!(256.0));
+        assert_eq!(scalar(46, 4608, 32, 128), json!(144.0));
+    }
+}
