@@ -117,15 +117,9 @@ impl Progress for Quiet {
 
 /// Compiles a model for this machine.
 pub fn build(model: &Path, quant: &str, kv: &str) -> Compiled {
-    build_without(model, quant, kv, &[])
-}
-
-/// Compiles a model for this machine, leaving out passes.
-pub fn build_without(model: &Path, quant: &str, kv: &str, passes: &[&str]) -> Compiled {
     let options = Options {
         quant: quant.parse().expect("a quantization"),
         kv: if kv == "f32" { KvType::F32 } else { KvType::F16 },
-        disabled: passes.iter().map(|p| p.parse().expect("a pass")).collect(),
         ..Options::default()
     };
     build_with(model, &options)

@@ -496,17 +496,21 @@ fn slow_readers_hold_nobody_up() {
 
 fn overload_is_429() {
     let server = serve_slowly("fake", &["--parallel", "1", "--queue", "1"]);
-    let body = completion(json!({ "max_tokens": 50 }));
+    let body = completion(json!({ "max_tokens": 60 }));
     let first = server.start("/v1/completions", &body);
     let second = server.start("/v1/completions", &body);
     server.until("one runs and one waits", || server.get("/health").ok()["requests"] == 2);
     let refused = server.post("/v1/completions", &body);
-    assert_eq!((refused.error().0, refused.header("retry-after")), (429, Some("1")));
+    let retry_after = |reply: &harness::http::Reply| reply.header("retry-after").unwrap().parse::<u64>().unwrap();
+    assert_eq!(refused.error().0, 429);
+    assert!((1..=60).contains(&retry_after(&refused)));
     assert_eq!(server.post("/v1/embeddings", &json!({ "input": "x" })).error().0, 429);
     let whole = |reply: harness::http::Reply| reply.ok()["usage"]["completion_tokens"].clone();
-    assert_eq!((whole(read(first)), whole(read(second))), (json!(50), json!(50)));
+    assert_eq!((whole(read(first)), whole(read(second))), (json!(60), json!(60)));
     // Of several answers all are taken or none.
-    assert_eq!(server.post("/v1/completions", &completion(json!({ "n": 3 }))).error().0, 429);
+    let refused = server.post("/v1/completions", &completion(json!({ "n": 3 })));
+    assert_eq!(refused.error().0, 429);
+    assert!((2..=60).contains(&retry_after(&refused)), "60 steps of 20 ms for each of those that ended");
     server.until("nothing is left", || server.get("/health").ok()["requests"] == 0);
     assert_eq!(server.post("/v1/completions", &completion(json!({ "n": 2, "max_tokens": 1 }))).status, 200);
 }

@@ -67,6 +67,8 @@ pub struct StepReport {
     pub cached_tokens: usize,
     /// Requests preempted since the step before.
     pub preempted: usize,
+    /// Requests that ended since the step before: done, failed, or given up by their callers.
+    pub ended: usize,
     /// Requests that run.
     pub running: usize,
     /// Requests that wait.

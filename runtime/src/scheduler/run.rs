@@ -98,6 +98,7 @@ impl Loop {
     fn finish(&mut self, mut task: Task, event: Event) {
         // First the place, then the word: who hears the word may submit the next request at once.
         self.shared.open.fetch_sub(1, Ordering::SeqCst);
+        self.report.ended += 1;
         task.sink.send(event);
     }
 
@@ -108,6 +109,7 @@ impl Loop {
         self.running.retain(|task| !task.sink.is_closed());
         let gone = before - self.waiting.len() - self.running.len();
         self.shared.open.fetch_sub(gone, Ordering::SeqCst);
+        self.report.ended += gone;
     }
 
     /// Lets waiting requests in, in order, while there are places and room for all their tokens and one more.

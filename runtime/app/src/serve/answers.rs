@@ -109,7 +109,7 @@ pub async fn ask(
             };
             let (wire, events) = mpsc::unbounded_channel();
             let request = Request { prompt: question.prompt.clone(), work: Work::Generate(generate) };
-            server.scheduler.submit(request, Box::new(Wire(wire)))?;
+            server.submit(request, Wire(wire))?;
             tasks.push(Follow {
                 server: server.clone(),
                 number: tasks.len(),

@@ -83,7 +83,7 @@ pub async fn embed(State(server): State<Arc<Server>>, mut object: Object) -> Ans
     let mut events = Vec::with_capacity(prompts.len());
     for prompt in prompts {
         let (wire, received) = mpsc::unbounded_channel();
-        server.scheduler.submit(Request { prompt, work: Work::Embed(pooling) }, Box::new(Wire(wire)))?;
+        server.submit(Request { prompt, work: Work::Embed(pooling) }, Wire(wire))?;
         events.push(received);
     }
     let mut data = Vec::with_capacity(events.len());

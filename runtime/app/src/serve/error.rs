@@ -19,7 +19,7 @@ pub struct ApiError {
     /// For programs.
     pub code: Option<&'static str>,
     /// Seconds after which to try again.
-    pub retry_after: Option<usize>,
+    pub retry_after: Option<u64>,
 }
 
 impl ApiError {
@@ -99,11 +99,9 @@ impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> ApiError {
         let message = refusal.to_string();
         match refusal {
-            Refusal::QueueFull { .. } => ApiError {
-                code: Some("rate_limit_exceeded"),
-                retry_after: Some(1),
-                ..ApiError::new(StatusCode::TOO_MANY_REQUESTS, message)
-            },
+            Refusal::QueueFull { .. } => {
+                ApiError::new(StatusCode::TOO_MANY_REQUESTS, message).with_code("rate_limit_exceeded")
+            }
             Refusal::Closed => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, message).with_code("shutting_down"),
             Refusal::Invalid(error) => error.into(),
         }
@@ -131,7 +129,9 @@ mod tests {
         );
         let full: ApiError = Refusal::QueueFull { waiting: 3 }.into();
         assert_eq!((full.status.as_u16(), full.body()["error"]["type"].as_str()), (429, Some("rate_limit_error")));
-        assert_eq!(full.into_response().headers()["retry-after"], "1");
+        assert_eq!(full.retry_after, None, "this one does not know the pace");
+        let told = ApiError { retry_after: Some(7), ..full };
+        assert_eq!(told.into_response().headers()["retry-after"], "7");
         let long: ApiError = Error::ContextFull { tokens: 9, context: 5 }.into();
         assert_eq!((long.status.as_u16(), long.code), (400, Some("context_length_exceeded")));
     }

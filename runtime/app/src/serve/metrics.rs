@@ -1,6 +1,6 @@
 //! Figures for Prometheus: `/metrics`.
 
-use moec_runtime::scheduler::{Observer, StepReport};
+use moec_runtime::scheduler::StepReport;
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 use std::sync::Arc;
 
@@ -91,13 +91,8 @@ impl Metrics {
         })
     }
 
-    /// Keeps the figures up to date, step by step.
-    pub fn observer(self: &Arc<Metrics>) -> Observer {
-        let metrics = self.clone();
-        Box::new(move |report: &StepReport| metrics.observe(report))
-    }
-
-    fn observe(&self, report: &StepReport) {
+    /// Takes in what happened in a step.
+    pub fn observe(&self, report: &StepReport) {
         if report.tokens > 0 {
             self.step_seconds.observe(report.time.as_secs_f64());
             self.batch_requests.observe(report.requests as f64);

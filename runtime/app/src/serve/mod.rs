@@ -20,6 +20,7 @@ mod logprobs;
 mod messages;
 mod metrics;
 mod openapi;
+mod pace;
 mod state;
 mod streaming;
 mod texts;
@@ -36,12 +37,13 @@ use axum::routing::{get, post};
 use axum::{Router, http::Method};
 use error::ApiError;
 use metrics::Metrics;
-use moec_runtime::scheduler::{Limits, Scheduler};
+use moec_runtime::scheduler::{Limits, Scheduler, StepReport};
 use moec_runtime::{Descriptor, Options};
+use pace::Pace;
 use state::Server;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tower_http::catch_panic::CatchPanicLayer;
 
 /// Threads for connections: they only carry text.
@@ -59,7 +61,7 @@ pub(crate) fn run(descriptor: Descriptor, options: &Options, args: &Serve) -> Re
         Failure::Refused(format!("cannot listen on {host}:{port}: {source}{remedy}"))
     })?;
     let stats = args.run.expert_stats.as_deref().map(StatsFile::check).transpose()?;
-    let metrics = Metrics::new();
+    let (metrics, pace) = (Metrics::new(), Arc::new(Pace::default()));
     let page_bytes = descriptor.page_bytes;
     let limits = Limits {
         parallel: args.parallel.map_or(Limits::default().parallel, usize::from),
@@ -69,11 +71,18 @@ pub(crate) fn run(descriptor: Descriptor, options: &Options, args: &Serve) -> Re
         prefix_cache: !args.no_prefix_cache,
         ..Limits::default()
     };
-    let scheduler = Scheduler::start(descriptor, options, &limits, metrics.observer())?;
+    let observer = {
+        let (metrics, pace) = (metrics.clone(), pace.clone());
+        Box::new(move |report: &StepReport| {
+            metrics.observe(report);
+            pace.observe(report.ended, report.running + report.waiting > 0, Instant::now());
+        })
+    };
+    let scheduler = Scheduler::start(descriptor, options, &limits, observer)?;
     let stats = stats.map(|file| file.start(scheduler.model())).transpose()?;
     let context = args.context.map_or(scheduler.context(), |context| (context as usize).min(scheduler.context()));
     let name = args.model_name.clone().unwrap_or_else(|| scheduler.model().metadata().name.clone());
-    let server = Arc::new(Server::new(scheduler, metrics, name, args.api_key.clone(), context));
+    let server = Arc::new(Server::new(scheduler, metrics, pace, name, args.api_key.clone(), context));
     let shown =
         listener.local_addr().map_or_else(|_| format!("{}:{}", args.host, args.port), |address| address.to_string());
     if context < descriptor.context as usize && args.context.is_none() {
@@ -113,6 +122,7 @@ fn routes(server: &Arc<Server>, max_body: usize) -> (Router, Arc<Server>) {
         .route("/v1/models/{id}", get(info::one_model))
         .route("/tokenize", post(texts::tokenize))
         .route("/detokenize", post(texts::detokenize))
+        .route("/tokenizer_info", get(texts::tokenizer_info))
         .route("/apply-template", post(texts::apply_template))
         .route("/metrics", get(info::metrics))
         .route_layer(middleware::from_fn_with_state(server.clone(), authorize));

@@ -14,8 +14,8 @@ pub async fn openapi() -> Json<utoipa::openapi::OpenApi> {
 #[openapi(
     info(title = "A compiled language model", description = "OpenAI-compatible interface of a model compiled by moec", license(name = "Apache-2.0")),
     paths(
-        chat::chat, completions::complete, embeddings::embed, texts::tokenize, texts::detokenize, texts::apply_template,
-        info::models, info::one_model, info::health, info::metrics,
+        chat::chat, completions::complete, embeddings::embed, texts::tokenize, texts::detokenize, texts::tokenizer_info,
+        texts::apply_template, info::models, info::one_model, info::health, info::metrics,
     ),
     tags(
         (name = "generation", description = "Answers and continuations"), (name = "embeddings", description = "Vectors"),

@@ -1,19 +1,22 @@
 //! What all handlers share.
 
+use super::answers::Wire;
 use super::error::{Answer, ApiError};
 use super::grammar::Grammars;
 use super::metrics::Metrics;
-use moec_runtime::scheduler::Scheduler;
+use super::pace::Pace;
+use moec_runtime::scheduler::{Refusal, Request, Scheduler};
 use moec_runtime::{Model, Tokenizer};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// The server's state.
 pub struct Server {
     pub scheduler: Scheduler,
     pub metrics: Arc<Metrics>,
+    pace: Arc<Pace>,
     /// Name of the model in requests and answers.
     pub model_name: String,
     /// Bearer token that requests must carry.
@@ -31,6 +34,7 @@ impl Server {
     pub fn new(
         scheduler: Scheduler,
         metrics: Arc<Metrics>,
+        pace: Arc<Pace>,
         model_name: String,
         api_key: Option<String>,
         context: usize,
@@ -38,6 +42,7 @@ impl Server {
         Server {
             scheduler,
             metrics,
+            pace,
             model_name,
             api_key,
             context,
@@ -54,6 +59,18 @@ impl Server {
 
     pub fn tokenizer(&self) -> Answer<&Tokenizer> {
         Ok(self.model().tokenizer()?)
+    }
+
+    /// Hands a request to the scheduler; its events go to `wire`.
+    ///
+    /// # Errors
+    /// Those of [`Scheduler::submit`]. Who is refused because the queue is full is told when to come back.
+    pub fn submit(&self, request: Request, wire: Wire) -> Answer<()> {
+        self.scheduler.submit(request, Box::new(wire)).map_err(|refusal| {
+            let full = matches!(refusal, Refusal::QueueFull { .. });
+            let retry_after = full.then(|| self.pace.seconds(Instant::now()));
+            ApiError { retry_after, ..refusal.into() }
+        })
     }
 
     /// The token ids of a text; see [`Tokenizer::encode`].

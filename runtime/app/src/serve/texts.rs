@@ -1,4 +1,4 @@
-//! `/tokenize`, `/detokenize`, `/apply-template`: what a text is to the model.
+//! `/tokenize`, `/detokenize`, `/tokenizer_info`, `/apply-template`: what a text is to the model.
 
 use super::body::Object;
 use super::error::Answer;
@@ -54,6 +54,21 @@ pub async fn detokenize(State(server): State<Arc<Server>>, object: Object) -> An
     let tokenizer = server.tokenizer()?;
     let text = unhurried(request.tokens.len(), || tokenizer.decode(&request.tokens))?;
     Ok(Json(json!({ "content": text, "prompt": text })))
+}
+
+/// What programs ask that write texts for the model themselves: its special tokens and its chat template, by the names that
+/// they have in `tokenizer_config.json`.
+#[utoipa::path(get, path = "/tokenizer_info", tag = "texts", responses((status = 200, description = "Tokens and template")))]
+pub async fn tokenizer_info(State(server): State<Arc<Server>>) -> Answer<Json<Value>> {
+    let (metadata, tokenizer) = (server.model().metadata(), server.tokenizer()?);
+    let name = |said: &Option<String>, id: Option<u32>| said.clone().or_else(|| tokenizer.name(id?));
+    Ok(Json(json!({
+        "bos_token": name(&metadata.bos_token, metadata.bos_token_id),
+        "eos_token": name(&metadata.eos_token, metadata.eos_token_ids.first().copied()),
+        "chat_template": metadata.chat_template,
+        "vocab_size": server.model().descriptor().vocab,
+        "model_max_length": server.context,
+    })))
 }
 
 /// A conversation to write as the model reads it.
