@@ -9,11 +9,12 @@ use super::layout::Format;
 use super::planner::{Place, Planner, Share, Split, call};
 use super::program::{Action, Expr, Field, StageProduct};
 use super::quant::CODEBOOK;
+use super::routing::Sorted;
 use super::stages::{Rows, Stages, WORD};
 use super::{EXPERT_PLACES, PlanError};
 use crate::kernels::{Combine, Epilogue, Interleave, Matmul, MatmulTuning};
 use crate::target::{ProductShape, ProductTuning};
-use moec_abi::{LANES, round_up};
+use moec_abi::LANES;
 use moec_ir::graph::{Activation, Dispatch, Mode, NodeId, Role, ValueId, WeightId};
 
 /// A weight with the activation rows that it meets.
@@ -58,26 +59,6 @@ struct Results {
     epilogue: Epilogue,
     /// Bytes from a token's row to the next.
     stride: usize,
-}
-
-/// Layout of what `sort_by_expert` leaves: where each expert's tokens begin, the tokens by expert, and where each (token, slot) went.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sorted {
-    /// Offset of the tokens by expert.
-    pub order: usize,
-    /// Offset of the place of each (token, slot).
-    pub position: usize,
-    /// Size of all.
-    pub bytes: usize,
-}
-
-impl Sorted {
-    /// For `experts` experts and lists of `pairs` bytes.
-    pub fn new(experts: usize, pairs: usize) -> Sorted {
-        let order = round_up((experts + 1) * WORD, 64);
-        let position = order + round_up(pairs, 64);
-        Sorted { order, position, bytes: position + round_up(pairs, 64) }
-    }
 }
 
 /// Which activation row a (token, slot) reads.
