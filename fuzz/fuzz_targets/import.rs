@@ -75,5 +75,5 @@ fuzz_target!(|input: &[u8]| {
     }
     let Ok(model) = moec::import::open(directory) else { return };
     read_all(&model);
-    plan(&model);
+    plan(&model, &["none", "q8"]);
 });

@@ -31,9 +31,9 @@ pub fn read_all(model: &Model) {
     }
 }
 
-/// Plans the model, its weights as they are stored and quantized. A model may have sizes that nothing can be planned for.
-pub fn plan(model: &Model) {
-    for quant in ["none", "q8"] {
+/// Plans the model for each `--quant`. A model may have sizes that nothing can be planned for.
+pub fn plan(model: &Model, quants: &[&str]) {
+    for quant in quants {
         let quant = quant.parse().expect("a --quant option");
         let _plan = compile(model, &Options { quant, ..Options::default() });
     }
