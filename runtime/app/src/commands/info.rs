@@ -127,7 +127,7 @@ fn table(report: &Value) -> String {
         ),
         ("experts", experts),
         ("vocabulary", format!("{} tokens", get("vocab"))),
-        ("context", format!("{} tokens, sliding window: {}", get("context"), get("sliding_window"))),
+        ("context", format!("{} tokens, sliding window in every layer: {}", get("context"), get("sliding_window"))),
         ("code for", levels.join("; ")),
         ("threads", get("threads")),
         (
