@@ -1,6 +1,7 @@
-//! What the targets that open models share: where hostile files lie, and reading all of a model that opens.
+//! What the targets that open models share: where hostile files lie, reading all of a model that opens, and planning it.
 
 use moec::import::{CodedRows, Model};
+use moec::pipeline::{Options, compile};
 use std::path::Path;
 use tempfile::TempDir;
 
@@ -27,5 +28,13 @@ pub fn read_all(model: &Model) {
                 model.tensors.read_codes(name, expert, 0..rows, &mut codes, 0);
             }
         }
+    }
+}
+
+/// Plans the model for each `--quant`. A model may have sizes that nothing can be planned for.
+pub fn plan(model: &Model, quants: &[&str]) {
+    for quant in quants {
+        let quant = quant.parse().expect("a --quant option");
+        let _plan = compile(model, &Options { quant, ..Options::default() });
     }
 }

@@ -21,6 +21,12 @@ const LN2_LOW: f32 = 1.428_606_8e-6;
 /// e^r = 1 + r + Σ c·r^i on |r| ≤ ln 2 / 2, relative error 3.3e-9: r^6 first, down to r^2, as bits.
 const EXP_COEFFICIENTS: [u32; 5] = [0x3ab5_68ac, 0x3c09_1f98, 0x3d2a_ac27, 0x3e2a_aa45, 0x3eff_fffe];
 
+/// tanh x = x + x³·Σ c·x^2i for |x| < 1/2, relative error 1.5e-8: x^6 first, down to the constant, as bits.
+const TANH_COEFFICIENTS: [u32; 4] = [0x3c8d_3e07, 0xbd59_463b, 0x3e08_74fe, 0xbeaa_aa6b];
+/// 2·√(2/π).
+const GELU_STEP: f32 = 1.595_769_2;
+const GELU_CUBE: f32 = 0.044_715;
+
 /// e^x within 1 ulp for `EXP_MIN <= x <= EXP_MAX`; 0 below, `exp(EXP_MAX)` above, NaN for NaN.
 ///
 /// Cody-Waite reduction `x = n·ln 2 + r`, a polynomial of degree 6 by Horner's rule with FMA, and `n` added to the exponent.
@@ -95,6 +101,81 @@ pub fn sigmoid(x: f32) -> f32 {
 pub fn build_sigmoid(b: &mut Builder, x: Value) -> Value {
     let (one, below) = build_below(b, x);
     b.div(one, below)
+}
+
+/// `x × sigmoid(2·√(2/π)·(x + 0.044715·x³))`, which is the tanh approximation of GELU, `x/2 × (1 + tanh(√(2/π)·(x + 0.044715·x³)))`, without its
+/// cancellation: `x / (1 + exp(0 - s))` with `s = (GELU_STEP·x) × fma(GELU_CUBE·x, x, 1)`.
+pub fn gelu(x: f32) -> f32 {
+    let s = (GELU_STEP * x) * (GELU_CUBE * x).mul_add(x, 1.0);
+    x / (1.0 + exp(0.0 - s))
+}
+
+/// [`gelu`] of an F32 or VecF32 in tile IR.
+pub fn build_gelu(b: &mut Builder, x: Value) -> Value {
+    let ty = b.ty(x);
+    let (step, cube, one) = (constant(b, ty, GELU_STEP), constant(b, ty, GELU_CUBE), constant(b, ty, 1.0));
+    let cubed = b.mul(cube, x);
+    let cubed = b.fma(cubed, x, one);
+    let s = b.mul(step, x);
+    let s = b.mul(s, cubed);
+    let (_, below) = build_below(b, s);
+    b.div(x, below)
+}
+
+/// tanh within 2 ulp, of x's sign, never beyond ±1; NaN for NaN.
+///
+/// Below 1/2 in magnitude `x + x³·R(x²)` with R of degree 3; else `1 - 2 / (exp(2·|x|) + 1)` with the sign of x.
+pub fn tanh(x: f32) -> f32 {
+    let magnitude = x.abs();
+    let far = 1.0 - 2.0 / (exp(magnitude + magnitude) + 1.0);
+    let far = if x < 0.0 { 0.0 - far } else { far };
+    let square = x * x;
+    let [first, rest @ ..] = TANH_COEFFICIENTS.map(f32::from_bits);
+    let r = rest.into_iter().fold(first, |r, c| r.mul_add(square, c));
+    let near = (x * square).mul_add(r, x);
+    if magnitude < 0.5 { near } else { far }
+}
+
+/// [`tanh`] of an F32 or VecF32 in tile IR.
+pub fn build_tanh(b: &mut Builder, x: Value) -> Value {
+    let ty = b.ty(x);
+    let magnitude = b.abs(x);
+    let doubled = b.add(magnitude, magnitude);
+    let e = build_exp(b, doubled);
+    let (zero, one, two) = (constant(b, ty, 0.0), constant(b, ty, 1.0), constant(b, ty, 2.0));
+    let e = b.add(e, one);
+    let short = b.div(two, e);
+    let far = b.sub(one, short);
+    let negative = b.compare(Compare::Less, x, zero);
+    let negated = b.sub(zero, far);
+    let far = b.select(negative, negated, far);
+    let square = b.mul(x, x);
+    let [first, rest @ ..] = TANH_COEFFICIENTS.map(f32::from_bits);
+    let mut r = constant(b, ty, first);
+    for c in rest {
+        let c = constant(b, ty, c);
+        r = b.fma(r, square, c);
+    }
+    let cube = b.mul(x, square);
+    let near = b.fma(cube, r, x);
+    let half = constant(b, ty, 0.5);
+    let is_near = b.compare(Compare::Less, magnitude, half);
+    b.select(is_near, near, far)
+}
+
+/// `cap × tanh(x × (1 / cap))`: what soft-capping with `cap` makes of a logit.
+pub fn soft_cap(x: f32, cap: f32) -> f32 {
+    cap * tanh(x * (1.0 / cap))
+}
+
+/// [`soft_cap`] of an F32 or VecF32 in tile IR.
+pub fn build_soft_cap(b: &mut Builder, x: Value, cap: f32) -> Value {
+    let ty = b.ty(x);
+    let inverse = constant(b, ty, 1.0 / cap);
+    let x = b.mul(x, inverse);
+    let y = build_tanh(b, x);
+    let cap = constant(b, ty, cap);
+    b.mul(cap, y)
 }
 
 /// 1, and `1 + exp(0 - x)`.
@@ -247,6 +328,39 @@ mod tests {
         assert_eq!(sigmoid(200.0), 1.0);
         assert!((sigmoid(1.0) - 0.731_058_6).abs() < 1e-6);
         assert!(sigmoid(-1000.0) < 1e-30 && sigmoid(-5.0) > 0.006);
+    }
+
+    #[test]
+    fn tanh_is_accurate_to_two_ulps() {
+        let magnitudes = || (0..9.5f32.to_bits()).step_by(997).map(f32::from_bits);
+        let all = magnitudes().chain(magnitudes().map(|x| -x));
+        let (error, at) = all
+            .map(|x| (ulps(tanh(x.abs()), f64::from(x.abs()).tanh()), x))
+            .fold((0.0, 0.0), |a, b| if b.0 > a.0 { b } else { a });
+        assert!(error < 2.0, "tanh({at}) is off by {error} ulp");
+        assert!(magnitudes().all(|x| tanh(-x) == -tanh(x)));
+        assert_eq!([tanh(0.0), tanh(20.0), tanh(-20.0), tanh(f32::INFINITY)], [0.0, 1.0, -1.0, 1.0]);
+        assert!(tanh(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn gelu_follows_its_definition() {
+        let expected =
+            |x: f64| x / 2.0 * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh());
+        for i in -600..=600 {
+            let x = i as f32 / 100.0;
+            let difference = (f64::from(gelu(x)) - expected(f64::from(x))).abs();
+            assert!(difference < 4e-7 * f64::from(x.abs().max(0.1)), "gelu({x}) is off by {difference:e}");
+        }
+        assert_eq!((gelu(0.0), gelu(200.0)), (0.0, 200.0));
+        assert!(gelu(-1000.0).abs() < 1e-30);
+    }
+
+    #[test]
+    fn soft_caps_keep_small_numbers_and_bound_large_ones() {
+        assert!((soft_cap(0.01, 30.0) - 0.01).abs() < 1e-8);
+        assert!((f64::from(soft_cap(25.0, 50.0)) - 50.0 * 0.5f64.tanh()).abs() < 1e-5);
+        assert_eq!((soft_cap(1e9, 30.0), soft_cap(-1e9, 30.0)), (30.0, -30.0));
     }
 
     #[test]

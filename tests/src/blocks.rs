@@ -1,6 +1,8 @@
 //! A tiny Mixtral whose matrices are random blocks of one GGUF type.
 //!
-//! The bytes are random, the factors of scales are such that the weights are of an ordinary size. Deliberately absent: quantizing given weights.
+//! The bytes are random, the factors of scales are such that the weights are of an ordinary size, and that scores of attention are: offsets of random size make sums of 32
+//! elements large, and with scores of some 30 (what 4 times these factors of Q4_K give) rounding an activation decides between keys that are nearly equal.
+//! Deliberately absent: quantizing given weights.
 
 use crate::gguf::{Gguf, SMALL_HIDDEN as HIDDEN, Value, small};
 
@@ -17,10 +19,10 @@ const TYPES: [(&str, Blocks); 13] = [
     ("Q8_0", Blocks { kind: 8, elements: 32, bytes: 34, factors: &[(0, 0.0008)] }),
     ("Q5_0", Blocks { kind: 6, elements: 32, bytes: 22, factors: &[(0, 0.006)] }),
     ("Q5_1", Blocks { kind: 7, elements: 32, bytes: 24, factors: &[(0, 0.006), (2, -0.09)] }),
-    ("Q5_K", Blocks { kind: 13, elements: 256, bytes: 176, factors: &[(0, 0.0002), (2, 0.003)] }),
+    ("Q5_K", Blocks { kind: 13, elements: 256, bytes: 176, factors: &[(0, 0.00005), (2, 0.00075)] }),
     ("Q4_0", Blocks { kind: 2, elements: 32, bytes: 18, factors: &[(0, 0.012)] }),
     ("Q4_1", Blocks { kind: 3, elements: 32, bytes: 20, factors: &[(0, 0.012), (2, -0.09)] }),
-    ("Q4_K", Blocks { kind: 12, elements: 256, bytes: 144, factors: &[(0, 0.0004), (2, 0.003)] }),
+    ("Q4_K", Blocks { kind: 12, elements: 256, bytes: 144, factors: &[(0, 0.0001), (2, 0.00075)] }),
     ("IQ4_NL", Blocks { kind: 20, elements: 32, bytes: 18, factors: &[(0, 0.0012)] }),
     ("MXFP4", Blocks { kind: 39, elements: 32, bytes: 17, factors: &[] }),
     ("Q6_K", Blocks { kind: 14, elements: 256, bytes: 210, factors: &[(208, 0.00004)] }),

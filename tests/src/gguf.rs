@@ -194,6 +194,9 @@ fn name(weight: &str) -> String {
         ("q_norm", "attn_q_norm.weight"),
         ("k_norm", "attn_k_norm.weight"),
         ("ffn_norm", "ffn_norm.weight"),
+        ("attention_post_norm", "post_attention_norm.weight"),
+        ("ffn_pre_norm", "ffn_norm.weight"),
+        ("ffn_post_norm", "post_ffw_norm.weight"),
         ("gate", "ffn_gate.weight"),
         ("up", "ffn_up.weight"),
         ("down", "ffn_down.weight"),
@@ -264,6 +267,8 @@ pub fn convert(model: &Model, kind: Kind) -> Gguf {
         Architecture::Qwen3Moe => "qwen3moe",
         Architecture::Olmoe => "olmoe",
         Architecture::Phi3 => "phi3",
+        Architecture::Gemma => "gemma",
+        Architecture::Gemma2 => "gemma2",
     };
     let mut file = Gguf::default();
     file.key("general.architecture", Value::Text(arch.into()));
@@ -280,8 +285,13 @@ pub fn convert(model: &Model, kind: Kind) -> Gguf {
     put("attention.layer_norm_rms_epsilon", Value::F32(config.norm_eps));
     put("rope.dimension_count", number(config.rope.rotated.unwrap_or(config.head_dim)));
     put("rope.freq_base", Value::F32(config.rope.theta as f32));
-    if let Some(window) = config.sliding_window.filter(|_| arch == "phi3") {
+    if let Some(window) = config.sliding_window.filter(|_| matches!(arch, "phi3" | "gemma2")) {
         put("attention.sliding_window", number(window));
+    }
+    for (key, cap) in [("attn_logit_softcapping", config.score_cap), ("final_logit_softcapping", config.logit_cap)] {
+        if let Some(cap) = cap {
+            put(key, Value::F32(cap));
+        }
     }
     let mut divisors: Vec<(&str, &[f32])> = Vec::new();
     match &config.rope.scaling {

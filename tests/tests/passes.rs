@@ -1,6 +1,6 @@
 //! Passes: text in, text out; the same bits before and after each; bisection by number of rewrites.
 
-use moec::import::{Architecture, Experts, Model, ModelConfig, Rope, RopeScaling, WeightInfo, build_graph};
+use moec::import::{Activation, Architecture, Experts, Model, ModelConfig, Rope, RopeScaling, WeightInfo, build_graph};
 use moec::passes::{self, HotExperts, Options, PASSES, PassError, PassId, QuantConfig};
 use moec_ir::graph::eval::{Evaluator, KvType};
 use moec_ir::graph::{DType, Graph, Layout, Mode, Stage, parse, verify};
@@ -226,6 +226,12 @@ fn mixtral_8x7b_shrinks_to_half() {
         output_bias: false,
         ffn_bias: false,
         head_norm: None,
+        activation: Activation::Silu,
+        embedding_scale: None,
+        post_norms: false,
+        query_scale: 1.0 / 128f32.sqrt(),
+        score_cap: None,
+        logit_cap: None,
         rope: Rope { theta: 1e6, rotated: None, scaling: RopeScaling::None },
         packing: None,
         tied: false,

@@ -11,6 +11,7 @@ use crate::plan::Plan;
 use crate::plan::payload::{Arrangement, PayloadMap};
 use moec_abi::metadata::{Metadata, WeightEntry};
 use moec_abi::{ABI_VERSION, PAYLOAD_MAGIC, PayloadHeader, Plain};
+use moec_ir::graph::Role;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -113,13 +114,17 @@ fn metadata(payload: &PayloadMap, model: &Model, report: Option<&PackReport>) ->
     for (i, item) in payload.items.iter().enumerate() {
         let table = if matches!(item.arrangement, Arrangement::ExpertPlaces { .. }) { "places" } else { "rope" };
         let role = item.role.map_or(table, |role| role.name());
-        let layouts = quantization.entry(role.to_string()).or_default();
-        if !layouts.contains(&item.format.name()) {
-            layouts.push(item.format.name());
+        let also = item.shared.as_ref().map(|_| Role::Output.name().to_string());
+        for role in [Some(role), also.as_deref()].into_iter().flatten() {
+            let layouts: &mut Vec<_> = quantization.entry(role.to_string()).or_default();
+            if !layouts.contains(&item.format.name()) {
+                layouts.push(item.format.name());
+            }
         }
         weights.push(WeightEntry {
             name: item.name.clone(),
             role: role.to_string(),
+            also,
             layout: item.format.name().to_string(),
             rows: (item.experts * item.rows) as u64,
             cols: item.columns as u64,

@@ -4,7 +4,7 @@
 //! a model has, the configuration says. The graph is spelled out in small operations; making it fast is the passes' work. Deliberately absent:
 //! positions and rotary frequencies, which are inputs of a step and tables of the payload.
 
-use super::architecture::HeadNorm;
+use super::architecture::{Activation, HeadNorm};
 use super::config::{Experts, ModelConfig};
 use super::dtype::Dtype;
 use super::tensors::TensorTable;
@@ -51,7 +51,7 @@ impl Build<'_> {
     fn model(&mut self) {
         let config = self.config;
         let embed = self.weight("embed".into(), Role::Embedding);
-        let mut x = self.one(Op::Embed { w: embed });
+        let mut x = self.one(Op::Embed { w: embed, scale: self.config.embedding_scale });
         for layer in 0..config.layers {
             x = self.attention(layer, x);
             x = match config.experts {
@@ -62,12 +62,16 @@ impl Build<'_> {
         let rows = self.one(Op::SelectRows { x });
         let normed = self.norm("norm".into(), rows);
         let output = self.weight("output".into(), Role::Output);
-        let logits = self.one(Op::Matmul { x: normed, w: output });
+        let mut logits = self.one(Op::Matmul { x: normed, w: output });
+        if let Some(cap) = config.logit_cap {
+            logits = self.one(Op::SoftCap { x: logits, cap });
+        }
         self.push(Op::Output { x: logits });
     }
 
     fn attention(&mut self, layer: usize, residual: ValueId) -> ValueId {
         let &ModelConfig { heads, kv_heads, head_dim, qkv_bias, output_bias, .. } = self.config;
+        let (scale, cap) = (self.config.query_scale, self.config.score_cap);
         let x = self.norm(format!("layers.{layer}.attention_norm"), residual);
         let mut project = |name: &str| {
             let name = format!("layers.{layer}.{name}");
@@ -77,21 +81,23 @@ impl Build<'_> {
         let (q, k, v) = (project("q"), project("k"), project("v"));
         let q = self.head_norm(q, format!("layers.{layer}.q_norm"), heads);
         let k = self.head_norm(k, format!("layers.{layer}.k_norm"), kv_heads);
-        let scale = 1.0 / (head_dim as f32).sqrt();
         let q = self.one(Op::Rope { x: q, heads, head_dim, scale });
         let k = self.one(Op::Rope { x: k, heads: kv_heads, head_dim, scale: 1.0 });
         let kv = self.one(Op::KvStore { k, v, layer, kv_heads, head_dim });
         let window = self.config.window(layer);
-        let y = self.one(Op::Attention { q, kv, layer, heads, kv_heads, head_dim, window });
+        let y = self.one(Op::Attention { q, kv, layer, heads, kv_heads, head_dim, window, cap });
         let name = format!("layers.{layer}.o");
         let o = self.project(y, name.clone(), Role::Attention);
         let o = self.biased(o, name, output_bias);
+        let o = self.post_norm(o, format!("layers.{layer}.attention_post_norm"));
         self.one(Op::Add { a: residual, b: o })
     }
 
     fn dense(&mut self, layer: usize, residual: ValueId) -> ValueId {
-        let x = self.norm(format!("layers.{layer}.ffn_norm"), residual);
+        let norm = if self.config.post_norms { "ffn_pre_norm" } else { "ffn_norm" };
+        let x = self.norm(format!("layers.{layer}.{norm}"), residual);
         let y = self.block(x, format!("layers.{layer}"), self.config.ffn_bias);
+        let y = self.post_norm(y, format!("layers.{layer}.ffn_post_norm"));
         self.one(Op::Add { a: residual, b: y })
     }
 
@@ -136,13 +142,21 @@ impl Build<'_> {
     }
 
     fn gated(&mut self, gate: ValueId, up: ValueId) -> ValueId {
-        let gate = self.one(Op::Silu { x: gate });
+        let gate = self.one(match self.config.activation {
+            Activation::Silu => Op::Silu { x: gate },
+            Activation::Gelu => Op::Gelu { x: gate },
+        });
         self.one(Op::Mul { a: gate, b: up })
     }
 
     fn norm(&mut self, name: String, x: ValueId) -> ValueId {
         let w = self.weight(name, Role::Norm);
         self.one(Op::RmsNorm { x, w, eps: self.config.norm_eps })
+    }
+
+    /// What a block gives, normed if the model does that.
+    fn post_norm(&mut self, y: ValueId, name: String) -> ValueId {
+        if self.config.post_norms { self.norm(name, y) } else { y }
     }
 
     fn project(&mut self, x: ValueId, name: String, role: Role) -> ValueId {

@@ -4,7 +4,7 @@
 //! Deliberately absent: dtypes (the headers of the weight files know them; the config's is often wrong) and training-only keys.
 //! The rules for absent keys and nulls are those of the configuration classes of transformers.
 
-use super::architecture::{Architecture, AttentionBias, Description, HeadNorm, Window, WindowedLayers};
+use super::architecture::{Activation, Architecture, AttentionBias, Description, HeadNorm, Window, WindowedLayers};
 use super::error::ImportError;
 use super::json::{self, Field, Object, describe, quote};
 use super::packed::{self, Packing};
@@ -62,6 +62,18 @@ pub struct ModelConfig {
     pub ffn_bias: bool,
     /// What norms q and k.
     pub head_norm: Option<HeadNorm>,
+    /// What gates go through.
+    pub activation: Activation,
+    /// What embeddings are multiplied by, if by anything.
+    pub embedding_scale: Option<f32>,
+    /// Whether what attention and the feed-forward block give is normed, too.
+    pub post_norms: bool,
+    /// What queries are multiplied by.
+    pub query_scale: f32,
+    /// What scores of attention are soft-capped with.
+    pub score_cap: Option<f32>,
+    /// What logits are soft-capped with.
+    pub logit_cap: Option<f32>,
     /// Rotary position embedding.
     pub rope: Rope,
     /// How matrices are stored, when the directory says that they are quantized.
@@ -82,6 +94,7 @@ const MAX_HEADS: usize = 1 << 12;
 const MAX_HEAD_DIM: usize = 1 << 13;
 const MAX_EXPERTS: usize = 1 << 10;
 pub(crate) const MAX_CONTEXT: usize = 1 << 28;
+const MAX_SCALAR: f64 = 1e6;
 
 impl ModelConfig {
     /// Reads `config.json`. `path` is only for messages.
@@ -138,6 +151,22 @@ impl ModelConfig {
         let head_dim = head_dim(config, description, hidden, heads)?;
         let rope = rope::parse(config, description, context, head_dim)?;
         let context = rope.context(context);
+        let query_scalar = match description.block.query_scalar {
+            Some(default) => config.positive("query_pre_attn_scalar", MAX_SCALAR)?.some().unwrap_or(default) as f32,
+            None => head_dim as f32,
+        };
+        // Null is none.
+        let cap = |key: &str, default: Option<f64>| -> Result<Option<f32>, ImportError> {
+            let Some(default) = default else { return Ok(None) };
+            Ok(match config.positive(key, MAX_SCALAR)? {
+                Field::Absent => Some(default as f32),
+                Field::Null => None,
+                Field::Value(value) if value < 1.0 / MAX_SCALAR => {
+                    return Err(config.wrong(key, format!("at least {}", 1.0 / MAX_SCALAR), value.to_string()));
+                }
+                Field::Value(value) => Some(value as f32),
+            })
+        };
         let packing = packed::parse(config)?;
         if let (Some(rotated), Some(_)) = (rope.rotated, &packing) {
             let found = format!("{rotated} of {head_dim} elements of a head");
@@ -161,9 +190,15 @@ impl ModelConfig {
             output_bias,
             ffn_bias,
             head_norm: description.head_norm,
+            activation: description.block.activation,
+            embedding_scale: description.block.scaled_embedding.then(|| (hidden as f64).sqrt() as f32),
+            post_norms: description.block.post_norms,
+            query_scale: 1.0 / query_scalar.sqrt(),
+            score_cap: cap("attn_logit_softcapping", description.block.caps.map(|caps| caps.scores))?,
+            logit_cap: cap("final_logit_softcapping", description.block.caps.map(|caps| caps.logits))?,
             rope,
             packing,
-            tied: config.boolean("tie_word_embeddings")?.some().unwrap_or(false),
+            tied: config.boolean("tie_word_embeddings")?.some().unwrap_or(defaults.tied),
             bos_token_id: bos_token_id(config, vocab)?.unwrap_or(defaults.bos.filter(|&id| (id as usize) < vocab)),
             eos_token_ids: eos_token_ids(config, vocab)?
                 .unwrap_or_else(|| defaults.eos.into_iter().filter(|&id| (id as usize) < vocab).collect()),
@@ -216,10 +251,24 @@ fn refuse_unsupported(config: Object, description: &Description) -> Result<(), I
             return Err(config.unsupported(key, "true", format!("false for {}", description.name)));
         }
     }
-    if let Some(name) = config.string("hidden_act")?.some()
-        && !matches!(name, "silu" | "swish")
-    {
-        return Err(config.unsupported("hidden_act", quote(name), "\"silu\""));
+    // Gemma's first files say "gelu" and mean its approximation.
+    let activations: [(&str, &[&str]); 2] = match description.block.activation {
+        Activation::Silu => [("hidden_act", &["silu", "swish"]), ("hidden_activation", &[])],
+        Activation::Gelu => {
+            [("hidden_act", &["gelu_pytorch_tanh", "gelu"]), ("hidden_activation", &["gelu_pytorch_tanh"])]
+        }
+    };
+    for (key, known) in activations.into_iter().filter(|(_, known)| !known.is_empty()) {
+        if let Some(name) = config.string(key)?.some().filter(|name| !known.contains(name)) {
+            return Err(config.unsupported(key, quote(name), quote(known[0])));
+        }
+    }
+    if config.boolean("use_bidirectional_attention")?.some() == Some(true) {
+        return Err(config.unsupported(
+            "use_bidirectional_attention",
+            "true",
+            "false: every token sees those before it",
+        ));
     }
     if let Field::Value(value) = config.field("clip_qkv") {
         return Err(config.unsupported("clip_qkv", describe(value), "null"));
@@ -250,7 +299,37 @@ fn window(
             Field::Value(value) => Some(value),
         })
     };
+    let listed = || -> Result<Option<Vec<bool>>, ImportError> {
+        let Some(types) = config.list("layer_types")?.some() else { return Ok(None) };
+        let kind = |kind: &Value| match kind.as_str() {
+            Some("sliding_attention") => Ok(true),
+            Some("full_attention") => Ok(false),
+            _ => Err(config.unsupported("layer_types", describe(kind), "full_attention, sliding_attention")),
+        };
+        let windowed = types.iter().map(kind).collect::<Result<Vec<bool>, _>>()?;
+        if windowed.len() != layers {
+            let expected = format!("one for each of the {layers} layers");
+            return Err(config.wrong("layer_types", expected, windowed.len().to_string()));
+        }
+        Ok(Some(windowed))
+    };
+    let of_some = |window: usize, windowed: Vec<bool>| {
+        let full: Vec<usize> = (0..layers).filter(|&layer| !windowed[layer]).collect();
+        if full.len() == layers { (None, Vec::new()) } else { (Some(window), full) }
+    };
     let switched = match description.window {
+        Window::EveryOther(default) => {
+            let windowed = listed()?;
+            let Some(window) = size(Some(default))? else {
+                if windowed.is_none_or(|windowed| windowed.contains(&true)) {
+                    let expected = "a number of keys, as some layers have a window";
+                    return Err(config.wrong("sliding_window", expected, "null"));
+                }
+                return Ok((None, Vec::new()));
+            };
+            let alternate = || (0..layers).map(|layer| layer.is_multiple_of(2)).collect();
+            return Ok(of_some(window, windowed.unwrap_or_else(alternate)));
+        }
         Window::Never | Window::Everywhere(_) => {
             if let Some(types) = config.list("layer_types")?.some()
                 && types.iter().any(|kind| *kind != types[0])
@@ -267,18 +346,8 @@ fn window(
         return Ok((None, Vec::new()));
     }
     let Some(window) = size(Some(4096))? else { return Ok((None, Vec::new())) };
-    let listed = config.list("layer_types")?.some().filter(|_| switched != WindowedLayers::All);
-    let windowed: Vec<bool> = if let Some(types) = listed {
-        let kind = |kind: &Value| match kind.as_str() {
-            Some("sliding_attention") => Ok(true),
-            Some("full_attention") => Ok(false),
-            _ => Err(config.unsupported("layer_types", describe(kind), "full_attention, sliding_attention")),
-        };
-        let windowed = types.iter().map(kind).collect::<Result<Vec<bool>, _>>()?;
-        if windowed.len() != layers {
-            let expected = format!("one for each of the {layers} layers");
-            return Err(config.wrong("layer_types", expected, windowed.len().to_string()));
-        }
+    let listed = if switched == WindowedLayers::All { None } else { listed()? };
+    let windowed: Vec<bool> = if let Some(windowed) = listed {
         windowed
     } else {
         let limit = config.size("max_window_layers", 28, 0..=MAX_LAYERS)?;
@@ -289,8 +358,7 @@ fn window(
         };
         (0..layers).map(is_windowed).collect()
     };
-    let full: Vec<usize> = (0..layers).filter(|&layer| !windowed[layer]).collect();
-    Ok(if full.len() == layers { (None, Vec::new()) } else { (Some(window), full) })
+    Ok(of_some(window, windowed))
 }
 
 /// Without a value it is `hidden / heads`.

@@ -20,7 +20,7 @@ mod shards;
 mod tensors;
 mod tokenizer;
 
-pub use architecture::{Architecture, HeadNorm};
+pub use architecture::{Activation, Architecture, HeadNorm};
 pub use build::{WeightInfo, build_graph};
 pub use config::{Experts, ModelConfig};
 pub use dequantize::codes::{BlockScale, CodedRows};

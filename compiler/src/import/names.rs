@@ -29,6 +29,8 @@ pub(crate) struct Part {
     pub(crate) skip: usize,
     /// In which order the rows of a head lie, if it is not that of moec.
     pub(crate) order: Option<HeadOrder>,
+    /// Whether 1 is to be added to what is stored.
+    pub(crate) less_one: bool,
 }
 
 /// An order of the rows of heads of q and k that is not moec's, in which the two halves of what is rotated, each with as many rows that are not, follow one
@@ -118,6 +120,9 @@ const HUGGING_FACE: &[Row] = &[
     ("o", &[Own("model.layers.{layer}.self_attn.o_proj.weight")]),
     ("o_bias", &[Own("model.layers.{layer}.self_attn.o_proj.bias")]),
     ("ffn_norm", &[Own("model.layers.{layer}.post_attention_layernorm.weight")]),
+    ("attention_post_norm", &[Own("model.layers.{layer}.post_attention_layernorm.weight")]),
+    ("ffn_pre_norm", &[Own("model.layers.{layer}.pre_feedforward_layernorm.weight")]),
+    ("ffn_post_norm", &[Own("model.layers.{layer}.post_feedforward_layernorm.weight")]),
     ("gate", &[Own("model.layers.{layer}.mlp.gate_proj.weight"), Rows(HF_GATE_UP, GATE_UP)]),
     ("gate_bias", &[Own("model.layers.{layer}.mlp.gate_proj.bias")]),
     ("up", &[Own("model.layers.{layer}.mlp.up_proj.weight"), Rows(HF_GATE_UP, GATE_UP)]),
@@ -182,6 +187,9 @@ const GGUF: &[Row] = &[
     ("o", &[Own("blk.{layer}.attn_output.weight")]),
     ("o_bias", &[Own("blk.{layer}.attn_output.bias")]),
     ("ffn_norm", &[Own("blk.{layer}.ffn_norm.weight")]),
+    ("attention_post_norm", &[Own("blk.{layer}.post_attention_norm.weight")]),
+    ("ffn_pre_norm", &[Own("blk.{layer}.ffn_norm.weight")]),
+    ("ffn_post_norm", &[Own("blk.{layer}.post_ffw_norm.weight")]),
     ("gate", &[Own("blk.{layer}.ffn_gate.weight"), Rows("blk.{layer}.ffn_up.weight", GATE_UP)]),
     ("gate_bias", &[Own("blk.{layer}.ffn_gate.bias")]),
     ("up", &[Own("blk.{layer}.ffn_up.weight"), Rows("blk.{layer}.ffn_up.weight", GATE_UP)]),
@@ -230,7 +238,10 @@ fn layer_weights(config: &ModelConfig) -> Vec<(&'static str, Vec<usize>)> {
     if config.output_bias {
         all.push(("o_bias", vec![hidden]));
     }
-    all.push(("ffn_norm", vec![hidden]));
+    match config.post_norms {
+        true => all.extend(["attention_post_norm", "ffn_pre_norm", "ffn_post_norm"].map(|norm| (norm, vec![hidden]))),
+        false => all.push(("ffn_norm", vec![hidden])),
+    }
     let Some(experts) = config.experts else {
         for (weight, bias, rows, cols) in
             [("gate", "gate_bias", ffn, hidden), ("up", "up_bias", ffn, hidden), ("down", "down_bias", hidden, ffn)]
@@ -277,6 +288,7 @@ pub(crate) fn for_each_slot<E>(
         weights: &weights,
         module: description.moe_module,
         order: head_order(config, naming),
+        norms_less_one: description.block.norms_less_one && naming == Naming::HuggingFace,
         stored,
     };
     slot(scheme.slot("embed", None, vec![vocab, hidden]))?;
@@ -311,6 +323,8 @@ struct Scheme<'a> {
     /// The module in which the experts are expected.
     module: &'static str,
     order: Option<HeadOrder>,
+    /// Whether the weights of norms are stored less 1.
+    norms_less_one: bool,
     stored: &'a dyn Fn(&str) -> Option<Vec<usize>>,
 }
 
@@ -371,6 +385,7 @@ impl Scheme<'_> {
             stored_shape: stored_shape.clone(),
             skip: before + if each { 0 } else { expert * all },
             order,
+            less_one: self.norms_less_one && weight.ends_with("norm"),
         };
         (0..experts).map(part).collect()
     }

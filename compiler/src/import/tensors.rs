@@ -75,6 +75,8 @@ struct Blocks {
     dtype: Dtype,
     /// In which order the rows of a head lie, if it is not that of moec.
     order: Option<HeadOrder>,
+    /// Whether 1 is to be added to what is stored.
+    less_one: bool,
 }
 
 impl TensorTable {
@@ -160,6 +162,9 @@ impl TensorTable {
         let shard = &self.shards[blocks.shard];
         let read = |rows: Range<usize>, out: &mut [f32]| {
             dequantize::read(blocks.dtype, shard.bytes(blocks.range(weight.cols, rows)), out);
+            if blocks.less_one {
+                out.iter_mut().for_each(|x| *x += 1.0);
+            }
         };
         match blocks.order {
             None => read(rows, out),
@@ -205,14 +210,16 @@ impl TensorTable {
     /// Rows as they are stored.
     ///
     /// # Panics
-    /// When the rows do not lie one after the other in one tensor.
+    /// When the rows do not lie one after the other in one tensor, or are to be changed.
     pub fn raw(&self, name: &str, expert: usize, rows: Range<usize>) -> RawRows<'_> {
         let (weight, piece) = self.piece(name, expert, &rows);
         match piece {
-            Piece::Blocks(blocks) if blocks.order.is_none() => {
+            Piece::Blocks(blocks) if blocks.order.is_none() && !blocks.less_one => {
                 RawRows { dtype: blocks.dtype, bytes: self.shards[blocks.shard].bytes(blocks.range(weight.cols, rows)) }
             }
-            Piece::Blocks(_) | Piece::Packed(_) => panic!("the rows of `{name}` do not lie one after the other"),
+            Piece::Blocks(_) | Piece::Packed(_) => {
+                panic!("the rows of `{name}` do not lie one after the other as they are")
+            }
         }
     }
 
@@ -272,13 +279,15 @@ impl Piece {
     /// The layout that holds it exactly.
     fn exact(&self) -> Option<Layout> {
         match self {
-            Piece::Blocks(blocks) => codes::exact(blocks.dtype),
+            Piece::Blocks(blocks) => codes::exact(blocks.dtype).filter(|_| !blocks.less_one),
             Piece::Packed(packed) => packed.exact(),
         }
     }
 
+    /// The type that its elements fit in exactly.
     fn dtype(&self) -> Dtype {
         match self {
+            Piece::Blocks(blocks) if blocks.less_one => Dtype::F32,
             Piece::Blocks(blocks) => blocks.dtype,
             Piece::Packed(packed) => packed.dtype,
         }
@@ -380,7 +389,13 @@ impl<'a> Finder<'a> {
                 return Err(ImportError::tensor(path, &part.stored, expected, dtype.name()));
             };
             let offset = entry.offset + skipped;
-            pieces.push(Piece::Blocks(Blocks { shard: *shard, offset, dtype, order: part.order }));
+            pieces.push(Piece::Blocks(Blocks {
+                shard: *shard,
+                offset,
+                dtype,
+                order: part.order,
+                less_one: part.less_one,
+            }));
         }
         let (&cols, rows) = slot.shape.split_last().expect("a weight has at least one dimension");
         let rows = rows.last().copied().unwrap_or(1);

@@ -6,7 +6,7 @@
 //! is prefetched: pages lie apart, and what follows one is not what is read next. Deliberately absent: several tokens at once, and finding the pages (the caller passes the page table and the offsets of layer and head).
 
 use moec_abi::{LANES, PAGE_TOKENS, padded_head_dim, round_up};
-use moec_ir::math::build_exp;
+use moec_ir::math::{build_exp, build_soft_cap};
 use moec_ir::tile::{Compare, Function, Memory, Reduce, Shift, Value, build::Builder};
 
 use super::KvFormat;
@@ -31,7 +31,8 @@ const SCORES_UNROLL: usize = 8;
 const PAGE_SHIFT: u8 = PAGE_TOKENS.trailing_zeros() as u8;
 const TILES_SHIFT: u8 = (TILES_TOGETHER * LANES).trailing_zeros() as u8;
 
-/// `out[g] = Σ_key softmax(q[g] · k[key]) × v[key]` over keys `lo ≤ key < hi`, for `group` query heads `g`.
+/// `out[g] = Σ_key softmax(q[g] · k[key]) × v[key]` over keys `lo ≤ key < hi`, for `group` query heads `g`. With a cap the products are soft-capped
+/// before the softmax.
 ///
 /// Parameters: `q` — f32 `[group][D]`, rotated and scaled padded heads; `pages` — address of the sequence's page table, an array
 /// of page addresses, of which entries `lo / 64 ..= (hi − 1) / 64` are read; `k_offset`, `v_offset` — bytes from a page's
@@ -46,6 +47,8 @@ pub struct Attention {
     pub group: usize,
     /// Element type of the pages.
     pub kv: KvFormat,
+    /// What scores are soft-capped with, as the bits of an f32.
+    pub cap_bits: Option<u32>,
 }
 
 /// Where the arrays lie in scratch, in bytes.
@@ -104,7 +107,8 @@ struct Page {
 impl Attention {
     /// The kernel's name.
     pub fn name(&self) -> String {
-        format!("attention_d{}_g{}_{}", self.head_dim, self.group, self.kv)
+        let cap = self.cap_bits.map_or(String::new(), |bits| format!("_cap{bits:08x}"));
+        format!("attention_d{}_g{}_{}{cap}", self.head_dim, self.group, self.kv)
     }
 
     /// The parameters' names.
@@ -272,7 +276,11 @@ impl Attention {
                     let started = b.compare(Compare::GreaterEqual, lane, from);
                     let ended = b.compare(Compare::GreaterEqual, lane, to);
                     for (head, sums) in after[3..].chunks(TILES_TOGETHER).enumerate() {
-                        let s = b.select(started, sums[tile], lowest);
+                        let s = match self.cap_bits {
+                            Some(bits) => build_soft_cap(b, sums[tile], f32::from_bits(bits)),
+                            None => sums[tile],
+                        };
+                        let s = b.select(started, s, lowest);
                         let s = b.select(ended, lowest, s);
                         let at = self.scratch().scores + head as i64 * row + tile as i64 * VECTOR;
                         store_f32(b, s, carried[1], at);

@@ -2,6 +2,8 @@
 //!
 //! Deliberately absent: anything with a loop that one family alone needs.
 
+use moec_ir::graph::Activation;
+use moec_ir::math::{build_gelu, build_silu};
 use moec_ir::tile::{Compare, Memory, Type, Value, build::Builder};
 
 /// Bytes of one logical vector of f32.
@@ -44,6 +46,14 @@ pub fn counted(
             let (start, end) = (b.int(0), b.int(count as i64));
             b.for_loop(start, end, 1, &carried, |b, _, carried| body(b, carried))
         }
+    }
+}
+
+/// The code of an activation.
+pub fn build_activation(b: &mut Builder, activation: Activation, x: Value) -> Value {
+    match activation {
+        Activation::Silu => build_silu(b, x),
+        Activation::Gelu => build_gelu(b, x),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Deliberately absent: broadcasting and strides — operands are consecutive elements.
 
-use moec_ir::math::build_silu;
+use moec_ir::math::{build_gelu, build_silu};
 use moec_ir::tile::{Function, build::Builder};
 
 use super::common::{VECTOR, load_f32, store_f32};
@@ -18,14 +18,22 @@ pub enum ElementwiseOp {
     SiluMul,
     /// `y = silu(a)`; parameters `a, y, n`.
     Silu,
+    /// `y = gelu(a)`; parameters `a, y, n`.
+    Gelu,
     /// `y = a`; parameters `a, y, n`.
     Copy,
 }
 
 impl ElementwiseOp {
     /// All of them.
-    pub const ALL: [ElementwiseOp; 5] =
-        [ElementwiseOp::Add, ElementwiseOp::Mul, ElementwiseOp::SiluMul, ElementwiseOp::Silu, ElementwiseOp::Copy];
+    pub const ALL: [ElementwiseOp; 6] = [
+        ElementwiseOp::Add,
+        ElementwiseOp::Mul,
+        ElementwiseOp::SiluMul,
+        ElementwiseOp::Silu,
+        ElementwiseOp::Gelu,
+        ElementwiseOp::Copy,
+    ];
 
     /// The name in a kernel's name.
     pub const fn name(self) -> &'static str {
@@ -34,6 +42,7 @@ impl ElementwiseOp {
             ElementwiseOp::Mul => "mul",
             ElementwiseOp::SiluMul => "silu_mul",
             ElementwiseOp::Silu => "silu",
+            ElementwiseOp::Gelu => "gelu",
             ElementwiseOp::Copy => "copy",
         }
     }
@@ -42,7 +51,7 @@ impl ElementwiseOp {
     pub const fn is_binary(self) -> bool {
         match self {
             ElementwiseOp::Add | ElementwiseOp::Mul | ElementwiseOp::SiluMul => true,
-            ElementwiseOp::Silu | ElementwiseOp::Copy => false,
+            ElementwiseOp::Silu | ElementwiseOp::Gelu | ElementwiseOp::Copy => false,
         }
     }
 }
@@ -95,6 +104,7 @@ impl Elementwise {
                     b.mul(gate, s)
                 }
                 (ElementwiseOp::Silu, _) => build_silu(b, a),
+                (ElementwiseOp::Gelu, _) => build_gelu(b, a),
                 (ElementwiseOp::Copy, _) => a,
                 (ElementwiseOp::Add | ElementwiseOp::Mul | ElementwiseOp::SiluMul, None) => {
                     unreachable!("two-operand operations have two operands")

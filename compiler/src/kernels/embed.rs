@@ -8,7 +8,7 @@ use moec_ir::tile::{Function, Memory, Value, build::Builder};
 use super::common::{VECTOR, counted, keep_lanes, store_f32, zeros};
 use crate::plan::layout::Format;
 
-/// `y = row`, widened to f32.
+/// `y = row`, widened to f32, times a factor if there is one.
 ///
 /// Parameters: `row` — address of `h` elements of `format` (a float format), of which 64 bytes beyond the end must be
 /// readable; `y` — f32 row of `h` rounded up to 32, whose padding is set to zeros. They do not overlap.
@@ -18,12 +18,26 @@ pub struct Embed {
     pub format: Format,
     /// Elements of a row.
     pub h: usize,
+    /// What they are multiplied by, as the bits of an f32.
+    pub scale_bits: Option<u32>,
+}
+
+/// What a factor adds to a kernel's name.
+pub(super) fn scale_name(scale_bits: Option<u32>) -> String {
+    scale_bits.map_or(String::new(), |bits| format!("_by{bits:08x}"))
+}
+
+/// A vector times the factor, if there is one.
+pub(super) fn scaled(b: &mut Builder, v: Value, scale_bits: Option<u32>) -> Value {
+    let Some(bits) = scale_bits else { return v };
+    let scale = b.splat_f32(f32::from_bits(bits));
+    b.mul(v, scale)
 }
 
 impl Embed {
     /// The kernel's name.
     pub fn name(&self) -> String {
-        format!("embed_{}_h{}", self.format, self.h)
+        format!("embed_{}_h{}{}", self.format, self.h, scale_name(self.scale_bits))
     }
 
     /// The parameters' names.
@@ -49,6 +63,7 @@ impl Embed {
         let step = |b: &mut Builder, [row, y]: [Value; 2], count: usize| {
             for i in 0..count as i64 {
                 let v = b.load(memory, row, i * bytes);
+                let v = scaled(b, v, self.scale_bits);
                 store_f32(b, v, y, i * VECTOR);
             }
         };
@@ -66,6 +81,7 @@ impl Embed {
             let v = match self.h % LANES {
                 rest if rest > 0 && i == 0 => {
                     let v = b.load(memory, row, done as i64 * bytes);
+                    let v = scaled(b, v, self.scale_bits);
                     keep_lanes(b, v, rest)
                 }
                 _ => zeros(b),

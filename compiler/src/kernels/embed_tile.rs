@@ -6,10 +6,12 @@ use moec_abi::LANES;
 use moec_ir::tile::{Binary, Compare, Function, Memory, Shift, Type, Value, build::Builder};
 
 use super::common::{VECTOR, counted, lane_numbers, store_f32};
+use super::embed::{scale_name, scaled};
 use super::scales::{weight_codes, weight_scales};
 use crate::plan::layout::{BLOCK, Format, GROUP};
 
-/// `y[k] = w[lane, k]`: one of the 16 rows of a tile as f32, each weight `scale × value`, or `scale × code + offset` with one rounding.
+/// `y[k] = w[lane, k]`: one of the 16 rows of a tile as f32, each weight `scale × value`, or `scale × code + offset` with one rounding; then times
+/// a factor if there is one.
 ///
 /// Parameters: `tile` — address of the tile, 64-byte aligned, laid out as [`Format`] says; `lane` — which of its rows; `y` — f32 row of `k`. They do
 /// not overlap.
@@ -19,6 +21,8 @@ pub struct EmbedTile {
     pub format: Format,
     /// Elements of a row, a multiple of [`BLOCK`].
     pub k: usize,
+    /// What they are multiplied by, as the bits of an f32.
+    pub scale_bits: Option<u32>,
 }
 
 /// Addresses of the first code, the first half and the first byte of a row in the group that is read, and of its elements in `y`.
@@ -33,7 +37,7 @@ struct Row {
 impl EmbedTile {
     /// The kernel's name.
     pub fn name(&self) -> String {
-        format!("embed_tile_{}_k{}", self.format, self.k)
+        format!("embed_tile_{}_k{}{}", self.format, self.k, scale_name(self.scale_bits))
     }
 
     /// The parameters' names.
@@ -90,6 +94,7 @@ impl EmbedTile {
                         b.mul(value, scale)
                     }
                 };
+                let value = scaled(b, value, self.scale_bits);
                 let at = block * BLOCK / LANES + half;
                 store_f32(b, value, row.y, at as i64 * VECTOR);
             }

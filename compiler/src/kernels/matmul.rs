@@ -5,12 +5,12 @@
 //! added in order, each followed by its offset times the sum of the activations where the format has offsets), so the tuning never changes a bit. Deliberately absent: which rows a worker takes, and quantizing the activations.
 
 use moec_abi::LANES;
-use moec_ir::math::build_silu;
+use moec_ir::graph::Activation;
 use moec_ir::tile::{Binary, Function, Memory, Type, Value, build::Builder};
 
 use std::ops::Range;
 
-use super::common::{VECTOR, counted, load_f32, prefetch, store_f32, zeros};
+use super::common::{VECTOR, build_activation, counted, load_f32, prefetch, store_f32, zeros};
 use super::scales::{weight_codes, weight_scales};
 use crate::plan::layout::{BLOCK, Format, GROUP, QuantizedRow};
 
@@ -27,8 +27,8 @@ pub enum Epilogue {
     Store,
     /// `y = y + sum`.
     Add,
-    /// `y = silu(gate) × up`: a unit is a gate tile and the up tile after it.
-    SiluMul,
+    /// `y = activation(gate) × up`: a unit is a gate tile and the up tile after it.
+    Gated(Activation),
 }
 
 impl Epilogue {
@@ -36,7 +36,7 @@ impl Epilogue {
     pub const fn tiles(self) -> usize {
         match self {
             Epilogue::Store | Epilogue::Add => 1,
-            Epilogue::SiluMul => 2,
+            Epilogue::Gated(_) => 2,
         }
     }
 
@@ -45,7 +45,7 @@ impl Epilogue {
         match self {
             Epilogue::Store => "store",
             Epilogue::Add => "add",
-            Epilogue::SiluMul => "silu",
+            Epilogue::Gated(activation) => activation.name(),
         }
     }
 }
@@ -53,7 +53,7 @@ impl Epilogue {
 /// How a [`Matmul`] is written; never what it computes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct MatmulTuning {
-    /// Row tiles computed together, sharing each broadcast activation: a power of two, at most 16. 1 makes `SiluMul` compute gate and up
+    /// Row tiles computed together, sharing each broadcast activation: a power of two, at most 16. 1 makes `Gated` compute gate and up
     /// one after the other. With up to [`FEW_TOKENS`] tokens the tiles lie far apart: each is the next of a stream of its own, which goes through its
     /// part of the weights from front to back, as a CPU's prefetching likes it.
     pub tiles: usize,
@@ -258,8 +258,8 @@ impl Matmul {
                     let old = load_f32(b, y, at);
                     b.add(old, first)
                 }
-                Epilogue::SiluMul => {
-                    let gate = build_silu(b, first);
+                Epilogue::Gated(activation) => {
+                    let gate = build_activation(b, activation, first);
                     b.mul(gate, sums[1][t])
                 }
             };

@@ -21,6 +21,7 @@ mod norm;
 mod rope;
 mod router;
 mod scales;
+mod soft_cap;
 
 pub use attention::Attention;
 pub use combine::Combine;
@@ -33,6 +34,7 @@ pub use matmul::{Epilogue, FEW_TOKENS, MAX_TOKENS, Matmul, MatmulTuning};
 pub use norm::{Norm, Outputs, Quantize};
 pub use rope::{Rope, StoreKey, StoreValue};
 pub use router::{SortByExpert, TopK};
+pub use soft_cap::SoftCap;
 
 use std::fmt;
 
@@ -149,4 +151,6 @@ kernel_table! {
     Elementwise,
     /// Multiplies a row by the sigmoid of its gate.
     GateRow,
+    /// Soft-caps a row.
+    SoftCap,
 }

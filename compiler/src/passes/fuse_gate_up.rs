@@ -1,4 +1,4 @@
-//! Multiplies with gate and up at once, with SiLU and the product in the epilogue.
+//! Multiplies with gate and up at once, with the activation and the product in the epilogue.
 //!
 //! ```text
 //! %2 = matmul %1, @layers.0.gate : f32[T, 96]    // @layers.0.gate_up … = gate_up(@layers.0.gate, @layers.0.up)
@@ -7,11 +7,11 @@
 //! %5 = mul %4, %3 : f32[T, 96]
 //! ```
 //!
-//! Likewise `expert_matmul`s with the same experts become an `expert_gate_up {dispatch=general}`.
+//! Likewise with `gelu`, which the result then names as its `activation`, and `expert_matmul`s with the same experts become an `expert_gate_up {dispatch=general}`.
 //!
 //! What it does not do: fuse weights that will lie in different formats, or products that something else reads too.
 
-use moec_ir::graph::{Dispatch, Graph, NodeId, Op, Patch, PatchError, Source, ValueId, WeightId};
+use moec_ir::graph::{Activation, Dispatch, Graph, NodeId, Op, Patch, PatchError, Source, ValueId, WeightId};
 
 use super::Rewriter;
 use super::matching::{compose, only_reader, sibling};
@@ -27,7 +27,11 @@ pub(super) fn run(rewriter: &mut Rewriter<'_>) -> Result<(), PatchError> {
 }
 
 fn fuse(graph: &Graph, node: NodeId, activated: ValueId, up: ValueId) -> Result<Option<Patch>, PatchError> {
-    let &Op::Silu { x: gate } = graph.definition(activated) else { return Ok(None) };
+    let (gate, activation) = match *graph.definition(activated) {
+        Op::Silu { x } => (x, Activation::Silu),
+        Op::Gelu { x } => (x, Activation::Gelu),
+        _ => return Ok(None),
+    };
     if [activated, gate, up].iter().any(|&value| only_reader(graph, value).is_none()) {
         return Ok(None);
     }
@@ -45,8 +49,8 @@ fn fuse(graph: &Graph, node: NodeId, activated: ValueId, up: ValueId) -> Result<
     let mut patch = Patch::new(graph, node, format!("@{} and @{}", first.name, second.name));
     let w = patch.weight(weight)?;
     let fused = patch.insert_one(match experts {
-        None => Op::GateUp { x, w },
-        Some(experts) => Op::ExpertGateUp { x, experts, w, dispatch: Dispatch::General, order: None },
+        None => Op::GateUp { x, w, activation },
+        Some(experts) => Op::ExpertGateUp { x, experts, w, activation, dispatch: Dispatch::General, order: None },
     })?;
     patch.replace(graph.results(node)[0], fused);
     patch.retire(node);

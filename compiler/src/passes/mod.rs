@@ -50,7 +50,7 @@ passes! {
     fold_constants false "drops windows and slices that leave everything as it is";
     fuse_qkv false "multiplies with the rows of q, k and v at once";
     fuse_rope_store false "rotates and stores keys and values where they are computed";
-    fuse_gate_up false "multiplies with gate and up at once, with silu in the epilogue";
+    fuse_gate_up false "multiplies with gate and up at once, with the activation in the epilogue";
     fuse_residual false "adds the residual where the last projection of a block is computed";
     specialize_dispatch false "fits the dispatch to experts to one token, or groups a batch by expert";
     quantize_activations false "quantizes rows once for all the quantized weights that they meet";

@@ -35,7 +35,7 @@ pub(super) fn rows_to_quantize(graph: &Graph, node: NodeId) -> Option<ValueId> {
     let (x, w) = match *graph.op(node) {
         Op::Matmul { x, w }
         | Op::MatmulAdd { x, w, .. }
-        | Op::GateUp { x, w }
+        | Op::GateUp { x, w, .. }
         | Op::QkvRopeStore { x, w, .. }
         | Op::ExpertMatmul { x, w, .. }
         | Op::ExpertGateUp { x, w, .. }
@@ -51,6 +51,8 @@ pub(super) fn rows_to_quantize(graph: &Graph, node: NodeId) -> Option<ValueId> {
         | Op::Add { .. }
         | Op::Mul { .. }
         | Op::Silu { .. }
+        | Op::Gelu { .. }
+        | Op::SoftCap { .. }
         | Op::TopK { .. }
         | Op::ExpertCombine { .. }
         | Op::SelectRows { .. }

@@ -35,8 +35,8 @@ pub(super) fn run(rewriter: &mut Rewriter<'_>) -> Result<(), PatchError> {
 
 /// The operation with another dispatch, if it has a general one.
 fn dispatched(op: &Op, dispatch: Dispatch, order: Option<ValueId>) -> Option<Op> {
-    if let &Op::ExpertGateUp { x, experts, w, dispatch: Dispatch::General, order: None } = op {
-        return Some(Op::ExpertGateUp { x, experts, w, dispatch, order });
+    if let &Op::ExpertGateUp { x, experts, w, activation, dispatch: Dispatch::General, order: None } = op {
+        return Some(Op::ExpertGateUp { x, experts, w, activation, dispatch, order });
     }
     let &Op::ExpertDownAdd { h, experts, weights, w, residual, dispatch: Dispatch::General, order: None } = op else {
         return None;

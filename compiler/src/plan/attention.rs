@@ -170,9 +170,9 @@ impl Stages<'_> {
         shape: AttentionShape,
         out: ValueId,
     ) -> Result<(), PlanError> {
-        let AttentionShape { layer, heads, kv_heads, head_dim, window } = shape;
+        let AttentionShape { layer, heads, kv_heads, head_dim, window, cap } = shape;
         let group = heads / kv_heads;
-        let kernel = Attention { head_dim, group, kv: self.kv_format() };
+        let kernel = Attention { head_dim, group, kv: self.kv_format(), cap_bits: cap.map(f32::to_bits) };
         let from = self.place(q);
         let pages = self.place(kv);
         let to = self.allot(out, Scope::Shared);
@@ -242,6 +242,7 @@ pub(super) struct AttentionShape {
     pub kv_heads: usize,
     pub head_dim: usize,
     pub window: Option<usize>,
+    pub cap: Option<f32>,
 }
 
 /// How keys and values of one layer are stored.

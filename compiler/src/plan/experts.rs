@@ -9,32 +9,13 @@ use super::places::{Matrix, by_format, matrices_of_a_token, matrix, of_stage};
 use super::planner::{Place, Planner, Share, Split, call};
 use super::products::{Operands, Product, Results};
 use super::program::{Action, Expr, StageProduct};
+use super::routing::Sorted;
 use super::stages::{Rows, Stages, WORD};
 use super::{EXPERT_PLACES, PlanError};
 use crate::kernels::{Combine, Epilogue, Matmul};
 use crate::target::ProductShape;
-use moec_abi::{LANES, round_up};
-use moec_ir::graph::{Dispatch, NodeId, ValueId, WeightId};
-
-/// Layout of what `sort_by_expert` leaves: where each expert's tokens begin, the tokens by expert, and where each (token, slot) went.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sorted {
-    /// Offset of the tokens by expert.
-    pub order: usize,
-    /// Offset of the place of each (token, slot).
-    pub position: usize,
-    /// Size of all.
-    pub bytes: usize,
-}
-
-impl Sorted {
-    /// For `experts` experts and lists of `pairs` bytes.
-    pub fn new(experts: usize, pairs: usize) -> Sorted {
-        let order = round_up((experts + 1) * WORD, 64);
-        let position = order + round_up(pairs, 64);
-        Sorted { order, position, bytes: position + round_up(pairs, 64) }
-    }
-}
+use moec_abi::LANES;
+use moec_ir::graph::{Activation, Dispatch, NodeId, ValueId, WeightId};
 
 /// Which activation row a (token, slot) reads.
 #[derive(Clone, Debug)]
@@ -229,10 +210,11 @@ impl Stages<'_> {
         x: ValueId,
         experts: ValueId,
         w: WeightId,
-        dispatch: Dispatch,
-        order: Option<ValueId>,
+        activation: Activation,
+        (dispatch, order): (Dispatch, Option<ValueId>),
         y: ValueId,
     ) -> Result<(), PlanError> {
+        let epilogue = Epilogue::Gated(activation);
         let slots = self.slots(y)?;
         let products = self.products(x, w);
         let chosen = self.place(experts);
@@ -240,19 +222,18 @@ impl Stages<'_> {
         let mut reads = vec![products[0].x.buffer, chosen.buffer];
         reads.extend(order.map(|o| self.place(o).buffer));
         self.planner.begin("expert_gate_up", Split::Other, &reads, &[to.buffer]);
-        self.account_experts(&products, slots, Epilogue::SiluMul, to.stride);
+        self.account_experts(&products, slots, epilogue, to.stride);
         let mut actions = Vec::new();
         match (dispatch, order) {
             (Dispatch::Grouped, Some(order)) => {
                 let count = self.graph.weight(w).experts();
                 let (place, layout) = self.sorted(order, count, slots);
                 let units = self.planner.share(&mut actions, products[0].tiles / 2);
-                let epilogue = Epilogue::SiluMul;
                 self.experts_in_turn(&mut actions, &products, epilogue, place, layout, count, true, to, &units);
                 self.by_expert.insert(y, order);
             }
             (Dispatch::Decode | Dispatch::General | Dispatch::Grouped, _) => {
-                self.by_slot(&mut actions, &products, Epilogue::SiluMul, chosen, slots, &SlotRows::Token, to);
+                self.by_slot(&mut actions, &products, epilogue, chosen, slots, &SlotRows::Token, to);
             }
         }
         self.planner.push(actions);

@@ -126,6 +126,15 @@ impl PayloadItem {
         round_up(one, PAYLOAD_ALIGN)
     }
 
+    /// What it is for, in words: all its roles.
+    pub fn purpose(&self) -> String {
+        let role = self.role.map_or("tables", Role::name);
+        match &self.shared {
+            Some(_) => format!("{role} and {}", Role::Output),
+            None => role.to_string(),
+        }
+    }
+
     /// Whether its products are the logits: the output's, or the embedding's that the output shares.
     pub fn gives_logits(&self) -> bool {
         self.role == Some(Role::Output) || self.shared.is_some()

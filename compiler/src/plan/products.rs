@@ -14,7 +14,7 @@ use super::stages::{Rows, Stages, WORD};
 use crate::kernels::{Epilogue, Interleave, Matmul, MatmulTuning};
 use crate::target::{ProductShape, ProductTuning};
 use moec_abi::LANES;
-use moec_ir::graph::{Mode, NodeId, Role, ValueId, WeightId};
+use moec_ir::graph::{Activation, Mode, NodeId, Role, ValueId, WeightId};
 
 /// A weight with the activation rows that it meets.
 #[derive(Clone, Debug)]
@@ -330,11 +330,18 @@ impl Stages<'_> {
         Ok(())
     }
 
-    pub(super) fn gate_up(&mut self, x: ValueId, w: WeightId, y: ValueId) -> Result<(), PlanError> {
+    pub(super) fn gate_up(
+        &mut self,
+        x: ValueId,
+        w: WeightId,
+        activation: Activation,
+        y: ValueId,
+    ) -> Result<(), PlanError> {
+        let epilogue = Epilogue::Gated(activation);
         let product = self.product(x, w);
         let to = self.allot(y, Scope::Shared);
         self.planner.begin("gate_up", Split::Other, &[product.x.buffer], &[to.buffer]);
-        self.account(&product, Epilogue::SiluMul, to.stride);
+        self.account(&product, epilogue, to.stride);
         let mut actions = Vec::new();
         let units = self.planner.share(&mut actions, product.tiles / 2);
         let all = Operands {
@@ -344,7 +351,7 @@ impl Stages<'_> {
             rows: None,
             tokens: self.row_count(self.rows(y)),
         };
-        let results = Results { epilogue: Epilogue::SiluMul, stride: to.stride };
+        let results = Results { epilogue, stride: to.stride };
         self.units(&mut actions, &product, results, units, &all);
         self.planner.push(actions);
         Ok(())

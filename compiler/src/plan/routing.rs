@@ -4,12 +4,32 @@
 
 use super::PlanError;
 use super::buffers::Scope;
-use super::experts::Sorted;
 use super::planner::{Place, Split, call};
 use super::program::{Action, Expr, Field};
 use super::stages::{Rows, Stages, WORD};
 use crate::kernels::{Combine, SortByExpert, TopK};
+use moec_abi::round_up;
 use moec_ir::graph::ValueId;
+
+/// Layout of what `sort_by_expert` leaves: where each expert's tokens begin, the tokens by expert, and where each (token, slot) went.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sorted {
+    /// Offset of the tokens by expert.
+    pub order: usize,
+    /// Offset of the place of each (token, slot).
+    pub position: usize,
+    /// Size of all.
+    pub bytes: usize,
+}
+
+impl Sorted {
+    /// For `experts` experts and lists of `pairs` bytes.
+    pub fn new(experts: usize, pairs: usize) -> Sorted {
+        let order = round_up((experts + 1) * WORD, 64);
+        let position = order + round_up(pairs, 64);
+        Sorted { order, position, bytes: position + round_up(pairs, 64) }
+    }
+}
 
 impl Stages<'_> {
     pub(super) fn top_k(

@@ -9,8 +9,8 @@ use super::payload::Arrangement;
 use super::planner::{Place, Planner, Share, Split, call};
 use super::program::{Action, Expr, Field};
 use super::stages::{Rows, Stages, WORD};
-use crate::kernels::{Elementwise, ElementwiseOp, Embed, EmbedTile, GateRow, Norm, Outputs, Quantize};
-use moec_abi::{LANES, padded_head_dim};
+use crate::kernels::{Elementwise, ElementwiseOp, Embed, EmbedTile, GateRow, Norm, Outputs, Quantize, SoftCap};
+use moec_abi::{LANES, padded_head_dim, round_up};
 use moec_ir::graph::{Kind, NodeId, ValueId, WeightId};
 
 impl Stages<'_> {
@@ -35,13 +35,14 @@ impl Stages<'_> {
         self.planner.push(actions);
     }
 
-    pub(super) fn embed(&mut self, w: WeightId, y: ValueId) -> Result<(), PlanError> {
+    pub(super) fn embed(&mut self, w: WeightId, scale: Option<f32>, y: ValueId) -> Result<(), PlanError> {
         // The residual stream is written by rows of matrices later on: it is always shared.
         let place = self.allot(y, Scope::Shared);
         let (index, item) = self.item(w);
+        let scale_bits = scale.map(f32::to_bits);
         let kernel: Box<dyn Fn(Expr, Expr) -> Action> = match item.arrangement {
             Arrangement::Tiles { .. } => {
-                let kernel = EmbedTile { format: item.format, k: item.columns };
+                let kernel = EmbedTile { format: item.format, k: item.columns, scale_bits };
                 let tile_bytes = item.tile_bytes();
                 Box::new(move |token, y| {
                     let tile = token.clone() / LANES;
@@ -50,7 +51,7 @@ impl Stages<'_> {
                 })
             }
             _ => {
-                let kernel = Embed { format: item.format, h: item.columns };
+                let kernel = Embed { format: item.format, h: item.columns, scale_bits };
                 let row_bytes = item.row_bytes();
                 Box::new(move |token, y| call(kernel.clone(), [Self::weight(index) + token * row_bytes, y]))
             }
@@ -155,6 +156,38 @@ impl Stages<'_> {
             args.extend([to_place.row(t), columns.into()]);
             actions.push(call(Elementwise { op }, args));
         });
+        Ok(())
+    }
+
+    /// Soft-capped rows. Where they are what the step returns, each worker caps the columns that it computed itself, in place: the shares are those of
+    /// the product, so nothing has to be waited for.
+    pub(super) fn soft_cap(&mut self, x: ValueId, cap: f32, y: ValueId) -> Result<(), PlanError> {
+        let rows = self.rows(y);
+        let kernel = SoftCap { cap_bits: cap.to_bits() };
+        let columns = round_up(self.columns(y), LANES);
+        if !self.is_output(y) {
+            let (scope, split) = self.small(rows);
+            let (from, to) = (self.place(x), self.allot(y, scope));
+            self.planner.begin("soft_cap", split, &[from.buffer], &[to.buffer]);
+            self.each_row(rows, |_, actions, t| {
+                actions.push(call(kernel, [from.row(t.clone()), to.row(t), columns.into()]));
+            });
+            return Ok(());
+        }
+        let from = self.places.get(&x).copied();
+        let reads: Vec<BufferId> = from.iter().map(|place| place.buffer).collect();
+        self.planner.begin("soft_cap", Split::Other, &reads, &[]);
+        let mut actions = Vec::new();
+        let tiles = self.planner.share(&mut actions, columns / LANES);
+        let first = self.planner.bind(&mut actions, tiles.from.clone() * (LANES * WORD));
+        let count = self.planner.bind(&mut actions, (tiles.to - tiles.from) * LANES);
+        let all = Share { from: Expr::Int(0), to: self.row_count(rows) };
+        self.planner.each(&mut actions, all, 1, |_, actions, row| {
+            let logits = Expr::from(Field::Logits) + row.clone() * (columns * WORD);
+            let from = from.map_or(logits.clone(), |place| place.row(row));
+            actions.push(call(kernel, [from + first.clone(), logits + first, count]));
+        });
+        self.planner.push(actions);
         Ok(())
     }
 

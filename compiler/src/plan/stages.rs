@@ -124,13 +124,13 @@ impl Stages<'_> {
         let results = self.graph.results(node).to_vec();
         let result = |i: usize| results[i];
         match self.graph.op(node).clone() {
-            Op::Embed { w } => self.embed(w, result(0)),
+            Op::Embed { w, scale } => self.embed(w, scale, result(0)),
             Op::RmsNorm { x, w, eps } => self.norm(x, w, eps, None, result(0)),
             Op::NormQuantize { x, w, eps } => self.norm(x, w, eps, Some(result(0)), result(1)),
             Op::Quantize { x } => self.quantize(x, result(0)),
             Op::Matmul { x, w } => self.matmul(x, w, result(0)),
             Op::MatmulAdd { x, w, residual } => self.matmul_add(x, w, residual, result(0), node),
-            Op::GateUp { x, w } => self.gate_up(x, w, result(0)),
+            Op::GateUp { x, w, activation } => self.gate_up(x, w, activation, result(0)),
             Op::QkvRopeStore { x, w, layer, heads, kv_heads, head_dim, scale } => {
                 let qkv = Qkv { layer, heads, kv_heads, head_dim, scale };
                 self.qkv_rope_store(x, w, qkv, result(0), result(1))
@@ -145,12 +145,14 @@ impl Stages<'_> {
             Op::KvStore { k, v, layer, kv_heads, head_dim } => {
                 self.kv_store(k, v, layer, kv_heads, head_dim, result(0))
             }
-            Op::Attention { q, kv, layer, heads, kv_heads, head_dim, window } => {
-                self.attention(q, kv, AttentionShape { layer, heads, kv_heads, head_dim, window }, result(0))
+            Op::Attention { q, kv, layer, heads, kv_heads, head_dim, window, cap } => {
+                self.attention(q, kv, AttentionShape { layer, heads, kv_heads, head_dim, window, cap }, result(0))
             }
             Op::Add { a, b } => self.elementwise(ElementwiseOp::Add, &[a, b], result(0)),
             Op::Mul { a, b } => self.elementwise(ElementwiseOp::Mul, &[a, b], result(0)),
             Op::Silu { x } => self.elementwise(ElementwiseOp::Silu, &[x], result(0)),
+            Op::Gelu { x } => self.elementwise(ElementwiseOp::Gelu, &[x], result(0)),
+            Op::SoftCap { x, cap } => self.soft_cap(x, cap, result(0)),
             Op::TopK { logits, k, selection, scores } => {
                 let count = self.ty(logits).columns().expect("router logits have a known length");
                 let network = matches!(selection, Selection::Network);
@@ -159,8 +161,8 @@ impl Stages<'_> {
             }
             Op::SortByExpert { experts, count } => self.sort_by_expert(experts, count, result(0)),
             Op::ExpertMatmul { x, experts, w } => self.expert_matmul(x, experts, w, result(0)),
-            Op::ExpertGateUp { x, experts, w, dispatch, order } => {
-                self.expert_gate_up(x, experts, w, dispatch, order, result(0))
+            Op::ExpertGateUp { x, experts, w, activation, dispatch, order } => {
+                self.expert_gate_up(x, experts, w, activation, (dispatch, order), result(0))
             }
             Op::ExpertCombine { y, weights } => self.expert_combine(y, weights, result(0)),
             Op::ExpertDownAdd { h, experts, weights, w, residual, dispatch, order } => {
@@ -279,8 +281,15 @@ impl Stages<'_> {
         Ok(())
     }
 
-    /// Whether a value is what the step returns.
+    /// Whether a value is what the step returns, or becomes it in its place: then it lies in the step's logits.
     pub(super) fn is_output(&self, v: ValueId) -> bool {
-        self.graph.nodes().any(|n| matches!(self.graph.op(n), Op::Output { x } if *x == v))
+        match self.graph.uses(v).as_slice() {
+            &[reader] => match self.graph.op(reader) {
+                Op::Output { .. } => true,
+                Op::SoftCap { .. } => self.is_output(self.graph.results(reader)[0]),
+                _ => false,
+            },
+            readers => readers.iter().any(|&reader| matches!(self.graph.op(reader), Op::Output { .. })),
+        }
     }
 }

@@ -17,7 +17,6 @@ use crate::predict::{self, Expected, Predictor};
 use crate::target::{Tuning, feature_names};
 use moec_abi::PAGE_TOKENS;
 use moec_abi::metadata::Metadata;
-use moec_ir::graph::Role;
 
 /// What a report is made from.
 #[derive(Clone, Copy, Debug)]
@@ -153,12 +152,11 @@ fn memory(plan: &Plan) -> Memory {
 fn weights(plan: &Plan, metadata: Option<&Metadata>) -> Vec<Weights> {
     let mut all: Vec<(Weights, f64)> = Vec::new();
     for (i, item) in plan.payload.items.iter().enumerate() {
-        let (role, layout) = (item.role.map_or("tables", Role::name), item.format.name());
+        let (role, layout) = (item.purpose(), item.format.name());
         let count = (item.experts * item.rows * item.columns) as u64;
-        let at = all.iter().position(|(w, _)| (w.role.as_str(), w.layout.as_str()) == (role, layout));
+        let at = all.iter().position(|(w, _)| (w.role.as_str(), w.layout.as_str()) == (role.as_str(), layout));
         let at = at.unwrap_or_else(|| {
-            let (role, layout) = (role.to_string(), layout.to_string());
-            all.push((Weights { role, layout, count: 0, bytes: 0, error: None }, 0.0));
+            all.push((Weights { role, layout: layout.to_string(), count: 0, bytes: 0, error: None }, 0.0));
             all.len() - 1
         });
         let (weights, squares) = &mut all[at];

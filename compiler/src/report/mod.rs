@@ -114,7 +114,7 @@ pub struct Report {
     pub model: Model,
     /// What was written; `None` when nothing was built.
     pub output: Option<Output>,
-    /// The weights by role and layout.
+    /// The weights by role and layout; an embedding that is the output, too, has both roles.
     pub weights: Vec<Weights>,
     /// What becomes of weights that are stored as codes, a sentence for each kind.
     pub repacked: Vec<String>,

@@ -16,9 +16,10 @@ pub fn text(report: &Report) -> String {
     for line in &report.repacked {
         let _ = writeln!(text, "{line}");
     }
+    let wide = report.weights.iter().map(|w| w.role.len()).fold(10, usize::max);
     let _ = writeln!(
         text,
-        "{:<10} {:<6} {:>15} {:>12} {:>6}  relative RMS error",
+        "{:<wide$} {:<6} {:>15} {:>12} {:>6}  relative RMS error",
         "weights", "as", "number", "size", "bits"
     );
     for w in &report.weights {
@@ -28,7 +29,7 @@ pub fn text(report: &Report) -> String {
             Some(loss) if loss.relative_rms == 0.0 => "none".to_string(),
             Some(loss) => format!("{:.2} %", 100.0 * loss.relative_rms),
         };
-        let _ = writeln!(text, "{:<10} {:<6} {:>15} {size:>12} {bits:>6.2}  {error}", w.role, w.layout, w.count);
+        let _ = writeln!(text, "{:<wide$} {:<6} {:>15} {size:>12} {bits:>6.2}  {error}", w.role, w.layout, w.count);
     }
     if let Some(choice) = report.experts.as_ref().and_then(|found| Some((found.by_heat.as_ref()?, &found.counts))) {
         let _ = writeln!(text, "by heat    {}", experts::by_heat(choice.0, choice.1));

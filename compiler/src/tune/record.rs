@@ -40,6 +40,7 @@ use crate::plan::layout::Format;
 use crate::target::machine::Machine;
 use crate::target::{ProductShape, ProductTuning, feature_names};
 use moec_abi::features::NAMES;
+use moec_ir::graph::Activation;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -170,7 +171,8 @@ struct MeasuredTable {
     tuned_share: f64,
 }
 
-const EPILOGUES: [Epilogue; 3] = [Epilogue::Store, Epilogue::Add, Epilogue::SiluMul];
+const EPILOGUES: [Epilogue; 4] =
+    [Epilogue::Store, Epilogue::Add, Epilogue::Gated(Activation::Silu), Epilogue::Gated(Activation::Gelu)];
 
 impl Record {
     /// Reads the record at `path`.

@@ -85,6 +85,33 @@ impl Scores {
     }
 }
 
+/// What a gate goes through before it multiplies.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Activation {
+    /// [`Op::Silu`](super::Op::Silu). Left out in text.
+    Silu,
+    /// [`Op::Gelu`](super::Op::Gelu).
+    Gelu,
+}
+
+impl Activation {
+    /// The name in text form.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Activation::Silu => "silu",
+            Activation::Gelu => "gelu",
+        }
+    }
+
+    /// Of one number.
+    pub fn apply(self, x: f32) -> f32 {
+        match self {
+            Activation::Silu => crate::math::silu(x),
+            Activation::Gelu => crate::math::gelu(x),
+        }
+    }
+}
+
 /// A named attribute: `eps=1e-5`.
 pub(super) trait Attribute: Sized {
     /// The text after `=`; `None` when the attribute is left out.
@@ -114,6 +141,16 @@ impl Attribute for f32 {
 
     fn parse(text: Option<&str>) -> Result<f32, &'static str> {
         text.and_then(|t| t.parse().ok()).ok_or("a number such as 1e-5")
+    }
+}
+
+impl Attribute for Option<f32> {
+    fn print(&self) -> Option<String> {
+        self.map(|x| format!("{x:?}"))
+    }
+
+    fn parse(text: Option<&str>) -> Result<Option<f32>, &'static str> {
+        text.map(|t| t.parse().map_err(|_| "a number such as 50.0")).transpose()
     }
 }
 
@@ -154,6 +191,23 @@ impl Attribute for Scores {
             None | Some("chosen") => Ok(Scores::Chosen),
             Some("all") => Ok(Scores::All),
             Some(_) => Err("chosen or all"),
+        }
+    }
+}
+
+impl Attribute for Activation {
+    fn print(&self) -> Option<String> {
+        match self {
+            Activation::Silu => None,
+            Activation::Gelu => Some(self.name().to_string()),
+        }
+    }
+
+    fn parse(text: Option<&str>) -> Result<Activation, &'static str> {
+        match text {
+            None | Some("silu") => Ok(Activation::Silu),
+            Some("gelu") => Ok(Activation::Gelu),
+            Some(_) => Err("silu or gelu"),
         }
     }
 }

@@ -12,8 +12,9 @@ use super::weight::Weight;
 pub(super) fn result_types(graph: &Graph, op: &Op) -> Result<Vec<Type>, String> {
     let rules = Rules { graph };
     match op {
-        Op::Embed { w } => {
+        Op::Embed { w, scale } => {
             let weight = rules.matrix(*w)?;
+            scale.map_or(Ok(()), |scale| finite("scale", scale))?;
             Ok(vec![Type::rows(Dim::Tokens, weight.columns())])
         }
         Op::RmsNorm { x, w, eps } => Ok(vec![rules.norm(*x, *w, *eps)?]),
@@ -32,7 +33,7 @@ pub(super) fn result_types(graph: &Graph, op: &Op) -> Result<Vec<Type>, String> 
             rules.is(*residual, &ty)?;
             Ok(vec![ty])
         }
-        Op::GateUp { x, w } => {
+        Op::GateUp { x, w, activation: _ } => {
             let weight = rules.matrix(*w)?;
             let half = halves(weight)?;
             Ok(vec![rules.multiplied(*x, *w)?.with_kind(Kind::F32).with_columns(half)])
@@ -70,12 +71,13 @@ pub(super) fn result_types(graph: &Graph, op: &Op) -> Result<Vec<Type>, String> 
             rules.is(*v, &ty)?;
             Ok(vec![Type::kv()])
         }
-        Op::Attention { q, kv, layer: _, heads, kv_heads, head_dim, window } => {
+        Op::Attention { q, kv, layer: _, heads, kv_heads, head_dim, window, cap } => {
             rules.heads(*heads, *head_dim)?;
             rules.groups(*heads, *kv_heads)?;
             if *window == Some(0) {
                 return Err("a window of 0 keys sees nothing".into());
             }
+            cap.map_or(Ok(()), is_cap)?;
             let ty = Type::rows(Dim::Tokens, product(*heads, *head_dim)?);
             rules.is(*q, &ty)?;
             rules.is(*kv, &Type::kv())?;
@@ -104,7 +106,11 @@ pub(super) fn result_types(graph: &Graph, op: &Op) -> Result<Vec<Type>, String> 
             rules.is(*b, ty)?;
             Ok(vec![ty.clone()])
         }
-        Op::Silu { x } => Ok(vec![rules.kind(*x, Kind::F32)?.clone()]),
+        Op::Silu { x } | Op::Gelu { x } => Ok(vec![rules.kind(*x, Kind::F32)?.clone()]),
+        Op::SoftCap { x, cap } => {
+            is_cap(*cap)?;
+            Ok(vec![rules.kind(*x, Kind::F32)?.clone()])
+        }
         Op::GateRows { x, gate } => {
             let ty = rules.kind(*x, Kind::F32)?;
             rules.is_rows(*x, Dim::Tokens)?;
@@ -125,7 +131,7 @@ pub(super) fn result_types(graph: &Graph, op: &Op) -> Result<Vec<Type>, String> 
             rules.expert_rows(*x, *w, k)?;
             Ok(vec![slots(k, weight.rows())])
         }
-        Op::ExpertGateUp { x, experts, w, dispatch, order } => {
+        Op::ExpertGateUp { x, experts, w, activation: _, dispatch, order } => {
             let (weight, k) = (rules.expert_matrices(*w)?, rules.experts(*experts)?);
             rules.expert_rows(*x, *w, k)?;
             rules.dispatch(*dispatch, *order, k)?;
@@ -206,6 +212,14 @@ fn product(a: usize, b: usize) -> Result<usize, String> {
 
 fn finite(name: &str, value: f32) -> Result<(), String> {
     if value.is_finite() { Ok(()) } else { Err(format!("{name} must be finite, found {value}")) }
+}
+
+/// A number that bounds others.
+fn is_cap(cap: f32) -> Result<(), String> {
+    if cap > 0.0 && cap.is_finite() && (1.0 / cap).is_finite() {
+        return Ok(());
+    }
+    Err(format!("cap must be a number above 0 that has a reciprocal, found {cap}"))
 }
 
 struct Rules<'a> {

@@ -89,6 +89,8 @@ impl Kernel {
             | Op::Add { .. }
             | Op::Mul { .. }
             | Op::Silu { .. }
+            | Op::Gelu { .. }
+            | Op::SoftCap { .. }
             | Op::GateRows { .. }
             | Op::TopK { .. }
             | Op::ExpertCombine { .. }

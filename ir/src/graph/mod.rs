@@ -33,7 +33,7 @@ mod types;
 mod verify;
 mod weight;
 
-pub use attribute::{Dispatch, Operand, Scores, Selection};
+pub use attribute::{Activation, Dispatch, Operand, Scores, Selection};
 pub use kernel::{Kernel, Rows};
 pub use op::{Op, Origin};
 pub use parse::{Lines, ParseError, parse, parse_with_lines};

@@ -7,7 +7,7 @@
 //! Token ids, positions, page tables and the list of rows that need logits are inputs of every graph and not values.
 //! Deliberately absent: how results are computed ([`super::eval`] defines the bits) and the types of results ([`super::infer`]).
 
-use super::attribute::{Attribute, Dispatch, Operand, OperandKind, Scores, Selection};
+use super::attribute::{Activation, Attribute, Dispatch, Operand, OperandKind, Scores, Selection};
 use super::types::{ValueId, WeightId};
 
 /// Whether the importer makes an operation or only passes do.
@@ -120,8 +120,8 @@ macro_rules! operations {
 }
 
 operations! {
-    /// Rows of the embedding for the step's token ids: `w [vocab, H]` → `f32[T, H]`.
-    "embed" Imported Embed(w: WeightId) {}
+    /// Rows of the embedding for the step's token ids, multiplied by `scale` if there is one: `w [vocab, H]` → `f32[T, H]`.
+    "embed" Imported Embed(w: WeightId) { scale: Option<f32> }
 
     /// `(x × r) × w` with `r = 1 / sqrt(mean(x²) + eps)`, by row: `x f32[R, H]`, `w [H]` → `f32[R, H]`.
     "rms_norm" Imported RmsNorm(x: ValueId, w: WeightId) { eps: f32 }
@@ -144,9 +144,10 @@ operations! {
     "kv_store" Imported KvStore(k: ValueId, v: ValueId) { layer: usize, kv_heads: usize, head_dim: usize }
 
     /// Softmax attention of `q` (rotated and scaled) over the cached keys up to and including the token's own; with `window` only the last
-    /// `window` of them: `q f32[T, heads × head_dim]`, `kv` of the same layer → `f32[T, heads × head_dim]`.
+    /// `window` of them. With `cap` scores go through `cap × tanh(score / cap)` before. `q f32[T, heads × head_dim]`, `kv` of the same layer →
+    /// `f32[T, heads × head_dim]`.
     "attention" Imported Attention(q: ValueId, kv: ValueId) {
-        layer: usize, heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>
+        layer: usize, heads: usize, kv_heads: usize, head_dim: usize, window: Option<usize>, cap: Option<f32>
     }
 
     /// Elementwise sum of two f32 values of one shape.
@@ -157,6 +158,12 @@ operations! {
 
     /// Elementwise `x / (1 + exp(-x))`.
     "silu" Imported Silu(x: ValueId) {}
+
+    /// Elementwise `x/2 × (1 + tanh(√(2/π) × (x + 0.044715 x³)))`.
+    "gelu" Imported Gelu(x: ValueId) {}
+
+    /// Elementwise `cap × tanh(x / cap)`: `f32[R, C]` → the same.
+    "soft_cap" Imported SoftCap(x: ValueId) { cap: f32 }
 
     /// `x × sigmoid(gate)`, one gate for each row: `x f32[T, C]`, `gate f32[T, 1]` → `f32[T, C]`.
     "gate_rows" Imported GateRows(x: ValueId, gate: ValueId) {}
@@ -187,13 +194,15 @@ operations! {
         layer: usize, heads: usize, kv_heads: usize, head_dim: usize, scale: f32
     }
 
-    /// `silu(g) × u` for the products `g`, `u` with the two halves of a [`Source::GateUp`](super::Source::GateUp):
+    /// `activation(g) × u` for the products `g`, `u` with the two halves of a [`Source::GateUp`](super::Source::GateUp):
     /// `x f32|q8[T, C]`, `w [2 × F, C]` → `f32[T, F]`.
-    "gate_up" Fused GateUp(x: ValueId, w: WeightId) {}
+    "gate_up" Fused GateUp(x: ValueId, w: WeightId) { activation: Activation }
 
     /// [`Op::GateUp`] with the matrices of each token's experts: `x f32|q8[T, C]`, `experts i32[T, k]`, `w [E, 2 × F, C]` →
     /// `f32[T, k, F]`. `order` is there when `dispatch` is grouped.
-    "expert_gate_up" Fused ExpertGateUp(x: ValueId, experts: ValueId, w: WeightId) { dispatch: Dispatch, order: Option<ValueId> }
+    "expert_gate_up" Fused ExpertGateUp(x: ValueId, experts: ValueId, w: WeightId) {
+        activation: Activation, dispatch: Dispatch, order: Option<ValueId>
+    }
 
     /// `residual + x·wᵀ`.
     "matmul_add" Fused MatmulAdd(x: ValueId, w: WeightId, residual: ValueId) {}

@@ -211,6 +211,8 @@ fn roles(op: &Op) -> &'static [Role] {
         | Op::Add { .. }
         | Op::Mul { .. }
         | Op::Silu { .. }
+        | Op::Gelu { .. }
+        | Op::SoftCap { .. }
         | Op::GateRows { .. }
         | Op::TopK { .. }
         | Op::ExpertCombine { .. }

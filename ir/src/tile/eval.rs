@@ -443,33 +443,42 @@ mod tests {
     use crate::tile::build::Builder;
 
     #[test]
-    fn built_exp_and_silu_have_the_bits_of_the_functions() {
-        let (mut b, [x, y]) = Builder::new("exp", ["x", "y"]);
+    fn built_functions_have_the_bits_of_the_functions() {
+        type Build = fn(&mut Builder, Value) -> Value;
+        const BUILDERS: [Build; 5] = [math::build_exp, math::build_silu, math::build_gelu, math::build_tanh, |b, x| {
+            math::build_soft_cap(b, x, 30.0)
+        }];
+        const FUNCTIONS: [fn(f32) -> f32; 5] =
+            [math::exp, math::silu, math::gelu, math::tanh, |x| math::soft_cap(x, 30.0)];
+        let (mut b, [x, y]) = Builder::new("functions", ["x", "y"]);
         b.repeat(4096 * 4, 64, |b, i| {
             let at = b.add(x, i);
             let v = b.load(Format::F32, at, 0);
             let s = b.load_scalar(Format::F32, at, 0);
-            let (e, f) = (math::build_exp(b, v), math::build_silu(b, v));
-            let g = math::build_exp(b, s);
-            let to = b.mul_int(i, 3);
+            let vectors = BUILDERS.map(|build| build(b, v));
+            let scalars = BUILDERS.map(|build| build(b, s));
+            let to = b.mul_int(i, 2 * BUILDERS.len() as i64);
             let to = b.add(y, to);
-            b.store(Format::F32, e, to, 0);
-            b.store(Format::F32, f, to, 64);
-            b.store_scalar(Format::F32, g, to, 128);
+            for (i, (vector, scalar)) in vectors.into_iter().zip(scalars).enumerate() {
+                b.store(Format::F32, vector, to, 128 * i as i64);
+                b.store_scalar(Format::F32, scalar, to, 128 * i as i64 + 64);
+            }
         });
         let function = b.finish();
-        let xs: Vec<f32> = (0..4096).map(|i| (i as f32 - 2048.0) * 0.0873).collect();
+        let xs: Vec<f32> =
+            (0..4096).map(|i| (i as f32 - 2048.0) * if i % 2 == 0 { 0.0873 } else { 0.000_873 }).collect();
         let mut memory = Memory::new();
         let x = memory.add_f32(&xs);
-        let y = memory.add_zeros(3 * 4096 * 4);
+        let y = memory.add_zeros(2 * BUILDERS.len() * 4096 * 4);
         run(&function, &[x, y], &mut memory).unwrap();
         let got = memory.f32s(y);
         for (i, &x) in xs.iter().enumerate() {
-            let at = i / 16 * 48 + i % 16;
-            assert_eq!(got[at].to_bits(), math::exp(x).to_bits());
-            assert_eq!(got[at + 16].to_bits(), math::silu(x).to_bits());
-            if i % 16 == 0 {
-                assert_eq!(got[at + 32].to_bits(), math::exp(x).to_bits());
+            for (f, function) in FUNCTIONS.into_iter().enumerate() {
+                let at = (i / 16 * FUNCTIONS.len() + f) * 32 + i % 16;
+                assert_eq!(got[at].to_bits(), function(x).to_bits(), "function {f} of {x}");
+                if i % 16 == 0 {
+                    assert_eq!(got[at + 16].to_bits(), function(x).to_bits(), "function {f} of {x}");
+                }
             }
         }
     }

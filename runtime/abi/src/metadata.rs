@@ -15,7 +15,8 @@ pub struct Metadata {
     pub architecture: String,
     /// Number of parameters.
     pub parameters: u64,
-    /// Quantization per weight role, e.g. `experts` → `q4`, or `q8+q4` where weights of a role differ.
+    /// Quantization per weight role, e.g. `experts` → `q4`, or `q8+q4` where weights of a role differ; of an output that is the embedding's weight, that
+    /// one's.
     pub quantization: BTreeMap<String, String>,
     /// Id that starts a text, if the model has one.
     pub bos_token_id: Option<u32>,
@@ -40,6 +41,9 @@ pub struct WeightEntry {
     pub name: String,
     /// Role, as in `--quant ROLE=…`.
     pub role: String,
+    /// The role that the same bytes have, too: `output` of an embedding that a tied output shares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub also: Option<String>,
     /// Layout, e.g. `q4`.
     pub layout: String,
     /// Output features (of all matrices together).

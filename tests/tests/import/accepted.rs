@@ -1,7 +1,7 @@
 //! Models as they occur, in all their variants, and what is read from them.
 
 use crate::model::{EXPERTS, FFN, HIDDEN, Model, Tensor, VOCAB};
-use moec::import::{self, Architecture, Dtype, Experts, HeadNorm, ModelConfig, RopeScaling, TensorTable};
+use moec::import::{self, Activation, Architecture, Dtype, Experts, HeadNorm, ModelConfig, RopeScaling, TensorTable};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -235,6 +235,42 @@ fn each_architecture_has_its_parts() {
     let llama = config(json!({"model_type": "llama", "attention_bias": true, "mlp_bias": true}));
     assert!(llama.qkv_bias && llama.output_bias && llama.ffn_bias);
     assert_eq!(config(json!({"model_type": "phi3", "sliding_window": 2047})).sliding_window, Some(2047));
+}
+
+#[test]
+fn gemma() {
+    // As on the hub: of the first, "gelu" means its approximation.
+    let first = config(
+        json!({"model_type": "gemma", "hidden_act": "gelu", "hidden_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 1}),
+    );
+    assert_eq!((first.activation, first.tied, first.post_norms, first.head_dim), (Activation::Gelu, true, false, 256));
+    assert_eq!((first.embedding_scale, first.query_scale), (Some(2048f32.sqrt()), 0.0625));
+    assert_eq!((first.score_cap, first.logit_cap, first.sliding_window), (None, None, None));
+    assert_eq!((first.vocab, first.bos_token_id, first.eos_token_ids), (256_000, Some(2), vec![1]));
+
+    let second = config(json!({"model_type": "gemma2", "num_hidden_layers": 3}));
+    assert_eq!((second.activation, second.tied, second.post_norms), (Activation::Gelu, true, true));
+    assert_eq!((second.embedding_scale, second.query_scale), (Some(48.0), 0.0625));
+    assert_eq!((second.score_cap, second.logit_cap), (Some(50.0), Some(30.0)));
+    assert_eq!((0..3).map(|layer| second.window(layer)).collect::<Vec<_>>(), [Some(4096), None, Some(4096)]);
+    let large = config(json!({
+        "model_type": "gemma2", "hidden_size": 4608, "num_attention_heads": 32, "num_key_value_heads": 16, "head_dim": 128, "query_pre_attn_scalar": 144,
+        "attn_logit_softcapping": null, "final_logit_softcapping": 10, "num_hidden_layers": 2,
+        "layer_types": ["full_attention", "sliding_attention"], "sliding_window": 7,
+    }));
+    assert_eq!((large.query_scale, large.score_cap, large.logit_cap), (1.0 / 12.0, None, Some(10.0)));
+    assert_eq!((large.window(0), large.window(1)), (None, Some(7)));
+
+    let refused = |keys: Value, words: &[&str]| {
+        let error = ModelConfig::parse(keys.to_string().as_bytes(), Path::new("config.json")).unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    };
+    refused(json!({"model_type": "gemma2", "hidden_activation": "gelu"}), &["hidden_activation", "gelu_pytorch_tanh"]);
+    refused(json!({"model_type": "gemma", "hidden_act": "silu"}), &["hidden_act", "\"silu\"", "gelu_pytorch_tanh"]);
+    refused(json!({"model_type": "gemma2", "sliding_window": null}), &["sliding_window", "null", "some layers"]);
+    refused(json!({"model_type": "gemma2", "attn_logit_softcapping": 0}), &["attn_logit_softcapping", "above 0"]);
+    refused(json!({"model_type": "gemma2", "final_logit_softcapping": 1e-9}), &["final_logit_softcapping", "at least"]);
+    refused(json!({"model_type": "gemma2", "layer_types": ["full_attention"]}), &["layer_types", "26 layers", "1"]);
 }
 
 #[test]

@@ -192,8 +192,8 @@ fn headers_that_lie() {
         file.bytes()
     };
     refused(
-        &key("general.architecture", Value::Text("gemma2".into())),
-        &["general.architecture", "gemma2", "qwen2moe"],
+        &key("general.architecture", Value::Text("gemma3".into())),
+        &["general.architecture", "gemma3", "gemma2", "qwen2moe"],
     );
     refused(&key("general.architecture", Value::U32(1)), &["general.architecture", "a text"]);
     refused(&key("general.alignment", Value::U32(7)), &["general.alignment", "power of two"]);
@@ -285,4 +285,31 @@ fn huge_claims_cost_nothing() {
         }
         assert!(took < Duration::from_millis(20), "{took:?}: {error}");
     }
+}
+
+/// What the fuzzer starts from must be models, or it starts from nothing.
+#[test]
+fn seeds_of_the_fuzzer_are_models() {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds");
+    let open = |path: &Path| import::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut architectures = Vec::new();
+    for file in std::fs::read_dir(seeds.join("gguf")).expect("seeds") {
+        architectures.push(open(&file.expect("a seed").path()).config.architecture.name());
+    }
+    for name in ["gptq", "awq", "phi3", "gemma2"] {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        for (seed, file) in [
+            (format!("{name}-config"), "config.json"),
+            (format!("{name}-weights"), "model.safetensors"),
+            ("tokenizer.json".into(), "tokenizer.json"),
+        ] {
+            // The first byte says which file it is.
+            let bytes = std::fs::read(seeds.join("import").join(seed)).expect("a seed");
+            std::fs::write(directory.path().join(file), &bytes[1..]).expect("writable");
+        }
+        architectures.push(open(directory.path()).config.architecture.name());
+    }
+    architectures.sort_unstable();
+    architectures.dedup();
+    assert_eq!(architectures, ["Gemma2ForCausalLM", "LlamaForCausalLM", "Phi3ForCausalLM"]);
 }

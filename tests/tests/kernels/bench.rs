@@ -11,6 +11,7 @@ use moec::plan::layout::{Format, QuantizedRow};
 use moec::tune::code::Code;
 use moec::tune::limits::{PEAK_LOOPS, PEAK_SUMS, peak_loop, sweep_loop};
 use moec::tune::team::cpu_time;
+use moec_ir::graph::Activation;
 use moec_ir::tile::Function;
 
 use crate::machine::{Guarded, by_choice, compiler};
@@ -91,7 +92,7 @@ fn matmul(format: Format, tokens: usize, epilogue: Epilogue, tuning: MatmulTunin
 }
 
 fn attention(head_dim: usize, group: usize, kv: KvFormat) -> Timed {
-    let kernel = Attention { head_dim, group, kv };
+    let kernel = Attention { head_dim, group, kv, cap_bits: None };
     let (pages, half) = (64, 64 * head_dim * kv.bytes());
     let mut memory: Vec<Guarded> = (0..pages).map(|_| pattern(2 * half)).collect();
     let table: Vec<u8> = memory.iter().flat_map(|p| p.address().to_le_bytes()).collect();
@@ -154,7 +155,10 @@ fn bench() {
         for tokens in [1, 2, 3, 4, 6, 8] {
             report("in cache", matmul(format, tokens, Epilogue::Store, MatmulTuning::plain(format), 200 << 10));
         }
-        report("in cache", matmul(format, 1, Epilogue::SiluMul, MatmulTuning::plain(format), 200 << 10));
+        report(
+            "in cache",
+            matmul(format, 1, Epilogue::Gated(Activation::Silu), MatmulTuning::plain(format), 200 << 10),
+        );
         report("from memory", matmul(format, 1, Epilogue::Store, MatmulTuning::plain(format), 256 << 20));
     }
     for format in Format::ALL.into_iter().filter(|format| format.is_exact()) {

@@ -1,21 +1,20 @@
 //! Cases for every kernel family: odd and even shapes, with what the reference says they must give.
 
+mod attention;
+
 use half::{bf16, f16};
 use moec::kernels::{
-    Attention, Combine, Elementwise, ElementwiseOp, Embed, EmbedTile, Epilogue, GateRow, Interleave, Kernel, KvFormat,
-    Matmul, MatmulTuning, Norm, Outputs, Quantize, Rope, SortByExpert, StoreKey, StoreValue, TopK,
+    Combine, Elementwise, ElementwiseOp, Embed, EmbedTile, Epilogue, GateRow, Interleave, Kernel, Matmul, MatmulTuning,
+    Norm, Outputs, Quantize, SoftCap, SortByExpert, TopK,
 };
 use moec::plan::layout::Format;
-use moec_ir::math::{sigmoid, silu};
+use moec_ir::graph::Activation;
+use moec_ir::math::{gelu, sigmoid, silu, soft_cap};
 
-use crate::harness::{Arg, Case, Random, f32s, padded, u32s};
-use crate::reference::{
-    Activations, Matrix, attention, head_place, kv_bytes, kv_round, norm, norm_of, pad_head, padded_head, quantize,
-    rotate, top_k,
-};
+use crate::harness::{Case, Random, f32s, padded, u32s};
+use crate::reference::{Activations, Matrix, norm, norm_of, pad_head, quantize, top_k};
 
 const HEAD_DIMS: [usize; 7] = [16, 20, 22, 24, 32, 64, 128];
-const KV: [KvFormat; 2] = [KvFormat::F16, KvFormat::F32];
 
 /// The cases of the family of this name.
 pub fn of(family: &str) -> Vec<Case> {
@@ -24,10 +23,10 @@ pub fn of(family: &str) -> Vec<Case> {
         "Interleave" => interleaves(),
         "Norm" => norms(),
         "Quantize" => quantizes(),
-        "Rope" => ropes(),
-        "StoreKey" => store_keys(),
-        "StoreValue" => store_values(),
-        "Attention" => attentions(),
+        "Rope" => attention::ropes(),
+        "StoreKey" => attention::store_keys(),
+        "StoreValue" => attention::store_values(),
+        "Attention" => attention::attentions(),
         "Embed" => embeds(),
         "EmbedTile" => embed_tiles(),
         "TopK" => top_ks(),
@@ -35,6 +34,7 @@ pub fn of(family: &str) -> Vec<Case> {
         "Combine" => combines(),
         "Elementwise" => elementwises(),
         "GateRow" => gate_rows(),
+        "SoftCap" => soft_caps(),
         other => panic!("no cases for kernels of the family {other}"),
     }
 }
@@ -61,7 +61,9 @@ pub fn matmul(r: &mut Random, kernel: Matmul, units: usize) -> Case {
             let y = match epilogue {
                 Epilogue::Store => dot(i),
                 Epilogue::Add => old + dot(i),
-                Epilogue::SiluMul => silu(dot(i / 16 * 32 + i % 16)) * dot(i / 16 * 32 + 16 + i % 16),
+                Epilogue::Gated(activation) => {
+                    activation.apply(dot(i / 16 * 32 + i % 16)) * dot(i / 16 * 32 + 16 + i % 16)
+                }
             };
             after[at..at + 4].copy_from_slice(&y.to_le_bytes());
         }
@@ -84,7 +86,7 @@ fn matmuls() -> Vec<Case> {
         let kernel = Matmul { format, k, tokens, span, epilogue, y_stride, codebook, tuning };
         cases.push(matmul(&mut r, kernel, units));
     };
-    let epilogues = [Epilogue::Store, Epilogue::Add, Epilogue::SiluMul];
+    let epilogues = [Epilogue::Store, Epilogue::Add, Epilogue::Gated(Activation::Silu)];
     let mut choices = Random::new(6);
     for format in Format::ALL {
         let default = MatmulTuning::plain(format);
@@ -117,7 +119,8 @@ fn matmuls() -> Vec<Case> {
         if !exact {
             add(format, 160, 1, Epilogue::Store, default, 0);
             add(format, 4096, 1, Epilogue::Add, default, 1);
-            add(format, 4096 + 32, 2, Epilogue::SiluMul, default, 1);
+            add(format, 4096 + 32, 2, Epilogue::Gated(Activation::Silu), default, 1);
+            add(format, 160, 3, Epilogue::Gated(Activation::Gelu), default, 2);
         }
     }
     cases
@@ -226,160 +229,11 @@ fn quantizes() -> Vec<Case> {
         .collect()
 }
 
-/// A head, cosines and sines.
-fn head_and_angles(r: &mut Random, d: usize) -> [Vec<f32>; 3] {
-    let angles: Vec<f32> = r.f32s(d / 2);
-    [r.f32s(d), angles.iter().map(|a| a.cos()).collect(), angles.iter().map(|a| a.sin()).collect()]
-}
-
-fn ropes() -> Vec<Case> {
-    let mut r = Random::new(4);
-    let mut cases = Vec::new();
-    for d in HEAD_DIMS {
-        for heads in [0, 1, 3] {
-            let scale = (heads == 3).then(|| 1.0 / (d as f32).sqrt());
-            let [_, cos, sin] = head_and_angles(&mut r, d);
-            let (mut before, mut after) = (Vec::new(), Vec::new());
-            for _ in 0..heads {
-                let x = r.f32s(d);
-                let y = rotate(&x, &cos, &sin);
-                before.extend(pad_head(&x));
-                after.extend(pad_head(&y.iter().map(|y| scale.map_or(*y, |s| y * s)).collect::<Vec<f32>>()));
-            }
-            let mut c = Case::new(Rope { head_dim: d, scale_bits: scale.map(f32::to_bits) });
-            let x = c.inout("x", f32s(&before), f32s(&after));
-            let (cos, sin) = (c.input("cos", f32s(&padded(&cos, 16))), c.input("sin", f32s(&padded(&sin, 16))));
-            c.at(&[x, cos, sin]);
-            c.ints(&[heads]);
-            cases.push(c);
-        }
-    }
-    cases
-}
-
-fn store_keys() -> Vec<Case> {
-    let mut r = Random::new(5);
-    let mut cases = Vec::new();
-    for d in HEAD_DIMS {
-        for kv in KV {
-            for rotated in [false, true] {
-                let [x, cos, sin] = head_and_angles(&mut r, d);
-                let y = if rotated { rotate(&x, &cos, &sin) } else { x.clone() };
-                let lane = r.below(16);
-                let before = r.bytes(padded_head(d) * 16 * kv.bytes());
-                let mut after = before.clone();
-                for (i, y) in pad_head(&y).into_iter().enumerate() {
-                    after[(i * 16 + lane) * kv.bytes()..][..kv.bytes()].copy_from_slice(&kv_bytes(kv, y));
-                }
-                let mut c = Case::new(StoreKey { head_dim: d, kv, rotate: rotated });
-                let x = c.input("x", f32s(&pad_head(&x)));
-                c.at(&[x]);
-                if rotated {
-                    let (cos, sin) = (c.input("cos", f32s(&padded(&cos, 16))), c.input("sin", f32s(&padded(&sin, 16))));
-                    c.at(&[cos, sin]);
-                } else {
-                    c.ints(&[0, 0]);
-                }
-                let page = c.inout("keys", before, after);
-                c.args.push(Arg::At(page, lane * kv.bytes()));
-                cases.push(c);
-            }
-        }
-    }
-    cases
-}
-
-fn store_values() -> Vec<Case> {
-    let mut r = Random::new(6);
-    let mut cases = Vec::new();
-    for d in HEAD_DIMS {
-        for kv in KV {
-            let x = pad_head(&r.f32s(d));
-            let mut c = Case::new(StoreValue { head_dim: d, kv });
-            let after = x.iter().flat_map(|&x| kv_bytes(kv, x)).collect();
-            let regions = [c.input("x", f32s(&x)), c.output("values", after)];
-            c.at(&regions);
-            cases.push(c);
-        }
-    }
-    cases
-}
-
-fn attentions() -> Vec<Case> {
-    let mut r = Random::new(7);
-    let mut cases = Vec::new();
-    let mut add = |d: usize, group: usize, kv: KvFormat, lo: usize, hi: usize| {
-        let pages = hi.div_ceil(64);
-        let size = padded_head(d);
-        let rows = |r: &mut Random| -> Vec<Vec<f32>> {
-            (0..pages * 64).map(|_| (0..d).map(|_| kv_round(kv, r.f32())).collect()).collect()
-        };
-        let (k, v) = (rows(&mut r), rows(&mut r));
-        let q: Vec<Vec<f32>> = (0..group).map(|_| r.f32s(d)).collect();
-        let out: Vec<f32> = q.iter().flat_map(|q| pad_head(&attention(q, &k, &v, lo, hi))).collect();
-
-        let (k_offset, v_offset) = (64 * r.below(3), 128 + 64 * size * kv.bytes() + 64 * r.below(3));
-        let kernel = Attention { head_dim: d, group, kv };
-        let scratch_bytes = kernel.scratch_bytes();
-        let mut c = Case::new(kernel);
-        let q: Vec<f32> = q.iter().flat_map(|q| pad_head(q)).collect();
-        let (q, out) = (c.input("q", f32s(&q)), c.output("out", f32s(&out)));
-        let (table, scratch) = (c.input("pages", vec![0; 8 * pages]), c.scratch("scratch", scratch_bytes));
-        for p in lo / 64..pages {
-            // What no visible key explains is not a number, so that it shows when it is used.
-            let mut page = vec![0xff; v_offset + 64 * size * kv.bytes()];
-            for slot in 0..64 {
-                let key = 64 * p + slot;
-                let whole_tile = (slot / 16 * 16..slot / 16 * 16 + 16).any(|s| (lo..hi).contains(&(64 * p + s)));
-                let mut put = |at: usize, x: f32| page[at..at + kv.bytes()].copy_from_slice(&kv_bytes(kv, x));
-                for place in 0..size {
-                    if whole_tile {
-                        put(k_offset + ((slot / 16 * size + place) * 16 + slot % 16) * kv.bytes(), 0.0);
-                    }
-                    if (lo..hi).contains(&key) {
-                        put(v_offset + (slot * size + place) * kv.bytes(), 0.0);
-                    }
-                }
-                for i in 0..d {
-                    let place = head_place(d, i);
-                    if whole_tile {
-                        put(k_offset + ((slot / 16 * size + place) * 16 + slot % 16) * kv.bytes(), k[key][i]);
-                    }
-                    if (lo..hi).contains(&key) {
-                        put(v_offset + (slot * size + place) * kv.bytes(), v[key][i]);
-                    }
-                }
-            }
-            let page = c.input("page", page);
-            c.pointers.push([table, 8 * p, page, 0]);
-        }
-        c.at(&[q, table]);
-        c.ints(&[k_offset, v_offset, lo, hi]);
-        c.at(&[out, scratch]);
-        cases.push(c);
-    };
-    for d in HEAD_DIMS {
-        for kv in KV {
-            for (i, (lo, hi)) in
-                [(0, 1), (0, 17), (0, 64), (0, 65), (0, 200), (63, 64), (70, 131), (5, 130)].into_iter().enumerate()
-            {
-                if d <= 32 || i % 3 == 1 {
-                    add(d, 1 + (i + d / 4) % 6, kv, lo, hi);
-                }
-            }
-        }
-    }
-    add(16, 8, KvFormat::F16, 0, 150);
-    add(16, 19, KvFormat::F32, 30, 90);
-    add(128, 4, KvFormat::F16, 100, 201);
-    cases
-}
-
 fn embeds() -> Vec<Case> {
     let mut r = Random::new(8);
     let mut cases = Vec::new();
     for format in [Format::F32, Format::Bf16, Format::F16] {
-        for h in [16, 20, 32, 44, 64, 96, 100, 160, 4096] {
+        for (h, scale) in [16, 20, 32, 44, 64, 96, 100, 160, 4096].map(|h| (h, (h % 3 == 1).then_some(7.3f32))) {
             let x = r.f32s(h);
             let (mut row, mut y) = (Vec::new(), Vec::new());
             for x in x {
@@ -399,7 +253,8 @@ fn embeds() -> Vec<Case> {
                 }
             }
             row.extend([0xff; 64]);
-            let mut c = Case::new(Embed { format, h });
+            y.iter_mut().for_each(|y| *y *= scale.unwrap_or(1.0));
+            let mut c = Case::new(Embed { format, h, scale_bits: scale.map(f32::to_bits) });
             let regions = [c.input("row", row), c.output("y", f32s(&padded(&y, 32)))];
             c.at(&regions);
             cases.push(c);
@@ -415,8 +270,9 @@ fn embed_tiles() -> Vec<Case> {
         for k in [32, 96, 128, 160, 384] {
             let w = Matrix::random(&mut r, format, 16, k, &[0; 16]);
             for lane in [0, 1 + r.below(14), 15] {
-                let y: Vec<f32> = (0..k).map(|k| w.weight(lane, k)).collect();
-                let mut c = Case::new(EmbedTile { format, k });
+                let scale = (lane == 15).then_some(7.3f32);
+                let y: Vec<f32> = (0..k).map(|k| w.weight(lane, k) * scale.unwrap_or(1.0)).collect();
+                let mut c = Case::new(EmbedTile { format, k, scale_bits: scale.map(f32::to_bits) });
                 let tile = c.input("tile", w.packed.clone());
                 c.at(&[tile]);
                 c.ints(&[lane]);
@@ -548,6 +404,7 @@ fn elementwises() -> Vec<Case> {
                     ElementwiseOp::Mul => a * s,
                     ElementwiseOp::SiluMul => silu(*a) * s,
                     ElementwiseOp::Silu => silu(*a),
+                    ElementwiseOp::Gelu => gelu(*a),
                     ElementwiseOp::Copy => *a,
                 };
                 let y = f32s(&a.iter().zip(&second).map(y).collect::<Vec<f32>>());
@@ -592,6 +449,32 @@ fn gate_rows() -> Vec<Case> {
             } else {
                 let (x, y) = (c.input("x", f32s(&x)), c.output("y", f32s(&y)));
                 c.at(&[x, gate, y]);
+            }
+            c.ints(&[n]);
+            cases.push(c);
+        }
+    }
+    cases
+}
+
+fn soft_caps() -> Vec<Case> {
+    let mut r = Random::new(15);
+    let mut cases = Vec::new();
+    for (n, cap) in [(0, 30.0), (16, 30.0), (96, 0.5), (4096, 50.0)] {
+        for in_place in [false, true] {
+            let mut x: Vec<f32> = r.f32s(n).iter().map(|x| x * 200.0).collect();
+            // Both sides of where tanh changes its formula, and beyond what exp can.
+            for (x, special) in x.iter_mut().zip([0.0, -0.0, 0.5 * cap, -0.5 * cap, 1e-30, 1e9, -1e9, f32::INFINITY]) {
+                *x = special;
+            }
+            let y: Vec<f32> = x.iter().map(|&x| soft_cap(x, cap)).collect();
+            let mut c = Case::new(SoftCap { cap_bits: cap.to_bits() });
+            if in_place {
+                let x = c.inout("x", f32s(&x), f32s(&y));
+                c.at(&[x, x]);
+            } else {
+                let (x, y) = (c.input("x", f32s(&x)), c.output("y", f32s(&y)));
+                c.at(&[x, y]);
             }
             c.ints(&[n]);
             cases.push(c);

@@ -69,6 +69,11 @@ fn attention() {
 }
 
 #[test]
+fn soft_cap() {
+    run("SoftCap");
+}
+
+#[test]
 fn embed() {
     run("Embed");
 }

@@ -5,7 +5,7 @@
 use half::{bf16, f16};
 use moec::kernels::KvFormat;
 use moec::plan::layout::Format;
-use moec_ir::math::exp;
+use moec_ir::math::{exp, soft_cap};
 
 use crate::harness::Random;
 
@@ -353,13 +353,16 @@ pub fn kv_bytes(kv: KvFormat, x: f32) -> Vec<u8> {
     }
 }
 
-/// Attention of one head (not padded) over keys `lo .. hi`: `k` and `v` are `[key][d]`.
-pub fn attention(q: &[f32], k: &[Vec<f32>], v: &[Vec<f32>], lo: usize, hi: usize) -> Vec<f32> {
+/// Attention of one head (not padded) over keys `lo .. hi`, its scores soft-capped with `cap`: `k` and `v` are `[key][d]`.
+pub fn attention(q: &[f32], k: &[Vec<f32>], v: &[Vec<f32>], cap: Option<f32>, lo: usize, hi: usize) -> Vec<f32> {
     let mut state: Option<(f32, f32, Vec<f32>)> = None;
     for page in lo / 64..=(hi - 1) / 64 {
         let visible = |key: usize| (lo..hi).contains(&key);
         let keys = page * 64..page * 64 + 64;
-        let score = |key: usize| q.iter().zip(&k[key]).fold(0.0f32, |s, (q, k)| q.mul_add(*k, s));
+        let score = |key: usize| {
+            let s = q.iter().zip(&k[key]).fold(0.0f32, |s, (q, k)| q.mul_add(*k, s));
+            cap.map_or(s, |cap| soft_cap(s, cap))
+        };
         let s: Vec<f32> = keys.clone().map(|key| if visible(key) { score(key) } else { -3.0e38 }).collect();
         let m = s.iter().fold(-3.0e38f32, |m, &s| m.max(s));
         let e: Vec<f32> = keys.clone().zip(&s).map(|(key, s)| if visible(key) { exp(s - m) } else { 0.0 }).collect();

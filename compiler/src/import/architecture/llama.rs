@@ -1,6 +1,6 @@
 //! Llama 2, 3, 3.1, 3.2, and what else has that graph under this name (SmolLM, TinyLlama, …).
 
-use super::{AttentionBias, Defaults, Description, Window};
+use super::{AttentionBias, Block, Defaults, Description, Window};
 
 pub(super) const DESCRIPTION: Description = Description {
     name: "LlamaForCausalLM",
@@ -21,12 +21,14 @@ pub(super) const DESCRIPTION: Description = Description {
         theta: 1e4,
         bos: Some(1),
         eos: Some(2),
+        tied: false,
     },
     whole_heads: true,
     attention_bias: AttentionBias::Key { key: "attention_bias", default: false, output: true },
     ffn_bias: Some("mlp_bias"),
     head_norm: None,
     window: Window::Never,
+    block: Block::PLAIN,
     experts: None,
     moe_module: "mlp",
 };

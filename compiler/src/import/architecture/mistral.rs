@@ -1,6 +1,6 @@
 //! Mistral 7B: v0.1 with its window of 4096 keys, v0.2 and v0.3 without.
 
-use super::{AttentionBias, Defaults, Description, Window};
+use super::{AttentionBias, Block, Defaults, Description, Window};
 
 pub(super) const DESCRIPTION: Description = Description {
     name: "MistralForCausalLM",
@@ -21,12 +21,14 @@ pub(super) const DESCRIPTION: Description = Description {
         theta: 1e4,
         bos: Some(1),
         eos: Some(2),
+        tied: false,
     },
     whole_heads: false,
     attention_bias: AttentionBias::Never,
     ffn_bias: None,
     head_norm: None,
     window: Window::Everywhere(Some(4096)),
+    block: Block::PLAIN,
     experts: None,
     moe_module: "mlp",
 };

@@ -1,6 +1,6 @@
 //! Mixtral 8x7B and 8x22B, base and instruct.
 
-use super::{AttentionBias, Defaults, Description, ExpertKeys, Window};
+use super::{AttentionBias, Block, Defaults, Description, ExpertKeys, Window};
 
 pub(super) const DESCRIPTION: Description = Description {
     name: "MixtralForCausalLM",
@@ -21,12 +21,14 @@ pub(super) const DESCRIPTION: Description = Description {
         theta: 1e6,
         bos: Some(1),
         eos: Some(2),
+        tied: false,
     },
     whole_heads: false,
     attention_bias: AttentionBias::Never,
     ffn_bias: None,
     head_norm: None,
     window: Window::Everywhere(None),
+    block: Block::PLAIN,
     experts: Some(ExpertKeys {
         count: &["num_local_experts", "num_experts"],
         default_count: 8,

@@ -8,6 +8,8 @@
 //! those of the table in [`super::names`], a row there. `tests/data/architectures/make.py` makes a tiny model with golden outputs.
 //! Deliberately absent: reading the keys ([`super::config`]).
 
+mod gemma;
+mod gemma2;
 mod llama;
 mod mistral;
 mod mixtral;
@@ -17,6 +19,8 @@ mod qwen2;
 mod qwen2_moe;
 mod qwen3;
 mod qwen3_moe;
+
+pub use moec_ir::graph::Activation;
 
 /// The model families that moec knows.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,10 +43,14 @@ pub enum Architecture {
     Olmoe,
     /// `Phi3ForCausalLM`: dense, fused projections.
     Phi3,
+    /// `GemmaForCausalLM`: dense, GELU.
+    Gemma,
+    /// `Gemma2ForCausalLM`: dense, GELU, norms behind the blocks, soft-capping.
+    Gemma2,
 }
 
 /// Every architecture and its page.
-const TABLE: [(Architecture, &Description); 9] = [
+const TABLE: [(Architecture, &Description); 11] = [
     (Architecture::Mixtral, &mixtral::DESCRIPTION),
     (Architecture::Mistral, &mistral::DESCRIPTION),
     (Architecture::Llama, &llama::DESCRIPTION),
@@ -52,6 +60,8 @@ const TABLE: [(Architecture, &Description); 9] = [
     (Architecture::Qwen3Moe, &qwen3_moe::DESCRIPTION),
     (Architecture::Olmoe, &olmoe::DESCRIPTION),
     (Architecture::Phi3, &phi3::DESCRIPTION),
+    (Architecture::Gemma, &gemma::DESCRIPTION),
+    (Architecture::Gemma2, &gemma2::DESCRIPTION),
 ];
 
 impl Architecture {
@@ -103,10 +113,50 @@ pub struct Description {
     pub head_norm: Option<HeadNorm>,
     /// Which tokens see fewer keys than all.
     pub window: Window,
+    /// What the parts of a layer do beside that.
+    pub block: Block,
     /// The keys of the experts; `None` for dense architectures.
     pub experts: Option<ExpertKeys>,
     /// The module that the router and the experts are in.
     pub moe_module: &'static str,
+}
+
+/// What the parts of a layer do that most architectures leave out.
+#[derive(Clone, Copy, Debug)]
+pub struct Block {
+    /// What gates go through.
+    pub activation: Activation,
+    /// Whether embeddings are multiplied by √`hidden_size`. transformers rounds that to the type it computes in, which is f32 here.
+    pub scaled_embedding: bool,
+    /// Whether the weights of norms are stored less 1 by transformers. GGUF files have them as they are multiplied.
+    pub norms_less_one: bool,
+    /// Whether what attention and the feed-forward block give is normed before it is added to the residual.
+    pub post_norms: bool,
+    /// The default of `query_pre_attn_scalar`, by whose root queries are divided; without there is no such key, and it is `head_dim`.
+    pub query_scalar: Option<f64>,
+    /// The defaults of the keys of soft-capping; without there are no such keys.
+    pub caps: Option<Caps>,
+}
+
+impl Block {
+    /// Nothing but what all have.
+    pub const PLAIN: Block = Block {
+        activation: Activation::Silu,
+        scaled_embedding: false,
+        norms_less_one: false,
+        post_norms: false,
+        query_scalar: None,
+        caps: None,
+    };
+}
+
+/// What scores and logits are soft-capped with when the keys are absent.
+#[derive(Clone, Copy, Debug)]
+pub struct Caps {
+    /// `attn_logit_softcapping`
+    pub scores: f64,
+    /// `final_logit_softcapping`
+    pub logits: f64,
 }
 
 /// What an absent key means.
@@ -136,6 +186,8 @@ pub struct Defaults {
     pub bos: Option<u32>,
     /// `eos_token_id`
     pub eos: Option<u32>,
+    /// `tie_word_embeddings`
+    pub tied: bool,
 }
 
 /// Which projections of attention have biases.
@@ -172,6 +224,8 @@ pub enum Window {
     Never,
     /// All, if there is such a number; this when the key is absent.
     Everywhere(Option<usize>),
+    /// Those that `layer_types` names; without it every other one, the first included. This when the key is absent.
+    EveryOther(usize),
     /// Those that this says, if `use_sliding_window` is true; 4096 when the key is absent.
     Switched(WindowedLayers),
 }

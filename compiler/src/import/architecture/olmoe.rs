@@ -1,6 +1,6 @@
 //! OLMoE: 64 small experts; q and k are normed as wholes.
 
-use super::{AttentionBias, Defaults, Description, ExpertKeys, HeadNorm, Window};
+use super::{AttentionBias, Block, Defaults, Description, ExpertKeys, HeadNorm, Window};
 
 pub(super) const DESCRIPTION: Description = Description {
     name: "OlmoeForCausalLM",
@@ -21,12 +21,14 @@ pub(super) const DESCRIPTION: Description = Description {
         theta: 1e4,
         bos: None,
         eos: Some(50279),
+        tied: false,
     },
     whole_heads: false,
     attention_bias: AttentionBias::Key { key: "attention_bias", default: false, output: true },
     ffn_bias: None,
     head_norm: Some(HeadNorm::Across),
     window: Window::Never,
+    block: Block::PLAIN,
     experts: Some(ExpertKeys {
         count: &["num_experts", "num_local_experts"],
         default_count: 64,

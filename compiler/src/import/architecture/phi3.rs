@@ -1,6 +1,6 @@
 //! Phi-3, also with LongRoPE, and Phi-4 mini, which rotates a part of each head: q, k and v are one tensor, gate and up another.
 
-use super::{AttentionBias, Defaults, Description, Window};
+use super::{AttentionBias, Block, Defaults, Description, Window};
 
 pub(super) const DESCRIPTION: Description = Description {
     name: "Phi3ForCausalLM",
@@ -21,12 +21,14 @@ pub(super) const DESCRIPTION: Description = Description {
         theta: 1e4,
         bos: Some(1),
         eos: Some(32000),
+        tied: false,
     },
     whole_heads: false,
     attention_bias: AttentionBias::Never,
     ffn_bias: None,
     head_norm: None,
     window: Window::Everywhere(None),
+    block: Block::PLAIN,
     experts: None,
     moe_module: "mlp",
 };

@@ -1,6 +1,6 @@
 //! Qwen2 and Qwen2.5: Llama with biases on q, k and v.
 
-use super::{AttentionBias, Defaults, Description, Window, WindowedLayers};
+use super::{AttentionBias, Block, Defaults, Description, Window, WindowedLayers};
 
 pub(super) const DESCRIPTION: Description = Description {
     name: "Qwen2ForCausalLM",
@@ -21,12 +21,14 @@ pub(super) const DESCRIPTION: Description = Description {
         theta: 1e4,
         bos: None,
         eos: None,
+        tied: false,
     },
     whole_heads: false,
     attention_bias: AttentionBias::Always,
     ffn_bias: None,
     head_norm: None,
     window: Window::Switched(WindowedLayers::Late),
+    block: Block::PLAIN,
     experts: None,
     moe_module: "mlp",
 };

@@ -1,6 +1,6 @@
 //! Qwen1.5-MoE and Qwen2-MoE: small experts, scores that do not sum up to 1, and a shared expert behind a gate.
 
-use super::{AttentionBias, Defaults, Description, ExpertKeys, Window, WindowedLayers};
+use super::{AttentionBias, Block, Defaults, Description, ExpertKeys, Window, WindowedLayers};
 
 pub(super) const DESCRIPTION: Description = Description {
     name: "Qwen2MoeForCausalLM",
@@ -21,12 +21,14 @@ pub(super) const DESCRIPTION: Description = Description {
         theta: 1e4,
         bos: None,
         eos: None,
+        tied: false,
     },
     whole_heads: false,
     attention_bias: AttentionBias::Key { key: "qkv_bias", default: true, output: false },
     ffn_bias: None,
     head_norm: None,
     window: Window::Switched(WindowedLayers::EvenEarly),
+    block: Block::PLAIN,
     experts: Some(ExpertKeys {
         count: &["num_experts"],
         default_count: 60,

@@ -1,6 +1,6 @@
 //! Qwen3: the heads of q and k are normed before they are rotated.
 
-use super::{AttentionBias, Defaults, Description, HeadNorm, Window, WindowedLayers};
+use super::{AttentionBias, Block, Defaults, Description, HeadNorm, Window, WindowedLayers};
 
 pub(super) const DESCRIPTION: Description = Description {
     name: "Qwen3ForCausalLM",
@@ -21,12 +21,14 @@ pub(super) const DESCRIPTION: Description = Description {
         theta: 1e4,
         bos: None,
         eos: None,
+        tied: false,
     },
     whole_heads: false,
     attention_bias: AttentionBias::Key { key: "attention_bias", default: false, output: true },
     ffn_bias: None,
     head_norm: Some(HeadNorm::Each),
     window: Window::Switched(WindowedLayers::Late),
+    block: Block::PLAIN,
     experts: None,
     moe_module: "mlp",
 };

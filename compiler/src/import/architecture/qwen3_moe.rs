@@ -1,6 +1,6 @@
 //! Qwen3-MoE (30B-A3B, 235B-A22B): 128 small experts, the heads of q and k normed.
 
-use super::{AttentionBias, Defaults, Description, ExpertKeys, HeadNorm, Window, WindowedLayers};
+use super::{AttentionBias, Block, Defaults, Description, ExpertKeys, HeadNorm, Window, WindowedLayers};
 
 pub(super) const DESCRIPTION: Description = Description {
     name: "Qwen3MoeForCausalLM",
@@ -21,12 +21,14 @@ pub(super) const DESCRIPTION: Description = Description {
         theta: 1e4,
         bos: None,
         eos: None,
+        tied: false,
     },
     whole_heads: false,
     attention_bias: AttentionBias::Key { key: "attention_bias", default: false, output: true },
     ffn_bias: None,
     head_norm: Some(HeadNorm::Each),
     window: Window::Switched(WindowedLayers::All),
+    block: Block::PLAIN,
     experts: Some(ExpertKeys {
         count: &["num_experts", "num_local_experts"],
         default_count: 128,

@@ -2,7 +2,7 @@
 //!
 //! Deliberately absent: the tokenizer's keys ([`super::tokenizer`]), and the checks ([`super::super::config`]).
 
-use super::super::architecture::{Architecture, AttentionBias};
+use super::super::architecture::{Architecture, AttentionBias, Window};
 use super::super::config::{MAX_CONTEXT, ModelConfig};
 use super::super::error::ImportError;
 use super::super::json::Object;
@@ -31,6 +31,8 @@ const KEYS: &[(&str, &str, bool)] = &[
     ("rope_theta", "rope.freq_base", false),
     ("num_experts_per_tok", "expert_used_count", false),
     ("sliding_window", "attention.sliding_window", false),
+    ("attn_logit_softcapping", "attn_logit_softcapping", false),
+    ("final_logit_softcapping", "final_logit_softcapping", false),
 ];
 
 impl<'a> Metadata<'a> {
@@ -163,8 +165,15 @@ impl<'a> Metadata<'a> {
             }
         }
         // What an absent key means here is not what it means in config.json.
-        for (key, value) in [("head_dim", Json::Null), ("rope_theta", json!(1e4)), ("sliding_window", Json::Null)] {
+        for (key, value) in [("head_dim", Json::Null), ("rope_theta", json!(1e4))] {
             map.entry(key).or_insert(value);
+        }
+        // Where some layers have one in any case, it is that of the architecture.
+        if !matches!(description.window, Window::EveryOther(_)) {
+            map.entry("sliding_window").or_insert(Json::Null);
+        }
+        if description.block.query_scalar.is_some() {
+            map.insert("query_pre_attn_scalar".into(), query_scalar(&map));
         }
         map.entry("num_key_value_heads").or_insert(Json::Null);
         let Some(&[vocab, _]) = shape_of("token_embd.weight").as_deref() else {
@@ -300,6 +309,20 @@ impl<'a> Metadata<'a> {
     }
 }
 
+/// What the queries of a Gemma 2 are divided by the root of. These files do not say; as llama.cpp does it is taken from the number of layers, by which it
+/// tells the model of 27 B parameters from the others.
+fn query_scalar(map: &Map<String, Json>) -> Json {
+    const LAYERS_OF_27B: f64 = 46.0;
+    let number = |key: &str| as_f64(map.get(key));
+    let quotient =
+        number("hidden_size").zip(number("num_attention_heads")).map(|(hidden, heads)| (hidden / heads).floor());
+    let chosen = match number("num_hidden_layers") {
+        Some(LAYERS_OF_27B) => quotient,
+        _ => number("head_dim").or(quotient),
+    };
+    chosen.map_or(Json::Null, |scalar| json!(scalar))
+}
+
 fn as_f64(value: Option<&Json>) -> Option<f64> {
     value.and_then(Json::as_f64)
 }
@@ -316,4 +339,22 @@ fn whole(value: &Value) -> Option<u64> {
 /// The number that was meant where an f32 was stored: 1e-5, and not what that is as f64.
 fn shortest(number: f64) -> f64 {
     if f64::from(number as f32) == number { (number as f32).to_string().parse().unwrap_or(number) } else { number }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_of_gemma_2_by_its_sizes() {
+        let scalar = |layers: usize, hidden: usize, heads: usize, head_dim: usize| {
+            let keys = json!({
+                "num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": heads, "head_dim": head_dim,
+            });
+            query_scalar(keys.as_object().expect("an object"))
+        };
+        assert_eq!(scalar(26, 2304, 8, 256), json!(256.0));
+        assert_eq!(scalar(42, 3584, 16, 256), json!(256.0));
+        assert_eq!(scalar(46, 4608, 32, 128), json!(144.0));
+    }
 }

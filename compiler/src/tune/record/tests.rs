@@ -37,7 +37,7 @@ fn wrong(from: &str, to: &str) -> String {
 #[test]
 fn a_record_survives_being_written_and_read() {
     let record = Record::parse(GOOD, "r.toml").unwrap();
-    let shape = ProductShape { format: Format::Q4, k: 4096, epilogue: Epilogue::SiluMul };
+    let shape = ProductShape { format: Format::Q4, k: 4096, epilogue: Epilogue::Gated(Activation::Silu) };
     let found = &record.products[&shape];
     assert_eq!(found.tuning.kernel(2), MatmulTuning { tiles: 4, unroll: 2, prefetch: None });
     assert_eq!(found.tuning.kernel(1).prefetch, Some(1024));

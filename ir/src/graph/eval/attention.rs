@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use half::f16;
 
 use super::linear::sum_lanes;
-use crate::math::exp;
+use crate::math::{exp, soft_cap};
 
 /// Keys that are reduced at a time, by absolute position.
 const PAGE: usize = 64;
@@ -44,6 +44,8 @@ pub(super) struct Shape {
     pub(super) kv_heads: usize,
     pub(super) head_dim: usize,
     pub(super) window: Option<usize>,
+    /// What scores are soft-capped with.
+    pub(super) cap: Option<f32>,
 }
 
 impl KvCache {
@@ -89,7 +91,7 @@ impl KvCache {
     }
 
     pub(super) fn attend(&self, layer: usize, shape: Shape, positions: &[usize], q: &[f32]) -> Vec<f32> {
-        let Shape { heads, kv_heads, head_dim, window } = shape;
+        let Shape { heads, kv_heads, head_dim, window, cap } = shape;
         let layer = &self.layers[&layer];
         let mut out = Vec::with_capacity(q.len());
         for (&position, row) in positions.iter().zip(q.chunks(heads * head_dim)) {
@@ -101,7 +103,7 @@ impl KvCache {
                 let mut state: Option<(f32, f32, Vec<f32>)> = None;
                 for page in visible.start / PAGE..=(visible.end - 1) / PAGE {
                     let keys = page * PAGE..(page + 1) * PAGE;
-                    let of_page = reduce_page(q, keys, visible.clone(), &|key| part(&layer.keys, key), &|key| {
+                    let of_page = reduce_page(q, cap, keys, visible.clone(), &|key| part(&layer.keys, key), &|key| {
                         part(&layer.values, key)
                     });
                     state = Some(match state {
@@ -121,6 +123,7 @@ impl KvCache {
 /// The greatest score of a page, and relative to it the sum of exponentials and the weighted sum of values.
 fn reduce_page(
     q: &[f32],
+    cap: Option<f32>,
     keys: std::ops::Range<usize>,
     visible: std::ops::Range<usize>,
     k: &dyn Fn(usize) -> Vec<f32>,
@@ -128,7 +131,8 @@ fn reduce_page(
 ) -> (f32, f32, Vec<f32>) {
     let mut scores = [NO_SCORE; PAGE];
     for (score, key) in scores.iter_mut().zip(keys.clone()).filter(|(_, key)| visible.contains(key)) {
-        *score = q.iter().zip(k(key)).fold(0.0, |s, (q, k)| q.mul_add(k, s));
+        let s = q.iter().zip(k(key)).fold(0.0, |s, (q, k)| q.mul_add(k, s));
+        *score = cap.map_or(s, |cap| soft_cap(s, cap));
     }
     let m = scores.iter().fold(NO_SCORE, |m, &s| if s > m { s } else { m });
     let mut lanes = [0.0f32; LANES];
@@ -193,7 +197,7 @@ mod tests {
 
     #[test]
     fn attention_over_many_pages_is_a_softmax() {
-        let shape = Shape { heads: 4, kv_heads: 2, head_dim: 6, window: None };
+        let shape = Shape { heads: 4, kv_heads: 2, head_dim: 6, window: None, cap: None };
         let tokens = 200;
         let (k, v) = (numbers(1, tokens * 12), numbers(2, tokens * 12));
         let positions: Vec<usize> = (0..tokens).collect();
@@ -201,14 +205,23 @@ mod tests {
         cache.store(3, &positions, &k, &v);
         assert_eq!(cache.len(), tokens);
         let q: Vec<f32> = numbers(3, 24).iter().map(|q| q * 4.0).collect();
-        for (position, window) in
-            [(0, None), (63, None), (64, None), (199, None), (199, Some(1)), (199, Some(72)), (130, Some(128))]
-        {
-            let found = cache.attend(3, Shape { window, ..shape }, &[position], &q);
+        for (position, window, cap) in [
+            (0, None, None),
+            (63, None, None),
+            (64, None, Some(2.0)),
+            (199, None, None),
+            (199, Some(1), None),
+            (199, Some(72), Some(0.5)),
+            (130, Some(128), None),
+        ] {
+            let found = cache.attend(3, Shape { window, cap, ..shape }, &[position], &q);
             let first = window.map_or(0, |window: usize| (position + 1).saturating_sub(window));
             for head in 0..4 {
                 let at = |rows: &[f32], key: usize, d: usize| f64::from(rows[key * 12 + head / 2 * 6 + d]);
-                let score = |key| (0..6).map(|d| f64::from(q[head * 6 + d]) * at(&k, key, d)).sum::<f64>().exp();
+                let score = |key| {
+                    let score = (0..6).map(|d| f64::from(q[head * 6 + d]) * at(&k, key, d)).sum::<f64>();
+                    cap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh()).exp()
+                };
                 let total: f64 = (first..=position).map(score).sum();
                 for d in 0..6 {
                     let expected = (first..=position).map(|key| score(key) * at(&v, key, d)).sum::<f64>() / total;

@@ -1,9 +1,10 @@
 //! Products, sums and norms of rows.
 
+use super::super::attribute::Activation;
 use super::super::weight::{Layout, Weight};
 use super::Numbers;
 use super::tensor::{BLOCK, QuantizedRows, Rows, pad_heads, padded_head_dim};
-use crate::math::{padded_rms_scale, sigmoid, silu};
+use crate::math::{padded_rms_scale, sigmoid};
 
 /// Lanes of a partial sum.
 const LANES: usize = 16;
@@ -224,9 +225,9 @@ pub(super) fn add_rows(a: &[f32], b: &[f32]) -> Vec<f32> {
     a.iter().zip(b).map(|(a, b)| a + b).collect()
 }
 
-/// `silu(gate) × up`.
-pub(super) fn gated(gate: &[f32], up: &[f32]) -> Vec<f32> {
-    gate.iter().zip(up).map(|(&gate, up)| silu(gate) * up).collect()
+/// `activation(gate) × up`.
+pub(super) fn gated(activation: Activation, gate: &[f32], up: &[f32]) -> Vec<f32> {
+    gate.iter().zip(up).map(|(&gate, up)| activation.apply(gate) * up).collect()
 }
 
 /// Columns of rows.

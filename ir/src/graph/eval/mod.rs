@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 
 use self::linear::{Matrix, add_rows, expert_rows, gated, multiply};
 use self::tensor::{columns_of, rows_of};
+use super::attribute::Activation;
 use super::op::Op;
 use super::store::Graph;
 use super::types::{Dim, Mode, NodeId, ValueId, WeightId};
@@ -235,7 +236,7 @@ impl Evaluator {
             return fail(format!("logits of row {row} of {} tokens", tokens.len()));
         }
         for node in self.graph.nodes() {
-            if let &Op::Embed { w } = self.graph.op(node) {
+            if let &Op::Embed { w, .. } = self.graph.op(node) {
                 let vocab = self.graph.weight(w).rows();
                 if let Some(token) = tokens.iter().find(|&&token| token as usize >= vocab) {
                     return fail(format!("token {token} of a vocabulary of {vocab}"));
@@ -277,7 +278,13 @@ impl Evaluator {
         let i32s = |v: &ValueId| values[v].i32s();
         let rows = |v: &ValueId| rows_of(graph.ty(*v), &values[v], self.heads.get(v).copied());
         match graph.op(node) {
-            Op::Embed { w } => vec![Tensor::F32(self.parts(*w)[0].rows(inputs.tokens.iter().map(|&t| t as usize)))],
+            Op::Embed { w, scale } => {
+                let mut rows = self.parts(*w)[0].rows(inputs.tokens.iter().map(|&t| t as usize));
+                if let Some(scale) = scale {
+                    rows.iter_mut().for_each(|x| *x *= scale);
+                }
+                vec![Tensor::F32(rows)]
+            }
             Op::RmsNorm { x, w, eps } => {
                 let normed = linear::rms_norm(f32s(x), self.parts(*w)[0].f32s(), *eps);
                 outputs.hidden = hidden(graph, *x, &normed).unwrap_or(std::mem::take(&mut outputs.hidden));
@@ -303,10 +310,10 @@ impl Evaluator {
             Op::MatmulAdd { x, w, residual } => {
                 vec![Tensor::F32(add_rows(f32s(residual), &multiply(&rows(x), &self.parts(*w))))]
             }
-            Op::GateUp { x, w } => {
+            Op::GateUp { x, w, activation } => {
                 let (gate, up) = self.gate_up(*w);
                 let rows = rows(x);
-                vec![Tensor::F32(gated(&multiply(&rows, &[gate]), &multiply(&rows, &[up])))]
+                vec![Tensor::F32(gated(*activation, &multiply(&rows, &[gate]), &multiply(&rows, &[up])))]
             }
             Op::AddBias { x, w } => vec![Tensor::F32(linear::add_bias(f32s(x), self.parts(*w)[0].f32s()))],
             Op::HeadNorm { x, w, heads, head_dim, eps, across } => {
@@ -333,14 +340,18 @@ impl Evaluator {
                 self.cache.store(*layer, inputs.positions, &k, &v);
                 vec![Tensor::F32(self.rotate(&q, inputs.positions, *head_dim, *scale)), Tensor::Kv]
             }
-            Op::Attention { q, kv: _, layer, heads, kv_heads, head_dim, window } => {
-                let shape =
-                    attention::Shape { heads: *heads, kv_heads: *kv_heads, head_dim: *head_dim, window: *window };
+            Op::Attention { q, kv: _, layer, heads, kv_heads, head_dim, window, cap } => {
+                let (heads, kv_heads, head_dim) = (*heads, *kv_heads, *head_dim);
+                let shape = attention::Shape { heads, kv_heads, head_dim, window: *window, cap: *cap };
                 vec![Tensor::F32(self.cache.attend(*layer, shape, inputs.positions, f32s(q)))]
             }
             Op::Add { a, b } => vec![Tensor::F32(add_rows(f32s(a), f32s(b)))],
             Op::Mul { a, b } => vec![Tensor::F32(f32s(a).iter().zip(f32s(b)).map(|(a, b)| a * b).collect())],
-            Op::Silu { x } => vec![Tensor::F32(f32s(x).iter().map(|&x| crate::math::silu(x)).collect())],
+            Op::Silu { x } => vec![Tensor::F32(f32s(x).iter().map(|&x| Activation::Silu.apply(x)).collect())],
+            Op::Gelu { x } => vec![Tensor::F32(f32s(x).iter().map(|&x| Activation::Gelu.apply(x)).collect())],
+            Op::SoftCap { x, cap } => {
+                vec![Tensor::F32(f32s(x).iter().map(|&x| crate::math::soft_cap(x, *cap)).collect())]
+            }
             Op::Slice { x, start, len } => {
                 vec![Tensor::F32(linear::slice(f32s(x), columns_of(graph.ty(*x)), *start, *len))]
             }
@@ -361,10 +372,10 @@ impl Evaluator {
             Op::ExpertMatmul { x, experts, w } => {
                 vec![Tensor::F32(expert_rows(&rows(x), i32s(experts), &self.expert_parts(*w)[0]))]
             }
-            Op::ExpertGateUp { x, experts, w, dispatch: _, order: _ } => {
+            Op::ExpertGateUp { x, experts, w, activation, dispatch: _, order: _ } => {
                 let (rows, experts, parts) = (rows(x), i32s(experts), self.expert_parts(*w));
                 let product = |part: &Vec<&Matrix>| expert_rows(&rows, experts, part);
-                vec![Tensor::F32(gated(&product(&parts[0]), &product(&parts[1])))]
+                vec![Tensor::F32(gated(*activation, &product(&parts[0]), &product(&parts[1])))]
             }
             Op::ExpertCombine { y, weights } => {
                 vec![Tensor::F32(routing::combine(

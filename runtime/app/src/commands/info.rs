@@ -9,6 +9,7 @@ use moec_runtime::error::{hex, human_bytes};
 use moec_runtime::kv::Sequence;
 use moec_runtime::{Payload, cpus};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 
 pub(super) fn run(context: &Context, args: &Info) -> Result<()> {
     let report = report(context)?;
@@ -20,6 +21,8 @@ fn report(context: &Context) -> Result<Value> {
     let d = context.descriptor;
     let payload = Payload::open(&context.payload, d.payload())?;
     let metadata = payload.metadata()?;
+    let shared: BTreeMap<&str, &str> =
+        metadata.weights.iter().filter_map(|weight| Some((weight.also.as_deref()?, weight.role.as_str()))).collect();
     let present = cpus::detected_features();
     let threads = cpus::default_threads();
     let pages = Sequence::pages_for(d.context as usize, d.max_tokens as usize, d.window()) as u64;
@@ -40,6 +43,7 @@ fn report(context: &Context) -> Result<Value> {
         "architecture": metadata.architecture,
         "parameters": metadata.parameters,
         "quantization": metadata.quantization,
+        "shared_weights": shared,
         "packed_by": metadata.packed_by,
         "layers": d.layers,
         "hidden": d.hidden,
@@ -88,7 +92,11 @@ fn table(report: &Value) -> String {
     let get = |key: &str| text(&report[key]);
     let bytes = |key: &str| human_bytes(report["memory"][key].as_u64().unwrap_or(0));
     let quantization = report["quantization"].as_object().map_or_else(String::new, |roles| {
-        roles.iter().map(|(role, layout)| format!("{role} {}", text(layout))).collect::<Vec<_>>().join(", ")
+        let one = |(role, layout): (&String, &Value)| match report["shared_weights"][role].as_str() {
+            Some(other) => format!("{role} {} (the same weights as {other})", text(layout)),
+            None => format!("{role} {}", text(layout)),
+        };
+        roles.iter().map(one).collect::<Vec<_>>().join(", ")
     });
     let experts = if report["experts"] == 0 {
         "none (dense)".into()
@@ -119,7 +127,7 @@ fn table(report: &Value) -> String {
         ),
         ("experts", experts),
         ("vocabulary", format!("{} tokens", get("vocab"))),
-        ("context", format!("{} tokens, sliding window: {}", get("context"), get("sliding_window"))),
+        ("context", format!("{} tokens, sliding window in every layer: {}", get("context"), get("sliding_window"))),
         ("code for", levels.join("; ")),
         ("threads", get("threads")),
         (

@@ -1,0 +1,160 @@
+//! Cases of heads: rotation, storing keys and values, attention.
+
+use moec::kernels::{Attention, KvFormat, Rope, StoreKey, StoreValue};
+
+use super::HEAD_DIMS;
+use crate::harness::{Arg, Case, Random, f32s, padded};
+use crate::reference::{attention, head_place, kv_bytes, kv_round, pad_head, padded_head, rotate};
+
+const KV: [KvFormat; 2] = [KvFormat::F16, KvFormat::F32];
+
+/// A head, cosines and sines.
+fn head_and_angles(r: &mut Random, d: usize) -> [Vec<f32>; 3] {
+    let angles: Vec<f32> = r.f32s(d / 2);
+    [r.f32s(d), angles.iter().map(|a| a.cos()).collect(), angles.iter().map(|a| a.sin()).collect()]
+}
+
+pub fn ropes() -> Vec<Case> {
+    let mut r = Random::new(4);
+    let mut cases = Vec::new();
+    for d in HEAD_DIMS {
+        for heads in [0, 1, 3] {
+            let scale = (heads == 3).then(|| 1.0 / (d as f32).sqrt());
+            let [_, cos, sin] = head_and_angles(&mut r, d);
+            let (mut before, mut after) = (Vec::new(), Vec::new());
+            for _ in 0..heads {
+                let x = r.f32s(d);
+                let y = rotate(&x, &cos, &sin);
+                before.extend(pad_head(&x));
+                after.extend(pad_head(&y.iter().map(|y| scale.map_or(*y, |s| y * s)).collect::<Vec<f32>>()));
+            }
+            let mut c = Case::new(Rope { head_dim: d, scale_bits: scale.map(f32::to_bits) });
+            let x = c.inout("x", f32s(&before), f32s(&after));
+            let (cos, sin) = (c.input("cos", f32s(&padded(&cos, 16))), c.input("sin", f32s(&padded(&sin, 16))));
+            c.at(&[x, cos, sin]);
+            c.ints(&[heads]);
+            cases.push(c);
+        }
+    }
+    cases
+}
+
+pub fn store_keys() -> Vec<Case> {
+    let mut r = Random::new(5);
+    let mut cases = Vec::new();
+    for d in HEAD_DIMS {
+        for kv in KV {
+            for rotated in [false, true] {
+                let [x, cos, sin] = head_and_angles(&mut r, d);
+                let y = if rotated { rotate(&x, &cos, &sin) } else { x.clone() };
+                let lane = r.below(16);
+                let before = r.bytes(padded_head(d) * 16 * kv.bytes());
+                let mut after = before.clone();
+                for (i, y) in pad_head(&y).into_iter().enumerate() {
+                    after[(i * 16 + lane) * kv.bytes()..][..kv.bytes()].copy_from_slice(&kv_bytes(kv, y));
+                }
+                let mut c = Case::new(StoreKey { head_dim: d, kv, rotate: rotated });
+                let x = c.input("x", f32s(&pad_head(&x)));
+                c.at(&[x]);
+                if rotated {
+                    let (cos, sin) = (c.input("cos", f32s(&padded(&cos, 16))), c.input("sin", f32s(&padded(&sin, 16))));
+                    c.at(&[cos, sin]);
+                } else {
+                    c.ints(&[0, 0]);
+                }
+                let page = c.inout("keys", before, after);
+                c.args.push(Arg::At(page, lane * kv.bytes()));
+                cases.push(c);
+            }
+        }
+    }
+    cases
+}
+
+pub fn store_values() -> Vec<Case> {
+    let mut r = Random::new(6);
+    let mut cases = Vec::new();
+    for d in HEAD_DIMS {
+        for kv in KV {
+            let x = pad_head(&r.f32s(d));
+            let mut c = Case::new(StoreValue { head_dim: d, kv });
+            let after = x.iter().flat_map(|&x| kv_bytes(kv, x)).collect();
+            let regions = [c.input("x", f32s(&x)), c.output("values", after)];
+            c.at(&regions);
+            cases.push(c);
+        }
+    }
+    cases
+}
+
+pub fn attentions() -> Vec<Case> {
+    let mut r = Random::new(7);
+    let mut cases = Vec::new();
+    let mut add = |d: usize, group: usize, kv: KvFormat, cap: Option<f32>, lo: usize, hi: usize| {
+        let pages = hi.div_ceil(64);
+        let size = padded_head(d);
+        let rows = |r: &mut Random| -> Vec<Vec<f32>> {
+            (0..pages * 64).map(|_| (0..d).map(|_| kv_round(kv, r.f32())).collect()).collect()
+        };
+        let (k, v) = (rows(&mut r), rows(&mut r));
+        let q: Vec<Vec<f32>> = (0..group).map(|_| r.f32s(d)).collect();
+        let out: Vec<f32> = q.iter().flat_map(|q| pad_head(&attention(q, &k, &v, cap, lo, hi))).collect();
+
+        let (k_offset, v_offset) = (64 * r.below(3), 128 + 64 * size * kv.bytes() + 64 * r.below(3));
+        let kernel = Attention { head_dim: d, group, kv, cap_bits: cap.map(f32::to_bits) };
+        let scratch_bytes = kernel.scratch_bytes();
+        let mut c = Case::new(kernel);
+        let q: Vec<f32> = q.iter().flat_map(|q| pad_head(q)).collect();
+        let (q, out) = (c.input("q", f32s(&q)), c.output("out", f32s(&out)));
+        let (table, scratch) = (c.input("pages", vec![0; 8 * pages]), c.scratch("scratch", scratch_bytes));
+        for p in lo / 64..pages {
+            // What no visible key explains is not a number, so that it shows when it is used.
+            let mut page = vec![0xff; v_offset + 64 * size * kv.bytes()];
+            for slot in 0..64 {
+                let key = 64 * p + slot;
+                let whole_tile = (slot / 16 * 16..slot / 16 * 16 + 16).any(|s| (lo..hi).contains(&(64 * p + s)));
+                let mut put = |at: usize, x: f32| page[at..at + kv.bytes()].copy_from_slice(&kv_bytes(kv, x));
+                for place in 0..size {
+                    if whole_tile {
+                        put(k_offset + ((slot / 16 * size + place) * 16 + slot % 16) * kv.bytes(), 0.0);
+                    }
+                    if (lo..hi).contains(&key) {
+                        put(v_offset + (slot * size + place) * kv.bytes(), 0.0);
+                    }
+                }
+                for i in 0..d {
+                    let place = head_place(d, i);
+                    if whole_tile {
+                        put(k_offset + ((slot / 16 * size + place) * 16 + slot % 16) * kv.bytes(), k[key][i]);
+                    }
+                    if (lo..hi).contains(&key) {
+                        put(v_offset + (slot * size + place) * kv.bytes(), v[key][i]);
+                    }
+                }
+            }
+            let page = c.input("page", page);
+            c.pointers.push([table, 8 * p, page, 0]);
+        }
+        c.at(&[q, table]);
+        c.ints(&[k_offset, v_offset, lo, hi]);
+        c.at(&[out, scratch]);
+        cases.push(c);
+    };
+    for d in HEAD_DIMS {
+        for kv in KV {
+            for (i, (lo, hi)) in
+                [(0, 1), (0, 17), (0, 64), (0, 65), (0, 200), (63, 64), (70, 131), (5, 130)].into_iter().enumerate()
+            {
+                if d <= 32 || i % 3 == 1 {
+                    let cap = (i % 3 == 1).then_some([0.7, 50.0][i % 2]);
+                    add(d, 1 + (i + d / 4) % 6, kv, cap, lo, hi);
+                }
+            }
+        }
+    }
+    add(16, 8, KvFormat::F16, None, 0, 150);
+    add(256, 2, KvFormat::F16, Some(50.0), 3, 70);
+    add(16, 19, KvFormat::F32, Some(3.0), 30, 90);
+    add(128, 4, KvFormat::F16, None, 100, 201);
+    cases
+}
