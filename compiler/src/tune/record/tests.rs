@@ -58,7 +58,7 @@ fn errors_name_the_key() {
         ("block = 4", "blocks = 4", "`product[0].blocks`"),
         ("k = 4096", "k = 99999999999999999", "`product[0].k`"),
         ("\"q4\"", "\"q5\"", "`product[0].format`: there is no `q5`"),
-        ("\"silu\"", "\"gelu\"", "`product[0].epilogue`"),
+        ("\"silu\"", "\"relu\"", "`product[0].epilogue`"),
         ("\"fma\"", "\"mmx\"", "`machine.features[1]`: no feature is named `mmx`"),
         ("read = 5e10", "read = nan", "`limits.read`"),
         ("threads = 2", "threads = true", "`threads`"),
