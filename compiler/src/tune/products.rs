@@ -8,6 +8,9 @@ use crate::target::ProductShape;
 use moec_abi::LANES;
 use moec_ir::graph::Role;
 
+/// The middles of the eight equally likely parts of the normal distribution, in standard deviations.
+const EIGHTHS: [f64; 8] = [-1.534, -0.887, -0.489, -0.157, 0.157, 0.489, 0.887, 1.534];
+
 /// The products of one shape in a model.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Product {
@@ -31,6 +34,20 @@ impl Product {
     /// The tokens that meet one matrix in a step of `step` tokens, on average.
     pub fn tokens(&self, step: usize) -> usize {
         ((step as f64 * self.matrices / self.experts as f64 - 1e-9).ceil() as usize).max(1)
+    }
+
+    /// The tokens that meet some of its matrices in a step of `step` tokens. Where tokens choose experts, some experts get more than others: eight cases that are
+    /// equally likely when all experts are, without those that get nothing.
+    pub fn load(&self, step: usize) -> Vec<usize> {
+        let chance = self.matrices / self.experts as f64;
+        if step == 1 || chance >= 1.0 {
+            return vec![step];
+        }
+        let mean = step as f64 * chance;
+        let deviation = (mean * (1.0 - chance)).sqrt();
+        let case = |&quantile: &f64| (mean + quantile * deviation).round().max(0.0) as usize;
+        let load: Vec<usize> = EIGHTHS.iter().map(case).filter(|&tokens| tokens > 0).collect();
+        if load.is_empty() { vec![1] } else { load }
     }
 
     /// Bytes of one tile of its weights.

@@ -9,7 +9,7 @@ use super::code::CodeError;
 use super::contest::{Ended, Ratio, contest, duel, median};
 use super::cost::{Cost, cost};
 use super::products::Product;
-use super::workload::{Workload, kernel};
+use super::workload::{MOST_TOKENS, Workload, kernel};
 use crate::kernels::MatmulTuning;
 use crate::target::ProductTuning;
 use std::time::{Duration, Instant};
@@ -82,17 +82,17 @@ impl Search<'_> {
         Ok(Found { tuning: best, measured })
     }
 
-    /// Replaces `best` by the fastest of `ways`, if it is faster with all of `counts` tokens taken together: each counts alike, by the share of the
+    /// Replaces `best` by the fastest of `ways`, if it is faster with all of `loads` taken together: each counts alike, by the share of the
     /// machine's limit that it reaches.
-    fn choose(&mut self, best: &mut ProductTuning, ways: Vec<ProductTuning>, counts: &[usize]) -> Result<()> {
+    fn choose(&mut self, best: &mut ProductTuning, ways: Vec<ProductTuning>, loads: &[Vec<usize>]) -> Result<()> {
         let mut all = vec![best.clone()];
         all.extend(ways.into_iter().filter(|way| way != best));
         let Search { workload, product, until, .. } = self;
         let mut run = |way: usize| {
             let mut took = Duration::ZERO;
-            for &tokens in counts {
-                let seconds = workload.run(product, &all[way], tokens)?.as_secs_f64();
-                took += Duration::from_secs_f64(seconds / workload.limit_of_run(product, tokens));
+            for load in loads {
+                let seconds = workload.run(product, &all[way], load)?.as_secs_f64();
+                took += Duration::from_secs_f64(seconds / workload.limit_of_run(product, load));
             }
             Ok(took)
         };
@@ -132,10 +132,10 @@ impl Search<'_> {
             }
         }
         let ways = self.propose(ways, |_| 1);
-        self.choose(best, ways, &[1])?;
+        self.choose(best, ways, &[vec![1]])?;
         let found = best.kernels[0];
         let ahead = [512, 1024, 2048, 4096].map(|n| with(best, MatmulTuning { prefetch: Some(n), ..found }));
-        self.choose(best, ahead.to_vec(), &[1])
+        self.choose(best, ahead.to_vec(), &[vec![1]])
     }
 
     /// How many tokens at a time, and row tiles for them.
@@ -152,13 +152,13 @@ impl Search<'_> {
                 }
             }
         }
-        let most = self.product.tokens(super::workload::MOST_TOKENS);
+        let most = self.product.tokens(MOST_TOKENS);
         let ways = self.propose(ways, |way| way.tokens().min(most));
-        let counts = self.counts();
-        self.choose(best, ways, &counts)
+        let loads = self.loads();
+        self.choose(best, ways, &loads)
     }
 
-    /// Row tiles for fewer tokens than a tile has: their sums leave registers for more rows.
+    /// Row tiles for fewer tokens than a tile has: their sums leave registers for more rows. They are all that there is, or left over by a whole tile.
     fn few(&mut self, best: &mut ProductTuning) -> Result<()> {
         for tokens in 2..best.tokens() {
             let mut ways = Vec::new();
@@ -172,36 +172,36 @@ impl Search<'_> {
             }
             let mut ways = self.propose(ways, |_| tokens);
             ways.truncate(PROPOSED / 2);
-            self.choose(best, ways, &[tokens])?;
+            self.choose(best, ways, &[vec![tokens], vec![best.tokens() + tokens]])?;
         }
         Ok(())
     }
 
     /// Rows for one walk over the tokens, bytes of activations for one walk over the rows, and whether the next rows are prefetched.
     fn block(&mut self, best: &mut ProductTuning) -> Result<()> {
-        let counts = self.counts();
+        let loads = self.loads();
         let widest = best.kernels.iter().map(|kernel| kernel.tiles).max().unwrap_or(1);
         let blocks = [1, 2, 4, 8, 16].map(|block| ProductTuning { block, ..best.clone() });
-        self.choose(best, blocks.into_iter().filter(|way| way.block >= widest).collect(), &counts)?;
+        self.choose(best, blocks.into_iter().filter(|way| way.block >= widest).collect(), &loads)?;
         let chunks = [256, 512, 1024, 2048, 4096].map(|n| ProductTuning { activation_bytes: n << 10, ..best.clone() });
-        self.choose(best, chunks.to_vec(), &counts)?;
+        self.choose(best, chunks.to_vec(), &loads)?;
         let ahead = [false, true].map(|ahead| ProductTuning { ahead, ..best.clone() });
-        self.choose(best, ahead.to_vec(), &counts)
+        self.choose(best, ahead.to_vec(), &loads)
     }
 
     /// `best` if it is nowhere slower than `default`, else what is left of it: the kernel of one token or those of several.
     fn approve(&mut self, default: &ProductTuning, best: ProductTuning) -> Result<ProductTuning> {
         let (mut single, mut several) = (true, true);
-        let counts = if self.product.multiply_adds > 0 { self.counts() } else { Vec::new() };
-        for tokens in counts.into_iter().chain((self.product.decode_bytes > 0).then_some(1)) {
+        let loads = if self.product.multiply_adds > 0 { self.loads() } else { Vec::new() };
+        for load in loads.into_iter().chain((self.product.decode_bytes > 0).then(|| vec![1])) {
             if best == *default {
                 break;
             }
             let both = [default, &best];
             let Search { workload, product, until, .. } = self;
-            let ratio = duel(1, *until, &mut |way| workload.run(product, both[way], tokens))?;
+            let ratio = duel(1, *until, &mut |way| workload.run(product, both[way], &load))?;
             if ratio.loses() {
-                if tokens == 1 { single = false } else { several = false }
+                if load == [1] { single = false } else { several = false }
             }
         }
         Ok(match (single, several) {
@@ -220,19 +220,9 @@ impl Search<'_> {
         })
     }
 
-    /// Tokens that a matrix meets in prompts of all lengths. Where tokens choose experts, some experts get fewer than others: half and nearly twice
-    /// the mean of each length are among them.
-    fn counts(&self) -> Vec<usize> {
-        let mut counts: Vec<usize> = Vec::new();
-        for &step in STEPS.iter().filter(|&&step| step > 1) {
-            let mean = self.product.tokens(step);
-            let spread = self.product.experts > 1 && mean < 2 * self.product.experts;
-            counts.extend(if spread { vec![mean / 2, mean, mean * 7 / 4] } else { vec![mean] });
-        }
-        counts.retain(|&tokens| tokens > 1);
-        counts.sort_unstable();
-        counts.dedup();
-        if counts.is_empty() { vec![2] } else { counts }
+    /// What matrices meet in prompts of all lengths.
+    fn loads(&self) -> Vec<Vec<usize>> {
+        STEPS.iter().filter(|&&step| step > 1).map(|&step| self.product.load(step)).collect()
     }
 
     /// The steps that this product is part of, with the tokens that meet one of its matrices.
@@ -248,18 +238,19 @@ impl Search<'_> {
     fn measure(&mut self, default: &ProductTuning, tuning: &ProductTuning) -> Result<Vec<Measured>> {
         let mut all = Vec::new();
         for (step, tokens) in self.steps() {
+            let load = &self.product.load(step);
             let (mut times, mut ratios) = (Vec::new(), Vec::new());
             for _ in 0..15 {
                 if Instant::now() >= self.until {
                     return Err(Ended::Time);
                 }
-                let default = self.workload.run(self.product, default, tokens)?.as_secs_f64();
-                let tuned = self.workload.run(self.product, tuning, tokens)?.as_secs_f64();
+                let default = self.workload.run(self.product, default, load)?.as_secs_f64();
+                let tuned = self.workload.run(self.product, tuning, load)?.as_secs_f64();
                 times.push(default);
                 ratios.push(tuned);
             }
             let ratio = if default == tuning { 1.0 } else { Ratio::of(&ratios, &times).median };
-            let default_share = self.workload.limit_of_run(self.product, tokens) / median(&mut times);
+            let default_share = self.workload.limit_of_run(self.product, load) / median(&mut times);
             all.push(Measured { step, tokens, default_share, tuned_share: default_share / ratio });
         }
         Ok(all)

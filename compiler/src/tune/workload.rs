@@ -24,6 +24,9 @@ const RUN_SECONDS: f64 = 4e-3;
 /// Most tokens of a workload.
 pub const MOST_TOKENS: usize = crate::plan::MAX_STEP_TOKENS;
 
+/// Most matrices of one run.
+const MOST_MATRICES: usize = 8;
+
 /// Row tiles are taken in multiples of this, so that every block and tile of rows comes out even.
 const EVEN_TILES: usize = 16;
 
@@ -78,9 +81,10 @@ impl Workload {
         threads: usize,
         products: &[Product],
     ) -> Result<Workload, super::TuneError> {
-        let rows = |product: &Product| if product.multiply_adds > 0 { product.tokens(MOST_TOKENS) } else { 1 };
+        let most_rows = |product: &Product| product.load(MOST_TOKENS).into_iter().max().unwrap_or(1);
+        let rows = |product: &Product| if product.multiply_adds > 0 { most_rows(product) } else { 1 };
         let most = |bytes: &dyn Fn(&Product) -> usize| products.iter().map(bytes).max().unwrap_or(0);
-        let one_block = most(&|p| EVEN_TILES * p.tile_bytes());
+        let one_block = most(&|p| MOST_MATRICES * EVEN_TILES * p.tile_bytes());
         let weights = (4 * machine.largest_cache()).clamp(128 << 20, 1 << 30).max(threads * one_block);
         let activations = (threads * most(&|p| rows(p) * activation_stride(p.shape))).max(4096);
         let results = most(&|p| rows(p) * p.stride.max(p.tiles * LANES * 4)) + threads * 64;
@@ -119,33 +123,37 @@ impl Workload {
         self.codes.clear();
     }
 
-    /// Row tiles for each thread in a run with `tokens` tokens.
-    fn tiles(&self, product: &Product, tokens: usize) -> usize {
-        let part = self.arena.weight_bytes() / self.threads;
-        let one = self.limit(product, tokens, 1) * self.threads as f64;
+    /// Row tiles of each matrix for each thread in a run with these tokens.
+    fn tiles(&self, product: &Product, load: &[usize]) -> usize {
+        let part = self.arena.weight_bytes() / self.threads / load.len();
+        let one = self.limit(product, load, 1) * self.threads as f64;
         let wanted = (RUN_SECONDS / one) as usize / EVEN_TILES * EVEN_TILES;
         let there = product.tiles / self.threads / product.shape.epilogue.tiles() * product.shape.epilogue.tiles();
         wanted.clamp(EVEN_TILES, part / product.tile_bytes()).min(there.max(product.shape.epilogue.tiles()))
     }
 
-    /// The least seconds that the machine needs for `tiles` row tiles with `tokens` tokens.
-    fn limit(&self, product: &Product, tokens: usize, tiles: usize) -> f64 {
-        let adds = (tiles * LANES * product.shape.k * tokens) as f64;
-        self.limits.seconds(product.shape.format.is_quantized(), adds, (tiles * product.tile_bytes()) as f64)
+    /// The least seconds that the machine needs for `tiles` row tiles of each matrix.
+    fn limit(&self, product: &Product, load: &[usize], tiles: usize) -> f64 {
+        let of_matrix = |tokens: &usize| {
+            let adds = (tiles * LANES * product.shape.k * tokens) as f64;
+            self.limits.seconds(product.shape.format.is_quantized(), adds, (tiles * product.tile_bytes()) as f64)
+        };
+        load.iter().map(of_matrix).sum()
     }
 
     /// The least seconds that the machine needs for what [`run`](Workload::run) does.
-    pub fn limit_of_run(&self, product: &Product, tokens: usize) -> f64 {
-        self.limit(product, tokens, self.tiles(product, tokens) * self.threads)
+    pub fn limit_of_run(&self, product: &Product, load: &[usize]) -> f64 {
+        self.limit(product, load, self.tiles(product, load) * self.threads)
     }
 
-    /// Runs `product` with `tokens` tokens, written as `tuning` says; the time it took.
+    /// Runs `product`, written as `tuning` says, with one matrix after the other, which meet so many tokens; the time it took.
     ///
     /// # Errors
     /// A bug of a back end, or no memory for code.
-    pub fn run(&mut self, product: &Product, tuning: &ProductTuning, tokens: usize) -> Result<Duration, CodeError> {
-        let kernels: Vec<Matmul> = (1..=tuning.tokens()).map(|n| kernel(product, tuning, n, tokens > 1)).collect();
-        let needed = |n: usize| n == tokens.min(tuning.tokens()) || n == tokens % tuning.tokens();
+    pub fn run(&mut self, product: &Product, tuning: &ProductTuning, load: &[usize]) -> Result<Duration, CodeError> {
+        let alone = load == [1];
+        let kernels: Vec<Matmul> = (1..=tuning.tokens()).map(|n| kernel(product, tuning, n, !alone)).collect();
+        let needed = |n: usize| load.iter().any(|&t| n == t.min(tuning.tokens()) || n == t % tuning.tokens());
         for (i, kernel) in kernels.iter().enumerate() {
             if needed(i + 1) && !self.codes.contains_key(kernel) {
                 self.codes.insert(kernel.clone(), self.compiler.kernel(kernel.clone())?);
@@ -153,30 +161,31 @@ impl Workload {
         }
         let codes: Vec<Option<&Code>> = kernels.iter().map(|kernel| self.codes.get(kernel)).collect();
 
-        let tiles = self.tiles(product, tokens);
+        let tiles = self.tiles(product, load);
         let (part, bytes) = (self.arena.weight_bytes() / self.threads, tiles * product.tile_bytes());
         let part = part / 64 * 64;
-        if self.next + bytes > part {
+        if self.next + bytes * load.len() > part {
             self.next = 0;
         }
         let (next, shape) = (self.next, product.shape);
-        self.next += bytes;
+        self.next += bytes * load.len();
 
         let stride = activation_stride(shape);
-        let rows = (self.arena.activation_bytes() / self.threads / stride).min(tokens);
-        assert!(rows == tokens, "{shape}: the arena has activations for {tokens} tokens and each thread");
+        let most = load.iter().copied().max().unwrap_or(0);
+        let rows = (self.arena.activation_bytes() / self.threads / stride).min(most);
+        assert!(rows == most, "{shape}: the arena has activations for {most} tokens and each thread");
         let units = tiles / shape.epilogue.tiles();
         let unit_bytes = shape.epilogue.tiles() * product.tile_bytes();
-        assert!((tokens - 1) * product.stride + self.threads * units * 64 <= self.arena.result_bytes());
+        assert!(most * product.stride + self.threads * units * 64 <= self.arena.result_bytes() + product.stride);
         let chunk = tuning.walk_tokens(stride);
         let block = tuning.block_units(shape.epilogue);
         let (tile, y_stride) = (tuning.tokens(), product.stride);
         let [weights, activations, results] = self.arena.addresses();
         let work = |worker: usize| {
-            let w = weights + (worker * part + next) as i64;
+            let first_matrix = weights + (worker * part + next) as i64;
             let x = activations + (worker * rows * stride) as i64;
             let y = results + (worker * units * 64) as i64;
-            let call = |n: usize, unit: usize, at: usize, first: usize, count: usize| {
+            let call = |w: i64, n: usize, unit: usize, at: usize, first: usize, count: usize| {
                 let code = codes[n - 1].expect("compiled above");
                 let args = [
                     w + (unit * unit_bytes) as i64,
@@ -188,16 +197,16 @@ impl Workload {
                 // nobody reads the results.
                 unsafe { code.call(&args) };
             };
-            if tokens == 1 {
-                return call(1, 0, 0, 0, units);
-            }
-            for first in (0..tokens).step_by(chunk) {
-                let some = chunk.min(tokens - first);
-                let block = if some <= tile { units } else { block };
-                for unit in (0..units).step_by(block) {
-                    let count = block.min(units - unit);
-                    for at in (0..some).step_by(tile) {
-                        call(tile.min(some - at), unit, at, first + at, count);
+            for (matrix, &tokens) in load.iter().enumerate() {
+                let w = first_matrix + (matrix * bytes) as i64;
+                for first in (0..tokens).step_by(chunk) {
+                    let some = chunk.min(tokens - first);
+                    let block = if some <= tile { units } else { block };
+                    for unit in (0..units).step_by(block) {
+                        let count = block.min(units - unit);
+                        for at in (0..some).step_by(tile) {
+                            call(w, tile.min(some - at), unit, at, first + at, count);
+                        }
                     }
                 }
             }
