@@ -54,6 +54,7 @@ EOF
 
 # The web page, where there is a browser.
 if chromium=$(command -v chromium || command -v chromium-browser || command -v google-chrome); then
+    "$work/venv/bin/pip" install --quiet --disable-pip-version-check -r tests/clients/requirements-page.txt
     "$work/venv/bin/python" tests/clients/page.py "$url" "$chromium" "$work/page.png"
 else
     echo "page: skipped, there is no chromium"
