@@ -121,10 +121,7 @@ pub struct Heat {
 impl Heat {
     /// The experts of a layer by falling number of choices, those chosen alike in their own order.
     pub fn order(&self, layer: usize) -> Vec<usize> {
-        let counts = &self.counts[layer];
-        let mut order: Vec<usize> = (0..counts.len()).collect();
-        order.sort_by_key(|&expert| std::cmp::Reverse(counts[expert]));
-        order
+        by_falling(&self.counts[layer])
     }
 
     /// How often a token chooses this expert of a layer: from 0 to 1. All alike in a layer where none was ever chosen.
@@ -135,6 +132,13 @@ impl Heat {
             all => (self.per_token as f64 * counts[expert] as f64 / all as f64).min(1.0),
         }
     }
+}
+
+/// The experts of a layer by falling number of these choices, those chosen alike in their own order.
+pub fn by_falling(counts: &[u64]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..counts.len()).collect();
+    order.sort_by_key(|&expert| std::cmp::Reverse(counts[expert]));
+    order
 }
 
 /// What the profiles of a model add up to; `None` without profiles.

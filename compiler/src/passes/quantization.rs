@@ -33,15 +33,8 @@ impl HotExperts {
 
     /// Gives the matrices of these experts their layout.
     fn assign(&self, graph: &mut Graph) {
-        let mut layer = None;
-        let mut found = Vec::new();
-        for node in graph.nodes() {
-            // Experts belong to the choice before them.
-            match graph.op(node) {
-                Op::TopK { .. } => layer = Some(layer.map_or(0, |layer: usize| layer + 1)),
-                op => found.extend(op.weight().zip(layer)),
-            }
-        }
+        let found: Vec<_> =
+            graph.nodes_by_choice().filter_map(|(node, layer)| graph.op(node).weight().zip(layer)).collect();
         for (id, layer) in found {
             let weight = graph.weight_mut(id);
             let Some(experts) =

@@ -28,6 +28,15 @@ enum SlotRows {
     Position(Expr),
 }
 
+/// The units that a worker has of the products of a token's slots.
+#[derive(Clone, Debug)]
+enum SlotUnits {
+    /// A part of those of all slots, which are one range, so many for each.
+    Together(Share, usize),
+    /// The same of every slot.
+    Each(Share),
+}
+
 /// The operands of the experts' second product.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Down {
@@ -88,18 +97,36 @@ impl Stages<'_> {
         let units = products[0].tiles / epilogue.tiles();
         let together = products.len() == 1;
         let share = self.planner.share(actions, if together { slots * units } else { units });
+        let units = if together { SlotUnits::Together(share, units) } else { SlotUnits::Each(share) };
+        self.slots_in_turn(actions, products, epilogue, experts, slots, rows, y, &units);
+    }
+
+    /// The worker's units of products with each token's own experts, one (token, slot) at a time.
+    #[allow(clippy::too_many_arguments)]
+    fn slots_in_turn(
+        &mut self,
+        actions: &mut Vec<Action>,
+        products: &[Product],
+        epilogue: Epilogue,
+        experts: Place,
+        slots: usize,
+        rows: &SlotRows,
+        y: Place,
+        units: &SlotUnits,
+    ) {
         let count = self.row_count(Rows::Tokens);
         let kernels: Vec<Matmul> =
             products.iter().map(|product| self.single(product, Results { epilogue, stride: 0 })).collect();
         let places = self.expert_places();
         self.planner.each(actions, Share { from: Expr::Int(0), to: count }, 1, |planner, actions, t| {
             for slot in 0..slots {
-                let (from, to) = if together {
-                    let first = slot * units;
-                    let from = planner.bind(actions, share.from.clone().max(first).min(first + units) - first);
-                    (from, share.to.clone().max(first).min(first + units) - first)
-                } else {
-                    (share.from.clone(), share.to.clone())
+                let (from, to) = match units {
+                    SlotUnits::Together(share, units) => {
+                        let first = slot * units;
+                        let from = planner.bind(actions, share.from.clone().max(first).min(first + units) - first);
+                        (from, share.to.clone().max(first).min(first + units) - first)
+                    }
+                    SlotUnits::Each(share) => (share.from.clone(), share.to.clone()),
                 };
                 let expert = (experts.row(t.clone()) + slot * WORD).load_u32();
                 let Matrix { product, address } = matrix(planner, actions, products, places.as_ref(), expert);
@@ -269,25 +296,8 @@ impl Stages<'_> {
                 Some(place.row(Expr::Int(0)) + layout.position)
             }
             (Dispatch::Decode | Dispatch::General | Dispatch::Grouped, _) => {
-                let results = Results { epilogue: Epilogue::Store, stride: 0 };
-                let kernels: Vec<Matmul> = products.iter().map(|product| self.single(product, results)).collect();
-                let tiles = tiles.clone();
-                let places = self.expert_places();
-                let all = Share { from: Expr::Int(0), to: count.clone() };
-                self.planner.each(&mut actions, all, 1, |planner, actions, t| {
-                    for slot in 0..slots {
-                        let expert = (chosen.row(t.clone()) + slot * WORD).load_u32();
-                        let Matrix { product, address } = matrix(planner, actions, &products, places.as_ref(), expert);
-                        let row = t.clone() * slots + slot;
-                        let y = parts.row(row.clone()) + tiles.from.clone() * (LANES * WORD);
-                        let case = |((kernel, address), product): ((&Matmul, Expr), &Product)| {
-                            let w = address + tiles.from.clone() * product.tile_bytes;
-                            let units = tiles.to.clone() - tiles.from.clone();
-                            vec![call(kernel.clone(), [w, product.x.row(row.clone()), y.clone(), units])]
-                        };
-                        by_format(actions, product, kernels.iter().zip(address).zip(&products).map(case).collect());
-                    }
-                });
+                let (epilogue, units) = (Epilogue::Store, SlotUnits::Each(tiles.clone()));
+                self.slots_in_turn(&mut actions, &products, epilogue, chosen, slots, &SlotRows::Slot, parts, &units);
                 None
             }
         };

@@ -105,9 +105,7 @@ impl ModelShape {
             heat: None,
         }
     }
-}
 
-impl ModelShape {
     /// How often a token chooses this expert of a layer, from 0 to 1: as a profile says, or all equally often.
     pub fn chance(&self, layer: usize, expert: usize) -> f64 {
         match &self.heat {
@@ -285,13 +283,11 @@ fn place_weights(
     order: Option<&[Vec<usize>]>,
     payload: &mut PayloadMap,
 ) -> Result<(), PlanError> {
-    // Experts belong to the choice before them.
-    let mut choices = 0;
-    for node in graph.nodes() {
+    for (node, choice) in graph.nodes_by_choice() {
         let op = graph.op(node);
-        choices += usize::from(matches!(op, Op::TopK { .. }));
         let Some(id) = op.weight() else { continue };
         let weight = graph.weight(id);
+        let router = choice.filter(|_| weight.experts() > 1);
         let arrangement = match (op, &weight.source) {
             (Op::Embed { .. }, _) if !weight.format().is_quantized() => Arrangement::Table,
             _ if weight.shape.len() == 1 => Arrangement::Vector,
@@ -311,8 +307,8 @@ fn place_weights(
             format: format(weight, &arrangement),
             arrangement,
             experts: weight.experts(),
-            router: (weight.experts() > 1).then(|| choices - 1),
-            order: order.filter(|_| weight.experts() > 1).map(|all| all[choices - 1].clone()),
+            router,
+            order: order.zip(router).map(|(all, layer)| all[layer].clone()),
             rows: weight.rows(),
             columns: weight.columns(),
             row_heads: heads.of_rows(id),

@@ -16,24 +16,22 @@ use super::products::Product;
 use super::program::{Action, Expr, StageExperts};
 use super::stages::WORD;
 use super::{ModelShape, PlanError};
-use moec_ir::graph::{Exception, Graph, Op, Weight};
+use moec_ir::graph::{Exception, Graph, Weight};
 
 /// For each layer its experts in the order of their places; `None` when that is their own everywhere.
 ///
 /// # Errors
 /// When the weights of a layer differ in which experts are exceptions.
 pub(super) fn order(graph: &Graph, shape: &ModelShape) -> Result<Option<Vec<Vec<usize>>>, PlanError> {
-    // Experts belong to the choice before them.
     let mut layers: Vec<Option<&[usize]>> = Vec::new();
-    for node in graph.nodes() {
-        let op = graph.op(node);
-        if matches!(op, Op::TopK { .. }) {
+    for (node, choice) in graph.nodes_by_choice() {
+        let Some(choice) = choice else { continue };
+        if layers.len() <= choice {
             layers.push(None);
         }
-        let Some(weight) = op.weight().map(|id| graph.weight(id)).filter(|weight| weight.experts() > 1) else {
-            continue;
-        };
-        let Some(layer) = layers.last_mut() else { continue };
+        let weight = graph.op(node).weight().map(|id| graph.weight(id));
+        let Some(weight) = weight.filter(|weight| weight.experts() > 1) else { continue };
+        let layer = &mut layers[choice];
         let own = weight.exception.as_ref().map_or(&[][..], |exception| &exception.experts);
         if *layer.get_or_insert(own) != own {
             let what = format!("experts of one layer that lie in two formats in @{} only", weight.name);

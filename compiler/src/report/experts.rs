@@ -5,6 +5,7 @@
 use super::page::{Align, Field, Map, Section, Table};
 use super::units::{bytes, percent, plural};
 use super::{ByHeat, Experts, Score, Scores};
+use crate::expert_profile::by_falling;
 
 /// Experts of a layer that its row names.
 const NAMED: usize = 8;
@@ -43,9 +44,8 @@ pub fn experts(found: &Experts, per_token: usize) -> Section {
         if found.by_heat.is_some() { ", with a frame what has more bits" } else { "" }
     );
     let row = |(l, layer): (usize, &Vec<u64>)| {
-        let mut order: Vec<usize> = (0..layer.len()).collect();
-        order.sort_by_key(|&e| std::cmp::Reverse(layer[e]));
-        let named = order.iter().take(NAMED).map(|&e| format!("{e} ({})", percent(share(layer, layer[e]))));
+        let named = by_falling(layer).into_iter().take(NAMED);
+        let named = named.map(|e| format!("{e} ({})", percent(share(layer, layer[e]))));
         let never = layer.iter().filter(|&&count| count == 0).count();
         let mut row = vec![l.to_string(), named.collect::<Vec<_>>().join(", "), never.to_string()];
         if let Some(choice) = &found.by_heat {

@@ -11,6 +11,9 @@ use moec_ir::graph::Role;
 /// The middles of the eight equally likely parts of the normal distribution, in standard deviations.
 const EIGHTHS: [f64; 8] = [-1.534, -0.887, -0.489, -0.157, 0.157, 0.489, 0.887, 1.534];
 
+/// Most matrices of a [load](Product::load).
+pub const MOST_MATRICES: usize = EIGHTHS.len();
+
 /// The products of one shape in a model.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Product {

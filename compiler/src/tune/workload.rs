@@ -7,7 +7,7 @@
 use super::arena::Arena;
 use super::code::{Code, CodeError, Compiler};
 use super::limits::{self, Limits};
-use super::products::Product;
+use super::products::{MOST_MATRICES, Product};
 use super::team::together;
 use crate::kernels::Matmul;
 use crate::plan::layout::QuantizedRow;
@@ -23,9 +23,6 @@ const RUN_SECONDS: f64 = 4e-3;
 
 /// Most tokens of a workload.
 pub const MOST_TOKENS: usize = crate::plan::MAX_STEP_TOKENS;
-
-/// Most matrices of one run.
-const MOST_MATRICES: usize = 8;
 
 /// Row tiles are taken in multiples of this, so that every block and tile of rows comes out even.
 const EVEN_TILES: usize = 16;

@@ -139,6 +139,16 @@ impl Graph {
         self.schedule.iter().copied()
     }
 
+    /// The nodes in schedule order, each with the number of the last choice of experts before it, if there is one: experts belong to that.
+    pub fn nodes_by_choice(&self) -> impl Iterator<Item = (NodeId, Option<usize>)> + '_ {
+        self.nodes().scan(None, |choice, node| {
+            if matches!(self.op(node), Op::TopK { .. }) {
+                *choice = Some(choice.map_or(0, |choice: usize| choice + 1));
+            }
+            Some((node, *choice))
+        })
+    }
+
     /// A node.
     ///
     /// # Panics
