@@ -173,8 +173,7 @@ impl Matmul {
         let (main_end, w, y) = if self.tuning.tiles > 1 && self.tokens <= FEW_TOKENS {
             self.stream_loop(b, x, [start, units, w, y])
         } else if together > 1 {
-            let mask = b.int(-(together as i64));
-            let main_end = b.binary(Binary::And, units, mask);
+            let main_end = whole(b, units, together);
             let [w, y] = self.unit_loop(b, x, [start, main_end, w, y], together);
             (main_end, w, y)
         } else {
@@ -188,8 +187,7 @@ impl Matmul {
     /// where the weights and outputs after them lie.
     fn stream_loop(&self, b: &mut Builder, x: Value, [start, units, w, y]: [Value; 4]) -> (Value, Value, Value) {
         let streams = self.tuning.tiles;
-        let mask = b.int(-(streams as i64));
-        let end = b.binary(Binary::And, units, mask);
+        let end = whole(b, units, streams);
         // A stream has `end / streams` units; tiles are multiples of 64 bytes, so that this comes out even.
         let (unit_bytes, out_bytes) = (self.unit_bytes() as i64, VECTOR);
         assert!(unit_bytes % streams as i64 == 0 && out_bytes % streams as i64 == 0, "{}: tiles", self.name());
@@ -208,8 +206,8 @@ impl Matmul {
             let tile_bytes = self.format.tile_bytes(self.k) as i64;
             let parts: Vec<Sums> = (0..self.epilogue.tiles() as i64)
                 .map(|part| {
-                    let at = w.iter().map(|&w| b.add_int(w, part * tile_bytes)).collect();
-                    self.tiles(b, x, Tiles::apart(at))
+                    let at = Tiles::apart(advanced(b, w, part * tile_bytes));
+                    self.tiles(b, x, at)
                 })
                 .collect();
             for (stream, &y) in y.iter().enumerate() {
@@ -217,8 +215,9 @@ impl Matmul {
                 let sums: Vec<&[Value]> = parts.iter().map(|sums| &sums[tokens.clone()]).collect();
                 self.finish(b, &sums, y, 0);
             }
-            let w = w.iter().map(|&w| b.add_int(w, unit_bytes)).collect::<Vec<_>>();
-            w.into_iter().chain(y.iter().map(|&y| b.add_int(y, out_bytes)).collect::<Vec<_>>()).collect()
+            let mut next = advanced(b, w, unit_bytes);
+            next.extend(advanced(b, y, out_bytes));
+            next
         });
         // The last stream ends where all end.
         (end, after[streams - 1], after[2 * streams - 1])
@@ -485,6 +484,17 @@ const fn widening(format: Format) -> Option<Memory> {
     }
 }
 
+/// The largest multiple of `of`, a power of two, that is not above a count.
+fn whole(b: &mut Builder, count: Value, of: usize) -> Value {
+    let mask = b.int(-(of as i64));
+    b.binary(Binary::And, count, mask)
+}
+
+/// Addresses so many bytes further.
+fn advanced(b: &mut Builder, at: &[Value], bytes: i64) -> Vec<Value> {
+    at.iter().map(|&at| b.add_int(at, bytes)).collect()
+}
+
 /// A loop of `count` iterations that carries sums, the tiles' addresses and `S` others, which advance by so many bytes each time; what they are after it.
 fn walk<const S: usize>(
     b: &mut Builder,
@@ -503,7 +513,7 @@ fn walk<const S: usize>(
     let after = counted(b, count, carried, |b, carried| {
         let (w, at, sums) = unpack(carried);
         let sums = steps(b, &w, at, sums);
-        let mut next: Vec<Value> = w.at.iter().map(|&at| b.add_int(at, w_bytes)).collect();
+        let mut next = advanced(b, &w.at, w_bytes);
         next.extend(at.iter().zip(bytes).map(|(&at, bytes)| b.add_int(at, bytes)));
         next.extend(sums);
         next
