@@ -1,9 +1,11 @@
-//! Attention of one token: the query heads that share a KV head, against the keys and values in the pages.
+//! Attention: the query heads that share a KV head, of one token or of several of a sequence, against the keys and values in the pages.
 //!
 //! One pass over the pages, with the running maximum, sum and weighted values of the online softmax (Milakov and Gimelshein,
 //! 2018). A page of 64 keys is reduced by itself, and the pages' results are combined in order; so the bits do not depend on
-//! how many tokens a step has. Lanes are keys for the scores and dimensions for the values. While a page is worked on, the next one
-//! is prefetched: pages lie apart, and what follows one is not what is read next. Deliberately absent: several tokens at once, and finding the pages (the caller passes the page table and the offsets of layer and head).
+//! how many tokens a step has. Lanes are keys for the scores and dimensions for the values. Tokens that are taken together share each load of a key or value in
+//! the pages that all of them see whole, and go through the pages at the borders one by one. While a page is worked on, the next one
+//! is prefetched: pages lie apart, and what follows one is not what is read next. Deliberately absent: tokens of different sequences, and finding
+//! the pages (the caller passes the page table and the offsets of layer and head).
 
 use moec_abi::{LANES, PAGE_TOKENS, padded_head_dim, round_up};
 use moec_ir::math::{build_exp, build_soft_cap};
@@ -15,8 +17,8 @@ use super::common::{VECTOR, counted, lane_numbers, load_f32, prefetch, store_f32
 /// What stands for −∞: below every score.
 const LOWEST: f32 = -3.0e38;
 
-/// Query heads whose scores or sums are held in registers together.
-const HEADS_TOGETHER: usize = 4;
+/// Rows of queries that go through a page together, if a token has fewer query heads: so often is a page used once it is in the cache.
+const ROWS_TOGETHER: usize = 16;
 
 /// Vectors of a value that are summed together.
 const VALUES_TOGETHER: usize = 2;
@@ -31,15 +33,15 @@ const SCORES_UNROLL: usize = 8;
 const PAGE_SHIFT: u8 = PAGE_TOKENS.trailing_zeros() as u8;
 const TILES_SHIFT: u8 = (TILES_TOGETHER * LANES).trailing_zeros() as u8;
 
-/// `out[g] = Σ_key softmax(q[g] · k[key]) × v[key]` over keys `lo ≤ key < hi`, for `group` query heads `g`. With a cap the products are soft-capped
-/// before the softmax.
+/// `out[i][g] = Σ_key softmax(q[i][g] · k[key]) × v[key]` over keys `max(lo + i, 0) ≤ key < hi + i`, for `group` query heads `g` of tokens `i` at successive
+/// positions. With a cap the products are soft-capped before the softmax.
 ///
-/// Parameters: `q` — f32 `[group][D]`, rotated and scaled padded heads; `pages` — address of the sequence's page table, an array
-/// of page addresses, of which entries `lo / 64 ..= (hi − 1) / 64` are read; `k_offset`, `v_offset` — bytes from a page's
-/// start to this layer's and KV head's keys `[4][D][16]` and values `[64][D]`; `lo`, `hi` — the visible positions, `lo < hi`; `out` — f32
-/// `[group][D]`, written; `scratch` — [`Attention::scratch_bytes`], 64-byte aligned, for this call alone. Nothing written
-/// overlaps anything.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+/// Parameters: `q` — f32 `[tokens][group][D]`, rotated and scaled padded heads, `q_stride` bytes from token to token; `pages` — address of the
+/// sequence's page table, an array of page addresses, of which entries `max(lo, 0) / 64 ..= (hi + tokens − 2) / 64` are read; `k_offset`, `v_offset` — bytes from a page's
+/// start to this layer's and KV head's keys `[4][D][16]` and values `[64][D]`; `lo`, `hi` — the visible positions, `max(lo + i, 0) < hi + i`; `out` — f32
+/// `[tokens][group][D]`, `out_stride` bytes from token to token, written; `scratch` — [`Attention::scratch_bytes`], 64-byte aligned, for this call alone.
+/// Nothing written overlaps anything.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Attention {
     /// Elements of a head.
     pub head_dim: usize,
@@ -49,9 +51,24 @@ pub struct Attention {
     pub kv: KvFormat,
     /// What scores are soft-capped with, as the bits of an f32.
     pub cap_bits: Option<u32>,
+    /// Query heads, of one or several tokens, whose scores or sums are held in registers together, at most.
+    pub rows: usize,
+    /// The tokens of one call, if there are several.
+    pub together: Option<Together>,
 }
 
-/// Where the arrays lie in scratch, in bytes.
+/// Several tokens in one call.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Together {
+    /// How many: [`Attention::tokens_together`].
+    pub tokens: usize,
+    /// Bytes from the query heads of one token to those of the next.
+    pub q_stride: usize,
+    /// Bytes from the results of one token to those of the next.
+    pub out_stride: usize,
+}
+
+/// Where the arrays of one token lie in its part of scratch, in bytes.
 struct Scratch {
     /// Scores, then their exponentials: f32 `[group][64]`.
     scores: i64,
@@ -86,29 +103,69 @@ impl Scratch {
 /// What is the same for every page: the parameters.
 #[derive(Clone, Copy)]
 struct Inputs {
-    q: Value,
+    pages: Value,
+    k_offset: Value,
+    v_offset: Value,
     lo: Value,
     hi: Value,
-    out: Value,
-    scratch: Value,
+    /// Past the last page that any token sees.
+    end: Value,
 }
 
-/// One page and the keys in it that are visible.
+/// Tokens that meet a page together: where their heads begin, and those of their results and of their scratch.
+#[derive(Clone, Copy)]
+struct Rows {
+    q: Value,
+    out: Value,
+    scratch: Value,
+    /// How many.
+    tokens: usize,
+}
+
+/// What is held in registers together: so many query heads of so many tokens.
+#[derive(Clone, Copy)]
+struct Heads {
+    tokens: usize,
+    heads: usize,
+}
+
+impl Heads {
+    /// What is best, with `group` query heads for each token and `rows` together: heads of one token first.
+    fn of(group: usize, rows: usize) -> Heads {
+        let heads = group.min(rows);
+        Heads { tokens: rows / heads, heads }
+    }
+
+    /// How many rows of scores or sums that is.
+    const fn rows(self) -> usize {
+        self.tokens * self.heads
+    }
+
+    /// Where the rows begin, in order, when tokens and heads lie so many bytes apart.
+    fn offsets(self, token: i64, head: i64) -> impl Iterator<Item = i64> {
+        (0..self.tokens as i64).flat_map(move |t| (0..self.heads as i64).map(move |h| t * token + h * head))
+    }
+}
+
+/// One page.
 #[derive(Clone, Copy)]
 struct Page {
     keys: Value,
     values: Value,
-    from: Value,
-    to: Value,
     /// Bytes from this page to the next one; 0 in the last one.
     next: Value,
+    /// The keys in it that are visible; all without.
+    visible: Option<[Value; 2]>,
 }
 
 impl Attention {
     /// The kernel's name.
     pub fn name(&self) -> String {
         let cap = self.cap_bits.map_or(String::new(), |bits| format!("_cap{bits:08x}"));
-        format!("attention_d{}_g{}_{}{cap}", self.head_dim, self.group, self.kv)
+        let together = self.together.map_or(String::new(), |Together { tokens, q_stride, out_stride }| {
+            format!("_t{tokens}_q{q_stride}_y{out_stride}")
+        });
+        format!("attention_d{}_g{}_{}_r{}{cap}{together}", self.head_dim, self.group, self.kv, self.rows)
     }
 
     /// The parameters' names.
@@ -116,9 +173,20 @@ impl Attention {
         &["q", "pages", "k_offset", "v_offset", "lo", "hi", "out", "scratch"]
     }
 
+    /// Tokens that are worth one call, with `group` query heads each of which `rows` are held in registers together; 1 when there is nothing to share.
+    pub fn tokens_together(group: usize, rows: usize) -> usize {
+        let tile = Heads::of(group, rows).tokens;
+        tile * (ROWS_TOGETHER / (tile * group)).max(1)
+    }
+
+    /// Tokens of one call.
+    pub fn tokens(&self) -> usize {
+        self.together.map_or(1, |together| together.tokens)
+    }
+
     /// Bytes of scratch memory that one call needs.
     pub fn scratch_bytes(&self) -> usize {
-        Scratch::new(self.group).bytes
+        self.tokens() * self.scratch().bytes
     }
 
     /// Padded elements of a head.
@@ -131,37 +199,84 @@ impl Attention {
         4 * self.padded() as i64
     }
 
+    /// Bytes from one token to the next of the queries, the results and the scratch.
+    fn token_steps(&self) -> [i64; 3] {
+        let [q, out] = self.together.map_or([0, 0], |together| [together.q_stride, together.out_stride]);
+        [q as i64, out as i64, self.scratch().bytes as i64]
+    }
+
     /// The code.
     pub fn generate(&self) -> Function {
         let (mut builder, [q, pages, k_offset, v_offset, lo, hi, out, scratch]) =
             Builder::new(self.name(), ["q", "pages", "k_offset", "v_offset", "lo", "hi", "out", "scratch"]);
         let b = &mut builder;
-        let inputs = Inputs { q, lo, hi, out, scratch };
-        self.start(b, inputs);
-        let first = b.shift(Shift::RightUnsigned, lo, PAGE_SHIFT);
-        let end = b.add_int(hi, PAGE_TOKENS as i64 - 1);
+        let tokens = self.tokens();
+        let rows = Rows { q, out, scratch, tokens };
+        self.each_token(b, rows, |b, rows, _| self.start(b, rows));
+        let zero = b.int(0);
+        let first = b.max(lo, zero);
+        let first = b.shift(Shift::RightUnsigned, first, PAGE_SHIFT);
+        let end = b.add_int(hi, (tokens + PAGE_TOKENS) as i64 - 2);
         let end = b.shift(Shift::RightUnsigned, end, PAGE_SHIFT);
-        let skipped = b.mul_int(first, 8);
-        let entry = b.add(pages, skipped);
-        b.for_loop(first, end, 1, &[entry], |b, p, carried| {
+        let inputs = Inputs { pages, k_offset, v_offset, lo, hi, end };
+        if tokens == 1 {
+            self.pages(b, inputs, first, end, |b, page, base| self.visible_part(b, inputs, rows, page, base));
+        } else {
+            // The last token begins to see at `lo + tokens − 1`, and the first one sees up to `hi`.
+            let whole = b.add_int(lo, tokens as i64 - 1);
+            let whole = b.max(whole, zero);
+            let whole = b.add_int(whole, PAGE_TOKENS as i64 - 1);
+            let whole = b.shift(Shift::RightUnsigned, whole, PAGE_SHIFT);
+            let part = b.shift(Shift::RightUnsigned, hi, PAGE_SHIFT);
+            let part = b.max(part, whole);
+            let one_by_one = |b: &mut Builder, page: Page, base: Value| {
+                self.each_token(b, rows, |b, rows, token| {
+                    let base = b.sub(base, token);
+                    self.visible_part(b, inputs, rows, page, base);
+                });
+            };
+            self.pages(b, inputs, first, whole, one_by_one);
+            self.pages(b, inputs, whole, part, |b, page, _| self.page(b, rows, page));
+            self.pages(b, inputs, part, end, one_by_one);
+        }
+        self.each_token(b, rows, |b, rows, _| self.finish(b, rows));
+        builder.finish()
+    }
+
+    /// Calls `body` for each of the tokens by itself, with its number.
+    fn each_token(&self, b: &mut Builder, rows: Rows, body: impl FnOnce(&mut Builder, Rows, Value)) {
+        if rows.tokens == 1 {
+            let first = b.int(0);
+            return body(b, rows, first);
+        }
+        let steps = self.token_steps();
+        let (first, end) = (b.int(0), b.int(rows.tokens as i64));
+        b.for_loop(first, end, 1, &[rows.q, rows.out, rows.scratch], |b, token, at| {
+            body(b, Rows { q: at[0], out: at[1], scratch: at[2], tokens: 1 }, token);
+            at.iter().zip(steps).map(|(&p, step)| b.add_int(p, step)).collect()
+        });
+    }
+
+    /// Calls `body` for the pages `from .. to`, with the position of each one's first key.
+    fn pages(
+        &self,
+        b: &mut Builder,
+        inputs: Inputs,
+        from: Value,
+        to: Value,
+        body: impl FnOnce(&mut Builder, Page, Value),
+    ) {
+        let skipped = b.mul_int(from, 8);
+        let entry = b.add(inputs.pages, skipped);
+        b.for_loop(from, to, 1, &[entry], |b, p, carried| {
             let page = b.load_int(carried[0], 0);
-            let next = self.next_page(b, carried[0], p, end);
+            let next = self.next_page(b, carried[0], p, inputs.end);
             let next = b.sub(next, page);
             let base = b.shift(Shift::Left, p, PAGE_SHIFT);
-            let (zero, all) = (b.int(0), b.int(PAGE_TOKENS as i64));
-            let from = b.sub(inputs.lo, base);
-            let from = b.max(from, zero);
-            let to = b.sub(inputs.hi, base);
-            let to = b.min(to, all);
-            let page = Page { keys: b.add(page, k_offset), values: b.add(page, v_offset), from, to, next };
-            self.scores(b, inputs, page);
-            self.exponentials(b, inputs);
-            self.combine(b, inputs);
-            self.values(b, inputs, page);
+            let (keys, values) = (b.add(page, inputs.k_offset), b.add(page, inputs.v_offset));
+            body(b, Page { keys, values, next, visible: None }, base);
             vec![b.add_int(carried[0], 8)]
         });
-        self.finish(b, inputs);
-        builder.finish()
     }
 
     /// The address of the page after page `p` of `.. end`, whose entry in the table is at `entry`; that of the last one is its own.
@@ -174,6 +289,34 @@ impl Attention {
         b.load_int(entry, 0)
     }
 
+    /// One token and the keys that it sees of a page, if any; `base` is the position of the page's first key, less the token's number.
+    fn visible_part(&self, b: &mut Builder, inputs: Inputs, rows: Rows, page: Page, base: Value) {
+        let (zero, all) = (b.int(0), b.int(PAGE_TOKENS as i64));
+        let from = b.sub(inputs.lo, base);
+        let from = b.max(from, zero);
+        let to = b.sub(inputs.hi, base);
+        let to = b.min(to, all);
+        let page = Page { visible: Some([from, to]), ..page };
+        if self.together.is_none() {
+            return self.page(b, rows, page);
+        }
+        // A page that others see is none of this token's when nothing is left between.
+        b.for_loop(from, to, PAGE_TOKENS as i64, &[], |b, _, _| {
+            self.page(b, rows, page);
+            Vec::new()
+        });
+    }
+
+    /// The tokens' running results with those of a page.
+    fn page(&self, b: &mut Builder, rows: Rows, page: Page) {
+        self.scores(b, rows, page);
+        self.each_token(b, rows, |b, rows, _| {
+            self.exponentials(b, rows);
+            self.combine(b, rows);
+        });
+        self.values(b, rows, page);
+    }
+
     fn scratch(&self) -> Scratch {
         Scratch::new(self.group)
     }
@@ -183,35 +326,45 @@ impl Attention {
         self.group.div_ceil(LANES) as i64
     }
 
-    /// Calls `body` for the heads, [`HEADS_TOGETHER`] at a time, with pointers that advance by `steps` bytes for each head.
+    /// Calls `body` for the heads of all tokens, as many at a time as are held in registers together, with pointers that advance by `head_steps` bytes for each head and by
+    /// `token_steps` for each token.
     fn each_heads<const P: usize>(
         &self,
         b: &mut Builder,
+        rows: Rows,
         pointers: [Value; P],
-        steps: [i64; P],
-        body: impl Fn(&mut Builder, [Value; P], usize),
+        [token_steps, head_steps]: [[i64; P]; 2],
+        body: impl Fn(&mut Builder, [Value; P], Heads),
     ) {
-        let after = counted(b, self.group / HEADS_TOGETHER, pointers.to_vec(), |b, at| {
-            body(b, std::array::from_fn(|i| at[i]), HEADS_TOGETHER);
-            at.iter().zip(steps).map(|(&p, step)| b.add_int(p, step * HEADS_TOGETHER as i64)).collect()
+        let advanced = |b: &mut Builder, at: &[Value], steps: [i64; P], by: usize| -> Vec<Value> {
+            at.iter().zip(steps).map(|(&p, step)| b.add_int(p, step * by as i64)).collect()
+        };
+        let Heads { tokens, heads } = Heads::of(self.group, self.rows);
+        let tokens = tokens.min(rows.tokens);
+        counted(b, rows.tokens / tokens, pointers.to_vec(), |b, token| {
+            let after = counted(b, self.group / heads, token.to_vec(), |b, at| {
+                body(b, std::array::from_fn(|i| at[i]), Heads { tokens, heads });
+                advanced(b, at, head_steps, heads)
+            });
+            let rest = self.group % heads;
+            if rest > 0 {
+                body(b, std::array::from_fn(|i| after[i]), Heads { tokens, heads: rest });
+            }
+            advanced(b, token, token_steps, tokens)
         });
-        let rest = self.group % HEADS_TOGETHER;
-        if rest > 0 {
-            body(b, std::array::from_fn(|i| after[i]), rest);
-        }
     }
 
     /// No keys yet: the running maximum, sum and values are such that combining a page with them gives the page's.
-    fn start(&self, b: &mut Builder, inputs: Inputs) {
+    fn start(&self, b: &mut Builder, rows: Rows) {
         let at = self.scratch();
         let (lowest, zero) = (b.splat_f32(LOWEST), zeros(b));
         for i in 0..self.head_vectors() {
-            store_f32(b, lowest, inputs.scratch, at.max + i * VECTOR);
+            store_f32(b, lowest, rows.scratch, at.max + i * VECTOR);
             for array in [at.sum, at.page_max, at.page_sum] {
-                store_f32(b, zero, inputs.scratch, array + i * VECTOR);
+                store_f32(b, zero, rows.scratch, array + i * VECTOR);
             }
         }
-        counted(b, self.group * self.padded() / LANES, vec![inputs.out], |b, carried| {
+        counted(b, self.group * self.padded() / LANES, vec![rows.out], |b, carried| {
             // −0 × 0 + a is a, whatever a's sign.
             let none = b.splat_f32(-0.0);
             store_f32(b, none, carried[0], 0);
@@ -220,21 +373,22 @@ impl Attention {
     }
 
     /// The scores of the page's keys; invisible ones get [`LOWEST`].
-    fn scores(&self, b: &mut Builder, inputs: Inputs, page: Page) {
+    fn scores(&self, b: &mut Builder, rows: Rows, page: Page) {
         let row = 4 * PAGE_TOKENS as i64;
         let dim = (LANES * self.kv.bytes()) as i64;
-        counted(b, self.group, vec![inputs.scratch], |b, carried| {
-            let lowest = b.splat_f32(LOWEST);
-            for tile in 0..row / VECTOR {
-                store_f32(b, lowest, carried[0], self.scratch().scores + tile * VECTOR);
+        let [q_step, _, scratch_step] = self.token_steps();
+        let all = (PAGE_TOKENS / LANES / TILES_TOGETHER) as i64;
+        let [first, end] = match page.visible {
+            None => [0, all].map(|n| b.int(n)),
+            Some([from, to]) => {
+                self.each_token(b, rows, |b, rows, _| self.hide(b, rows));
+                let end = b.add_int(to, (TILES_TOGETHER * LANES) as i64 - 1);
+                [from, end].map(|key| b.shift(Shift::RightUnsigned, key, TILES_SHIFT))
             }
-            vec![b.add_int(carried[0], row)]
-        });
+        };
         let tile_bytes = self.padded() as i64 * dim;
-        let first = b.shift(Shift::RightUnsigned, page.from, TILES_SHIFT);
-        let end = b.add_int(page.to, (TILES_TOGETHER * LANES) as i64 - 1);
-        let end = b.shift(Shift::RightUnsigned, end, TILES_SHIFT);
-        self.each_heads(b, [inputs.q, inputs.scratch], [self.head_bytes(), row], |b, [q, scores], heads| {
+        let steps = [[q_step, scratch_step], [self.head_bytes(), row]];
+        self.each_heads(b, rows, [rows.q, rows.scratch], steps, |b, [q, scores], heads| {
             let skipped = b.mul_int(first, TILES_TOGETHER as i64 * tile_bytes);
             let keys = b.add(page.keys, skipped);
             let skipped = b.mul_int(first, TILES_TOGETHER as i64 * VECTOR);
@@ -242,7 +396,7 @@ impl Attention {
             b.for_loop(first, end, 1, &[keys, scores], |b, tiles, carried| {
                 let ahead = b.add(carried[0], page.next);
                 let mut carried_in = vec![carried[0], ahead, q];
-                carried_in.extend((0..TILES_TOGETHER * heads).map(|_| zeros(b)));
+                carried_in.extend((0..TILES_TOGETHER * heads.rows()).map(|_| zeros(b)));
                 let after = counted(b, self.padded() / SCORES_UNROLL, carried_in, |b, carried| {
                     let (keys, ahead, q, mut sums) = (carried[0], carried[1], carried[2], carried[3..].to_vec());
                     let step = SCORES_UNROLL as i64 * dim;
@@ -253,8 +407,9 @@ impl Attention {
                         let k: Vec<Value> = (0..TILES_TOGETHER as i64)
                             .map(|tile| b.load(self.kv.memory(), keys, tile * tile_bytes + d * dim))
                             .collect();
-                        for (head, sums) in sums.chunks_mut(TILES_TOGETHER).enumerate() {
-                            let q = b.load_splat(Memory::F32, q, head as i64 * self.head_bytes() + 4 * d);
+                        let offsets = heads.offsets(q_step, self.head_bytes());
+                        for (sums, at) in sums.chunks_mut(TILES_TOGETHER).zip(offsets) {
+                            let q = b.load_splat(Memory::F32, q, at + 4 * d);
                             for (sum, &k) in sums.iter_mut().zip(&k) {
                                 *sum = b.fma(q, k, *sum);
                             }
@@ -265,25 +420,19 @@ impl Attention {
                     next.extend(sums);
                     next
                 });
-                let key = b.shift(Shift::Left, tiles, TILES_SHIFT);
-                let from = b.sub(page.from, key);
-                let from = b.splat(from);
-                let to = b.sub(page.to, key);
-                let to = b.splat(to);
-                let lowest = b.splat_f32(LOWEST);
                 for tile in 0..TILES_TOGETHER {
-                    let lane = lane_numbers(b, (tile * LANES) as i32);
-                    let started = b.compare(Compare::GreaterEqual, lane, from);
-                    let ended = b.compare(Compare::GreaterEqual, lane, to);
-                    for (head, sums) in after[3..].chunks(TILES_TOGETHER).enumerate() {
-                        let s = match self.cap_bits {
+                    let hidden = page.visible.map(|visible| self.hidden_lanes(b, visible, tiles, tile));
+                    let offsets = heads.offsets(scratch_step, row);
+                    for (sums, at) in after[3..].chunks(TILES_TOGETHER).zip(offsets) {
+                        let mut s = match self.cap_bits {
                             Some(bits) => build_soft_cap(b, sums[tile], f32::from_bits(bits)),
                             None => sums[tile],
                         };
-                        let s = b.select(started, s, lowest);
-                        let s = b.select(ended, lowest, s);
-                        let at = self.scratch().scores + head as i64 * row + tile as i64 * VECTOR;
-                        store_f32(b, s, carried[1], at);
+                        if let Some([started, ended, lowest]) = hidden {
+                            s = b.select(started, s, lowest);
+                            s = b.select(ended, lowest, s);
+                        }
+                        store_f32(b, s, carried[1], self.scratch().scores + at + tile as i64 * VECTOR);
                     }
                 }
                 let together = TILES_TOGETHER as i64;
@@ -292,11 +441,34 @@ impl Attention {
         });
     }
 
+    /// No key of the page is visible yet.
+    fn hide(&self, b: &mut Builder, rows: Rows) {
+        counted(b, self.group, vec![rows.scratch], |b, carried| {
+            let lowest = b.splat_f32(LOWEST);
+            for tile in 0..(PAGE_TOKENS / LANES) as i64 {
+                store_f32(b, lowest, carried[0], self.scratch().scores + tile * VECTOR);
+            }
+            vec![b.add_int(carried[0], 4 * PAGE_TOKENS as i64)]
+        });
+    }
+
+    /// Where a tile of keys, the `tile`-th of those taken together, is not before the first visible one, and where past the last; and what stands there.
+    fn hidden_lanes(&self, b: &mut Builder, [from, to]: [Value; 2], tiles: Value, tile: usize) -> [Value; 3] {
+        let key = b.shift(Shift::Left, tiles, TILES_SHIFT);
+        let lane = lane_numbers(b, (tile * LANES) as i32);
+        let [started, ended] = [from, to].map(|bound| {
+            let bound = b.sub(bound, key);
+            let bound = b.splat(bound);
+            b.compare(Compare::GreaterEqual, lane, bound)
+        });
+        [started, ended, b.splat_f32(LOWEST)]
+    }
+
     /// Each head's maximum over the page, the scores' exponentials relative to it (0 for invisible keys), and their sum.
-    fn exponentials(&self, b: &mut Builder, inputs: Inputs) {
+    fn exponentials(&self, b: &mut Builder, rows: Rows) {
         let at = self.scratch();
         let tiles = (PAGE_TOKENS / LANES) as i64;
-        counted(b, self.group, vec![inputs.scratch, inputs.scratch], |b, carried| {
+        counted(b, self.group, vec![rows.scratch, rows.scratch], |b, carried| {
             let (scores, arrays) = (carried[0], carried[1]);
             let s: Vec<Value> = (0..tiles).map(|t| load_f32(b, scores, at.scores + t * VECTOR)).collect();
             let largest = s.iter().copied().reduce(|m, s| b.max(m, s)).expect("a page has keys");
@@ -320,11 +492,11 @@ impl Attention {
     }
 
     /// The running maximum and sum with the page's, and the factors for the values; heads are the lanes.
-    fn combine(&self, b: &mut Builder, inputs: Inputs) {
+    fn combine(&self, b: &mut Builder, rows: Rows) {
         let at = self.scratch();
         for i in 0..self.head_vectors() {
             let i = i * VECTOR;
-            let scratch = inputs.scratch;
+            let scratch = rows.scratch;
             let (old_max, page_max) = (load_f32(b, scratch, at.max + i), load_f32(b, scratch, at.page_max + i));
             let max = b.max(old_max, page_max);
             store_f32(b, max, scratch, at.max + i);
@@ -342,30 +514,33 @@ impl Attention {
     }
 
     /// Adds the page's weighted values to the running ones.
-    fn values(&self, b: &mut Builder, inputs: Inputs, page: Page) {
+    fn values(&self, b: &mut Builder, rows: Rows, page: Page) {
         let at = self.scratch();
         let row = 4 * PAGE_TOKENS as i64;
         let key_bytes = (self.padded() * self.kv.bytes()) as i64;
         let vector = (LANES * self.kv.bytes()) as i64;
-        let skipped = b.mul_int(page.from, key_bytes);
+        let [_, out_step, scratch_step] = self.token_steps();
+        let [from, to] = page.visible.unwrap_or_else(|| [0, PAGE_TOKENS as i64].map(|n| b.int(n)));
+        let skipped = b.mul_int(from, key_bytes);
         let values = b.add(page.values, skipped);
-        let skipped = b.mul_int(page.from, 4);
-        let weights = b.add(inputs.scratch, skipped);
-        let pointers = [weights, inputs.out, inputs.scratch];
-        self.each_heads(b, pointers, [row, self.head_bytes(), 4], |b, [weights, out, arrays], heads| {
+        let skipped = b.mul_int(from, 4);
+        let weights = b.add(rows.scratch, skipped);
+        let pointers = [weights, rows.out, rows.scratch];
+        let steps = [[scratch_step, out_step, scratch_step], [row, self.head_bytes(), 4]];
+        self.each_heads(b, rows, pointers, steps, |b, [weights, out, arrays], heads| {
             let vectors = self.padded() / LANES;
             counted(b, vectors / VALUES_TOGETHER, vec![values, out], |b, carried| {
                 let (values, out) = (carried[0], carried[1]);
                 let ahead = b.add(values, page.next);
                 let mut initial = vec![values, ahead, weights];
-                initial.extend((0..heads * VALUES_TOGETHER).map(|_| zeros(b)));
-                let after = b.for_loop(page.from, page.to, 1, &initial, |b, _, carried| {
+                initial.extend((0..heads.rows() * VALUES_TOGETHER).map(|_| zeros(b)));
+                let after = b.for_loop(from, to, 1, &initial, |b, _, carried| {
                     let (value, ahead, weight, mut sums) = (carried[0], carried[1], carried[2], carried[3..].to_vec());
                     prefetch(b, ahead, 0, VALUES_TOGETHER as i64 * vector);
                     let v: Vec<Value> =
                         (0..VALUES_TOGETHER as i64).map(|i| b.load(self.kv.memory(), value, i * vector)).collect();
-                    for (head, sums) in sums.chunks_mut(VALUES_TOGETHER).enumerate() {
-                        let e = b.load_splat(Memory::F32, weight, at.scores + head as i64 * row);
+                    for (sums, offset) in sums.chunks_mut(VALUES_TOGETHER).zip(heads.offsets(scratch_step, row)) {
+                        let e = b.load_splat(Memory::F32, weight, at.scores + offset);
                         for (sum, &v) in sums.iter_mut().zip(&v) {
                             *sum = b.fma(e, v, *sum);
                         }
@@ -374,11 +549,12 @@ impl Attention {
                     next.extend(sums);
                     next
                 });
-                for (head, sums) in after[3..].chunks(VALUES_TOGETHER).enumerate() {
-                    let old = b.load_splat(Memory::F32, arrays, at.old_factor + 4 * head as i64);
-                    let new = b.load_splat(Memory::F32, arrays, at.new_factor + 4 * head as i64);
+                let places = heads.offsets(scratch_step, 4).zip(heads.offsets(out_step, self.head_bytes()));
+                for (sums, (factors, place)) in after[3..].chunks(VALUES_TOGETHER).zip(places) {
+                    let old = b.load_splat(Memory::F32, arrays, at.old_factor + factors);
+                    let new = b.load_splat(Memory::F32, arrays, at.new_factor + factors);
                     for (i, &sum) in sums.iter().enumerate() {
-                        let to = head as i64 * self.head_bytes() + i as i64 * VECTOR;
+                        let to = place + i as i64 * VECTOR;
                         let kept = load_f32(b, out, to);
                         let kept = b.mul(kept, old);
                         let sum = b.fma(sum, new, kept);
@@ -392,15 +568,15 @@ impl Attention {
     }
 
     /// The running values divided by the sum: multiplied by its reciprocal.
-    fn finish(&self, b: &mut Builder, inputs: Inputs) {
+    fn finish(&self, b: &mut Builder, rows: Rows) {
         let at = self.scratch();
         for i in 0..self.head_vectors() {
-            let sum = load_f32(b, inputs.scratch, at.sum + i * VECTOR);
+            let sum = load_f32(b, rows.scratch, at.sum + i * VECTOR);
             let one = b.splat_f32(1.0);
             let reciprocal = b.div(one, sum);
-            store_f32(b, reciprocal, inputs.scratch, at.new_factor + i * VECTOR);
+            store_f32(b, reciprocal, rows.scratch, at.new_factor + i * VECTOR);
         }
-        counted(b, self.group, vec![inputs.out, inputs.scratch], |b, carried| {
+        counted(b, self.group, vec![rows.out, rows.scratch], |b, carried| {
             for i in 0..(self.padded() / LANES) as i64 {
                 let factor = b.load_splat(Memory::F32, carried[1], at.new_factor);
                 let v = load_f32(b, carried[0], i * VECTOR);

@@ -23,7 +23,7 @@ mod router;
 mod scales;
 mod soft_cap;
 
-pub use attention::Attention;
+pub use attention::{Attention, Together};
 pub use combine::Combine;
 pub use elementwise::{Elementwise, ElementwiseOp};
 pub use embed::Embed;
@@ -135,7 +135,7 @@ kernel_table! {
     StoreKey,
     /// Stores one value head in a KV page.
     StoreValue,
-    /// One token's query heads of one KV head against the cached keys and values.
+    /// The query heads of one KV head, of one token or a few, against the cached keys and values.
     Attention,
     /// Widens one row of the embedding table.
     Embed,

@@ -1,13 +1,13 @@
 //! Positions: rotation, the KV store, attention, and the projection fused with them.
 //!
-//! Attention is divided by KV head in `decode` and by token in `batch`. Deliberately absent: where pages lie, which is the caller's page tables.
+//! Attention is divided by KV head in `decode`, by KV head and a few tokens in `batch`. Deliberately absent: where pages lie, which is the caller's page tables.
 
 use super::PlanError;
 use super::buffers::Scope;
 use super::planner::{Place, Planner, Share, Split, call};
 use super::program::{Action, Expr, Field};
 use super::stages::{Rows, Stages, WORD};
-use crate::kernels::{Attention, ElementwiseOp, Epilogue, KvFormat, Rope, StoreKey, StoreValue};
+use crate::kernels::{Attention, ElementwiseOp, Epilogue, KvFormat, Rope, StoreKey, StoreValue, Together};
 use moec_abi::{LANES, PAGE_TOKENS, padded_head_dim};
 use moec_ir::graph::{NodeId, ValueId, WeightId};
 
@@ -172,21 +172,27 @@ impl Stages<'_> {
     ) -> Result<(), PlanError> {
         let AttentionShape { layer, heads, kv_heads, head_dim, window, cap } = shape;
         let group = heads / kv_heads;
-        let kernel = Attention { head_dim, group, kv: self.kv_format(), cap_bits: cap.map(f32::to_bits) };
+        let rows = self.tuning.attention_rows;
+        let single =
+            Attention { head_dim, group, kv: self.kv_format(), cap_bits: cap.map(f32::to_bits), rows, together: None };
         let from = self.place(q);
         let pages = self.place(kv);
         let to = self.allot(out, Scope::Shared);
-        let scratch = self.planner.buffers().add(format!("t{}.scratch", out.0), Scope::Worker, kernel.scratch_bytes());
+        let tokens = if self.is_decode() { 1 } else { Attention::tokens_together(group, rows) };
+        let together = Together { tokens, q_stride: from.stride, out_stride: to.stride };
+        let several = Attention { together: (tokens > 1).then_some(together), ..single };
+        let scratch = self.planner.buffers().add(format!("t{}.scratch", out.0), Scope::Worker, several.scratch_bytes());
         self.planner.begin("attention", Split::Other, &[from.buffer, pages.buffer], &[to.buffer, scratch]);
         let head_bytes = group * padded_head_dim(head_dim) * WORD;
         let keys = PAGE_TOKENS * padded_head_dim(head_dim) * self.shape.kv.bytes();
         let first = self.page_offset(layer, Expr::Int(0), kv_heads, head_dim);
-        let one = move |planner: &mut Planner, actions: &mut Vec<Action>, t: Expr, head: Expr| {
+        let attend = |planner: &mut Planner, actions: &mut Vec<Action>, kernel: Attention, t: Expr, head: Expr| {
             let table = (Expr::from(Field::PageTables) + t.clone() * 8usize).load_address();
             let position = planner.bind(actions, Self::position(t.clone()));
             let end = planner.bind(actions, position + 1usize);
-            let start = window.map_or(Expr::Int(0), |w| (end.clone() - w).max(0usize));
-            let k = planner.bind(actions, first + head.clone() * (2 * keys));
+            // Where there is no window no token begins to see later than the first key.
+            let start = window.map_or(Expr::Int(-(kernel.tokens() as i64)), |w| end.clone() - w);
+            let k = planner.bind(actions, first.clone() + head.clone() * (2 * keys));
             let at = head * head_bytes;
             let args = [
                 from.row(t.clone()) + at.clone(),
@@ -203,19 +209,39 @@ impl Stages<'_> {
         let mut actions = Vec::new();
         if self.is_decode() {
             let share = self.planner.share(&mut actions, kv_heads);
-            self.planner
-                .each(&mut actions, share, 1, |planner, actions, head| one(planner, actions, Expr::Int(0), head));
+            self.planner.each(&mut actions, share, 1, |planner, actions, head| {
+                attend(planner, actions, single, Expr::Int(0), head);
+            });
         } else {
-            // Later tokens see more keys, so tokens are dealt out one by one.
+            // Later tokens see more keys, so tokens are dealt out a few at a time.
+            let count = self.row_count(Rows::Tokens);
+            let planner = &mut self.planner;
+            let parts = planner.bind(&mut actions, (count.clone() + (tokens - 1)) / tokens);
             let (worker, workers) = (Expr::from(Field::Worker), Expr::from(Field::Workers));
-            let turns = self.row_count(Rows::Tokens) - worker.clone() + workers.clone() - 1usize;
-            let turns = self.planner.bind(&mut actions, turns / workers.clone());
-            let heads = Share { from: Expr::Int(0), to: kv_heads.into() };
-            self.planner.each(&mut actions, heads, 1, |planner, actions, head| {
-                let turns = Share { from: Expr::Int(0), to: turns };
-                planner.each(actions, turns, 1, |planner, actions, turn| {
-                    let t = planner.bind(actions, turn * workers + worker);
-                    one(planner, actions, t, head);
+            let turns = parts.clone() * kv_heads - worker.clone() + workers.clone() - 1usize;
+            let turns = planner.bind(&mut actions, turns / workers.clone());
+            let turns = Share { from: Expr::Int(0), to: turns };
+            planner.each(&mut actions, turns, 1, |planner, actions, turn| {
+                let part = planner.bind(actions, turn * workers + worker);
+                let head = planner.bind(actions, part.clone() / parts.clone());
+                let t = planner.bind(actions, (part - head.clone() * parts) * tokens);
+                let end = planner.bind(actions, count.min(t.clone() + tokens));
+                let mut alone = Share { from: t.clone(), to: end.clone() };
+                if tokens > 1 {
+                    let table = |t: Expr| (Expr::from(Field::PageTables) + t * 8usize).load_address();
+                    let tables = [t.clone(), end.clone() - 1usize].map(|t| planner.bind(actions, table(t)));
+                    let [low, high] = [Expr::min, Expr::max].map(|of| of(tables[0].clone(), tables[1].clone()));
+                    // Several together must be as many as the kernel takes, and of one sequence.
+                    let differences = high - low + (t.clone() + tokens - end.clone());
+                    let several_fit = planner.bind(actions, Expr::Int(1) - differences.min(1usize));
+                    let once = Share { from: Expr::Int(0), to: several_fit.clone() };
+                    planner.each(actions, once, tokens as i64, |planner, actions, _| {
+                        attend(planner, actions, several, t.clone(), head.clone());
+                    });
+                    alone.from = t + several_fit * tokens;
+                }
+                planner.each(actions, alone, 1, |planner, actions, t| {
+                    attend(planner, actions, single, t, head.clone());
                 });
             });
         }

@@ -18,6 +18,9 @@ use std::collections::HashMap;
 const PLACES: i64 = 1 << 58;
 /// Where addresses of the step's arrays begin: apart from each other and from small numbers.
 const POSITIONS: i64 = 1 << 60;
+/// Where the addresses of page tables begin, and what they are.
+const PAGE_TABLES: i64 = 1 << 61;
+const PAGE_TABLE: i64 = 1 << 57;
 /// Where the first buffer begins.
 const BUFFERS: i64 = 1 << 59;
 /// From one buffer to the next.
@@ -206,8 +209,8 @@ impl Walk<'_> {
             let [_, Some(tokens), Some(at), ..] = values[..] else { return Err(Unknown) };
             self.sorted.push(Sorted { at, experts: sort.experts as i64, pairs: tokens * sort.k as i64 });
         }
-        if let (Kernel::Attention(_), &[_, _, _, _, Some(lo), Some(hi), ..]) = (kernel, &values[..]) {
-            self.keys = union(self.keys, (lo, hi));
+        if let (Kernel::Attention(attention), &[_, _, _, _, Some(lo), Some(hi), ..]) = (kernel, &values[..]) {
+            self.keys = union(self.keys, (lo.max(0), hi + attention.tokens() as i64 - 1));
         }
         let index = match self.sites.get(&std::ptr::from_ref(kernel)) {
             Some(&index) => index,
@@ -232,17 +235,18 @@ impl Walk<'_> {
                 Field::Tokens => Some(self.step.tokens as i64),
                 Field::LogitCount => Some(self.step.logits as i64),
                 Field::Positions => Some(POSITIONS),
+                Field::PageTables => Some(PAGE_TABLES),
                 Field::Payload
                 | Field::Scratch
                 | Field::WorkerScratch
                 | Field::TokenIds
-                | Field::PageTables
                 | Field::LogitRows
                 | Field::Logits => None,
             },
             Expr::Buffer(id) => Some(BUFFERS + id.0 as i64 * BUFFER),
             Expr::Weight(index) => self.places.filter(|(places, _)| places == index).map(|_| PLACES),
-            Expr::LoadAddress(_) => None,
+            // All tokens are of one sequence, which has one page table.
+            Expr::LoadAddress(at) => self.value(at).filter(|&at| at >= PAGE_TABLES).map(|_| PAGE_TABLE),
             Expr::Arith(op, a, b) => {
                 let (a, b) = (self.value(a)?, self.value(b)?);
                 Some(match op {
@@ -260,7 +264,7 @@ impl Walk<'_> {
 
     /// The integer at an address, if it is a position, or where an expert's tokens begin.
     fn loaded(&self, at: i64) -> Option<i64> {
-        if at >= POSITIONS {
+        if (POSITIONS..PAGE_TABLES).contains(&at) {
             return Some(self.step.depth as i64 + (at - POSITIONS) / 4);
         }
         if let (PLACES..BUFFERS, Some((_, Arrangement::ExpertPlaces { places }))) = (at, self.places) {

@@ -93,6 +93,8 @@ pub struct Tuning {
     pub single_rows: usize,
     /// Row tiles computed together for two or three tokens, at least; also gone through for one walk over the tokens.
     pub few_rows: usize,
+    /// Query heads whose scores or sums attention holds in registers together.
+    pub attention_rows: usize,
     /// Bytes of activations that are gone through for one tile of rows, so that they stay in the cache.
     pub activation_bytes: usize,
     /// Whether a product of several tokens prefetches the weights of the next tiles while it computes.
@@ -108,6 +110,7 @@ impl Tuning {
         float: Tile { rows: 1, tokens: 2 },
         single_rows: 1,
         few_rows: 1,
+        attention_rows: 4,
         activation_bytes: 2 << 20,
         prefetch: false,
         products: BTreeMap::new(),
@@ -126,6 +129,7 @@ impl Tuning {
                 float: Tile { rows: 2, tokens: 6 },
                 single_rows: 4,
                 few_rows: 2,
+                attention_rows: 8,
                 prefetch: true,
                 ..Tuning::NARROW
             },

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use moec::kernels::{Attention, Epilogue, Kernel, KvFormat, Matmul, MatmulTuning, Norm, Outputs, Quantize};
+use moec::kernels::{Attention, Epilogue, Kernel, KvFormat, Matmul, MatmulTuning, Norm, Outputs, Quantize, Together};
 use moec::plan::layout::{Format, QuantizedRow};
 use moec::tune::code::Code;
 use moec::tune::limits::{PEAK_LOOPS, PEAK_SUMS, peak_loop, sweep_loop};
@@ -91,18 +91,21 @@ fn matmul(format: Format, tokens: usize, epilogue: Epilogue, tuning: MatmulTunin
     Timed { kernel: kernel.into(), multiply_adds, bytes, memory, args }
 }
 
-fn attention(head_dim: usize, group: usize, kv: KvFormat) -> Timed {
-    let kernel = Attention { head_dim, group, kv, cap_bits: None };
+fn attention(head_dim: usize, group: usize, kv: KvFormat, rows: usize, several: bool) -> Timed {
+    let stride = 4 * head_dim * group;
+    let tokens = if several { Attention::tokens_together(group, rows) } else { 1 };
+    let together = several.then_some(Together { tokens, q_stride: stride, out_stride: stride });
+    let kernel = Attention { head_dim, group, kv, cap_bits: None, rows, together };
     let (pages, half) = (64, 64 * head_dim * kv.bytes());
     let mut memory: Vec<Guarded> = (0..pages).map(|_| pattern(2 * half)).collect();
     let table: Vec<u8> = memory.iter().flat_map(|p| p.address().to_le_bytes()).collect();
     memory.push(Guarded::new(&table));
-    memory.push(pattern(4 * head_dim * group));
-    memory.push(pattern(4 * head_dim * group));
+    memory.push(pattern(tokens * stride));
+    memory.push(pattern(tokens * stride));
     memory.push(pattern(kernel.scratch_bytes()));
     let at = |i: usize| memory[pages + i].address();
-    let args = vec![at(1), at(0), 0, half as i64, 0, 64 * pages as i64, at(2), at(3)];
-    let multiply_adds = 2 * 64 * pages * head_dim * group;
+    let args = vec![at(1), at(0), 0, half as i64, -(tokens as i64), (64 * pages - tokens + 1) as i64, at(2), at(3)];
+    let multiply_adds = tokens * 2 * 64 * pages * head_dim * group;
     Timed { kernel: kernel.into(), multiply_adds, bytes: pages * 2 * half, memory, args }
 }
 
@@ -178,7 +181,11 @@ fn bench() {
     }
     for kv in [KvFormat::F16, KvFormat::F32] {
         for group in [1, 4, 8] {
-            report("4096 keys", attention(128, group, kv));
+            for rows in [2, 4, 8] {
+                for several in [false, true] {
+                    report("4096 keys", attention(128, group, kv, rows, several));
+                }
+            }
         }
     }
     for outputs in [Outputs::F32, Outputs::Quantized, Outputs::Both] {

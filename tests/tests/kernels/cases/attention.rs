@@ -1,6 +1,6 @@
 //! Cases of heads: rotation, storing keys and values, attention.
 
-use moec::kernels::{Attention, KvFormat, Rope, StoreKey, StoreValue};
+use moec::kernels::{Attention, KvFormat, Rope, StoreKey, StoreValue, Together};
 
 use super::HEAD_DIMS;
 use crate::harness::{Arg, Case, Random, f32s, padded};
@@ -87,38 +87,69 @@ pub fn store_values() -> Vec<Case> {
     cases
 }
 
+/// An attention kernel's shape, and what its tokens see.
+struct Seen {
+    d: usize,
+    group: usize,
+    kv: KvFormat,
+    cap: Option<f32>,
+    /// Query heads in registers together.
+    rows: usize,
+    tokens: usize,
+    lo: i64,
+    hi: usize,
+}
+
 pub fn attentions() -> Vec<Case> {
     let mut r = Random::new(7);
     let mut cases = Vec::new();
-    let mut add = |d: usize, group: usize, kv: KvFormat, cap: Option<f32>, lo: usize, hi: usize| {
-        let pages = hi.div_ceil(64);
+    let mut add = |seen: Seen| {
+        let Seen { d, group, kv, cap, rows, tokens, lo, hi } = seen;
         let size = padded_head(d);
-        let rows = |r: &mut Random| -> Vec<Vec<f32>> {
+        let sees = |token: usize| ((lo + token as i64).max(0) as usize, hi + token);
+        let (first, end) = (sees(0).0, sees(tokens - 1).1);
+        let pages = end.div_ceil(64);
+        let random_rows = |r: &mut Random| -> Vec<Vec<f32>> {
             (0..pages * 64).map(|_| (0..d).map(|_| kv_round(kv, r.f32())).collect()).collect()
         };
-        let (k, v) = (rows(&mut r), rows(&mut r));
-        let q: Vec<Vec<f32>> = (0..group).map(|_| r.f32s(d)).collect();
-        let out: Vec<f32> = q.iter().flat_map(|q| pad_head(&attention(q, &k, &v, cap, lo, hi))).collect();
+        let (k, v) = (random_rows(&mut r), random_rows(&mut r));
+        let [q_gap, out_gap] = [0, 1].map(|_| if tokens > 1 { 16 * r.below(3) } else { 0 });
+        let (mut q, mut out) = (Vec::new(), Vec::new());
+        for token in 0..tokens {
+            let (lo, hi) = sees(token);
+            for _ in 0..group {
+                let head = r.f32s(d);
+                out.extend(pad_head(&attention(&head, &k, &v, cap, lo, hi)));
+                q.extend(pad_head(&head));
+            }
+            if token + 1 < tokens {
+                q.resize(q.len() + q_gap, f32::NAN);
+                out.resize(out.len() + out_gap, 0.0);
+            }
+        }
+        let stride = |gap: usize| 4 * (group * size + gap);
+        let (q_stride, out_stride) = (stride(q_gap), stride(out_gap));
+        let together = (tokens > 1).then_some(Together { tokens, q_stride, out_stride });
 
         let (k_offset, v_offset) = (64 * r.below(3), 128 + 64 * size * kv.bytes() + 64 * r.below(3));
-        let kernel = Attention { head_dim: d, group, kv, cap_bits: cap.map(f32::to_bits) };
+        let kernel = Attention { head_dim: d, group, kv, cap_bits: cap.map(f32::to_bits), rows, together };
         let scratch_bytes = kernel.scratch_bytes();
         let mut c = Case::new(kernel);
-        let q: Vec<f32> = q.iter().flat_map(|q| pad_head(q)).collect();
-        let (q, out) = (c.input("q", f32s(&q)), c.output("out", f32s(&out)));
+        let before: Vec<f32> = out.iter().map(|_| 0.0).collect();
+        let (q, out) = (c.input("q", f32s(&q)), c.inout("out", f32s(&before), f32s(&out)));
         let (table, scratch) = (c.input("pages", vec![0; 8 * pages]), c.scratch("scratch", scratch_bytes));
-        for p in lo / 64..pages {
+        for p in first / 64..pages {
             // What no visible key explains is not a number, so that it shows when it is used.
             let mut page = vec![0xff; v_offset + 64 * size * kv.bytes()];
             for slot in 0..64 {
                 let key = 64 * p + slot;
-                let whole_tile = (slot / 16 * 16..slot / 16 * 16 + 16).any(|s| (lo..hi).contains(&(64 * p + s)));
+                let whole_tile = (slot / 16 * 16..slot / 16 * 16 + 16).any(|s| (first..end).contains(&(64 * p + s)));
                 let mut put = |at: usize, x: f32| page[at..at + kv.bytes()].copy_from_slice(&kv_bytes(kv, x));
                 for place in 0..size {
                     if whole_tile {
                         put(k_offset + ((slot / 16 * size + place) * 16 + slot % 16) * kv.bytes(), 0.0);
                     }
-                    if (lo..hi).contains(&key) {
+                    if (first..end).contains(&key) {
                         put(v_offset + (slot * size + place) * kv.bytes(), 0.0);
                     }
                 }
@@ -127,7 +158,7 @@ pub fn attentions() -> Vec<Case> {
                     if whole_tile {
                         put(k_offset + ((slot / 16 * size + place) * 16 + slot % 16) * kv.bytes(), k[key][i]);
                     }
-                    if (lo..hi).contains(&key) {
+                    if (first..end).contains(&key) {
                         put(v_offset + (slot * size + place) * kv.bytes(), v[key][i]);
                     }
                 }
@@ -136,7 +167,9 @@ pub fn attentions() -> Vec<Case> {
             c.pointers.push([table, 8 * p, page, 0]);
         }
         c.at(&[q, table]);
-        c.ints(&[k_offset, v_offset, lo, hi]);
+        c.ints(&[k_offset, v_offset]);
+        c.args.push(Arg::Int(lo));
+        c.ints(&[hi]);
         c.at(&[out, scratch]);
         cases.push(c);
     };
@@ -147,14 +180,46 @@ pub fn attentions() -> Vec<Case> {
             {
                 if d <= 32 || i % 3 == 1 {
                     let cap = (i % 3 == 1).then_some([0.7, 50.0][i % 2]);
-                    add(d, 1 + (i + d / 4) % 6, kv, cap, lo, hi);
+                    let (group, rows) = (1 + (i + d / 4) % 6, [4, 8, 2][i % 3]);
+                    add(Seen { d, group, kv, cap, rows, tokens: 1, lo, hi });
                 }
             }
         }
     }
-    add(16, 8, KvFormat::F16, None, 0, 150);
-    add(256, 2, KvFormat::F16, Some(50.0), 3, 70);
-    add(16, 19, KvFormat::F32, Some(3.0), 30, 90);
-    add(128, 4, KvFormat::F16, None, 100, 201);
+    let (f16, f32) = (KvFormat::F16, KvFormat::F32);
+    for (d, group, kv, cap, rows, lo, hi) in [
+        (16, 8, f16, None, 8, 0, 150),
+        (256, 2, f16, Some(50.0), 4, 3, 70),
+        (16, 19, f32, Some(3.0), 8, 30, 90),
+        (128, 4, f16, None, 4, 100, 201),
+        (16, 2, f16, None, 4, -7, 40),
+    ] {
+        add(Seen { d, group, kv, cap, rows, tokens: 1, lo, hi });
+    }
+    // Several tokens: all that they see before the first whole page, whole pages alone, borders of windows in one page and in two, pages that only some see.
+    for (i, (lo, hi)) in [
+        (-16, 1),
+        (-16, 62),
+        (-16, 64),
+        (-16, 65),
+        (-16, 190),
+        (0, 128),
+        (62, 131),
+        (-1, 66),
+        (66, 67),
+        (10, 250),
+        (57, 118),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        for (group, rows) in [(1, 8), (2, 8), (3, 4), (4, 8), (4, 4), (5, 8), (8, 8)] {
+            let kv = [f16, f32][(i + group) % 2];
+            let cap = (i % 4 == 1).then_some(0.7);
+            let tokens = Attention::tokens_together(group, rows);
+            add(Seen { d: [16, 32, 22][i % 3], group, kv, cap, rows, tokens, lo, hi });
+        }
+    }
+    add(Seen { d: 128, group: 4, kv: f16, cap: None, rows: 8, tokens: 4, lo: -4, hi: 130 });
     cases
 }
