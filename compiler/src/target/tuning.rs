@@ -110,7 +110,7 @@ impl Tuning {
         float: Tile { rows: 1, tokens: 2 },
         single_rows: 1,
         few_rows: 1,
-        attention_rows: 4,
+        attention_rows: 2,
         activation_bytes: 2 << 20,
         prefetch: false,
         products: BTreeMap::new(),
