@@ -20,18 +20,17 @@ const LOWEST: f32 = -3.0e38;
 /// Rows of queries that go through a page together, if a token has fewer query heads: so often is a page used once it is in the cache.
 const ROWS_TOGETHER: usize = 16;
 
-/// Vectors of a value that are summed together.
-const VALUES_TOGETHER: usize = 2;
+/// Vectors of keys or of values for which a row of queries has scores or sums in registers, when all rows that fit are there.
+const LEAST_VECTORS: usize = 2;
 
-/// Tiles of keys whose scores are computed together, sharing each element of the queries.
-const TILES_TOGETHER: usize = 2;
+/// Tiles of keys in a page.
+const PAGE_TILES: usize = PAGE_TOKENS / LANES;
 
 /// Dimensions of the scores' sum that are written out in one iteration.
 const SCORES_UNROLL: usize = 8;
 
-/// Log2 of the keys in a page, and of those in tiles that are taken together.
+/// Log2 of the keys in a page.
 const PAGE_SHIFT: u8 = PAGE_TOKENS.trailing_zeros() as u8;
-const TILES_SHIFT: u8 = (TILES_TOGETHER * LANES).trailing_zeros() as u8;
 
 /// `out[i][g] = Σ_key softmax(q[i][g] · k[key]) × v[key]` over keys `max(lo + i, 0) ≤ key < hi + i`, for `group` query heads `g` of tokens `i` at successive
 /// positions. With a cap the products are soft-capped before the softmax.
@@ -321,6 +320,12 @@ impl Attention {
         Scratch::new(self.group)
     }
 
+    /// How many of `all` vectors of keys or of values are taken together, sharing each element of the queries or weights of `heads`: as many as fit registers.
+    fn vectors_together(&self, heads: Heads, all: usize) -> usize {
+        let most = (LEAST_VECTORS * self.rows / heads.rows()).max(1);
+        [8, 4, 2].into_iter().find(|&n| n <= most && all.is_multiple_of(n)).unwrap_or(1)
+    }
+
     /// Vectors of an array with an element for each head.
     const fn head_vectors(&self) -> i64 {
         self.group.div_ceil(LANES) as i64
@@ -377,38 +382,41 @@ impl Attention {
         let row = 4 * PAGE_TOKENS as i64;
         let dim = (LANES * self.kv.bytes()) as i64;
         let [q_step, _, scratch_step] = self.token_steps();
-        let all = (PAGE_TOKENS / LANES / TILES_TOGETHER) as i64;
-        let [first, end] = match page.visible {
-            None => [0, all].map(|n| b.int(n)),
-            Some([from, to]) => {
-                self.each_token(b, rows, |b, rows, _| self.hide(b, rows));
-                let end = b.add_int(to, (TILES_TOGETHER * LANES) as i64 - 1);
-                [from, end].map(|key| b.shift(Shift::RightUnsigned, key, TILES_SHIFT))
-            }
-        };
+        if page.visible.is_some() {
+            self.each_token(b, rows, |b, rows, _| self.hide(b, rows));
+        }
         let tile_bytes = self.padded() as i64 * dim;
         let steps = [[q_step, scratch_step], [self.head_bytes(), row]];
         self.each_heads(b, rows, [rows.q, rows.scratch], steps, |b, [q, scores], heads| {
-            let skipped = b.mul_int(first, TILES_TOGETHER as i64 * tile_bytes);
+            let together = self.vectors_together(heads, PAGE_TILES);
+            let shift = (together * LANES).trailing_zeros() as u8;
+            let [first, end] = match page.visible {
+                None => [0, PAGE_TILES / together].map(|n| b.int(n as i64)),
+                Some([from, to]) => {
+                    let end = b.add_int(to, (together * LANES) as i64 - 1);
+                    [from, end].map(|key| b.shift(Shift::RightUnsigned, key, shift))
+                }
+            };
+            let skipped = b.mul_int(first, together as i64 * tile_bytes);
             let keys = b.add(page.keys, skipped);
-            let skipped = b.mul_int(first, TILES_TOGETHER as i64 * VECTOR);
+            let skipped = b.mul_int(first, together as i64 * VECTOR);
             let scores = b.add(scores, skipped);
             b.for_loop(first, end, 1, &[keys, scores], |b, tiles, carried| {
                 let ahead = b.add(carried[0], page.next);
                 let mut carried_in = vec![carried[0], ahead, q];
-                carried_in.extend((0..TILES_TOGETHER * heads.rows()).map(|_| zeros(b)));
+                carried_in.extend((0..together * heads.rows()).map(|_| zeros(b)));
                 let after = counted(b, self.padded() / SCORES_UNROLL, carried_in, |b, carried| {
                     let (keys, ahead, q, mut sums) = (carried[0], carried[1], carried[2], carried[3..].to_vec());
                     let step = SCORES_UNROLL as i64 * dim;
-                    for tile in 0..TILES_TOGETHER as i64 {
+                    for tile in 0..together as i64 {
                         prefetch(b, ahead, tile * tile_bytes, step);
                     }
                     for d in 0..SCORES_UNROLL as i64 {
-                        let k: Vec<Value> = (0..TILES_TOGETHER as i64)
+                        let k: Vec<Value> = (0..together as i64)
                             .map(|tile| b.load(self.kv.memory(), keys, tile * tile_bytes + d * dim))
                             .collect();
                         let offsets = heads.offsets(q_step, self.head_bytes());
-                        for (sums, at) in sums.chunks_mut(TILES_TOGETHER).zip(offsets) {
+                        for (sums, at) in sums.chunks_mut(together).zip(offsets) {
                             let q = b.load_splat(Memory::F32, q, at + 4 * d);
                             for (sum, &k) in sums.iter_mut().zip(&k) {
                                 *sum = b.fma(q, k, *sum);
@@ -420,10 +428,11 @@ impl Attention {
                     next.extend(sums);
                     next
                 });
-                for tile in 0..TILES_TOGETHER {
-                    let hidden = page.visible.map(|visible| self.hidden_lanes(b, visible, tiles, tile));
+                let key = b.shift(Shift::Left, tiles, shift);
+                for tile in 0..together {
+                    let hidden = page.visible.map(|visible| self.hidden_lanes(b, visible, key, tile));
                     let offsets = heads.offsets(scratch_step, row);
-                    for (sums, at) in after[3..].chunks(TILES_TOGETHER).zip(offsets) {
+                    for (sums, at) in after[3..].chunks(together).zip(offsets) {
                         let mut s = match self.cap_bits {
                             Some(bits) => build_soft_cap(b, sums[tile], f32::from_bits(bits)),
                             None => sums[tile],
@@ -435,7 +444,7 @@ impl Attention {
                         store_f32(b, s, carried[1], self.scratch().scores + at + tile as i64 * VECTOR);
                     }
                 }
-                let together = TILES_TOGETHER as i64;
+                let together = together as i64;
                 vec![b.add_int(carried[0], together * tile_bytes), b.add_int(carried[1], together * VECTOR)]
             });
         });
@@ -452,9 +461,8 @@ impl Attention {
         });
     }
 
-    /// Where a tile of keys, the `tile`-th of those taken together, is not before the first visible one, and where past the last; and what stands there.
-    fn hidden_lanes(&self, b: &mut Builder, [from, to]: [Value; 2], tiles: Value, tile: usize) -> [Value; 3] {
-        let key = b.shift(Shift::Left, tiles, TILES_SHIFT);
+    /// Where the `tile`-th tile of keys after key `key` of a page is not before the first visible one, and where past the last; and what stands there.
+    fn hidden_lanes(&self, b: &mut Builder, [from, to]: [Value; 2], key: Value, tile: usize) -> [Value; 3] {
         let lane = lane_numbers(b, (tile * LANES) as i32);
         let [started, ended] = [from, to].map(|bound| {
             let bound = b.sub(bound, key);
@@ -529,17 +537,18 @@ impl Attention {
         let steps = [[scratch_step, out_step, scratch_step], [row, self.head_bytes(), 4]];
         self.each_heads(b, rows, pointers, steps, |b, [weights, out, arrays], heads| {
             let vectors = self.padded() / LANES;
-            counted(b, vectors / VALUES_TOGETHER, vec![values, out], |b, carried| {
+            let together = self.vectors_together(heads, vectors);
+            counted(b, vectors / together, vec![values, out], |b, carried| {
                 let (values, out) = (carried[0], carried[1]);
                 let ahead = b.add(values, page.next);
                 let mut initial = vec![values, ahead, weights];
-                initial.extend((0..heads.rows() * VALUES_TOGETHER).map(|_| zeros(b)));
+                initial.extend((0..heads.rows() * together).map(|_| zeros(b)));
                 let after = b.for_loop(from, to, 1, &initial, |b, _, carried| {
                     let (value, ahead, weight, mut sums) = (carried[0], carried[1], carried[2], carried[3..].to_vec());
-                    prefetch(b, ahead, 0, VALUES_TOGETHER as i64 * vector);
+                    prefetch(b, ahead, 0, together as i64 * vector);
                     let v: Vec<Value> =
-                        (0..VALUES_TOGETHER as i64).map(|i| b.load(self.kv.memory(), value, i * vector)).collect();
-                    for (sums, offset) in sums.chunks_mut(VALUES_TOGETHER).zip(heads.offsets(scratch_step, row)) {
+                        (0..together as i64).map(|i| b.load(self.kv.memory(), value, i * vector)).collect();
+                    for (sums, offset) in sums.chunks_mut(together).zip(heads.offsets(scratch_step, row)) {
                         let e = b.load_splat(Memory::F32, weight, at.scores + offset);
                         for (sum, &v) in sums.iter_mut().zip(&v) {
                             *sum = b.fma(e, v, *sum);
@@ -550,7 +559,7 @@ impl Attention {
                     next
                 });
                 let places = heads.offsets(scratch_step, 4).zip(heads.offsets(out_step, self.head_bytes()));
-                for (sums, (factors, place)) in after[3..].chunks(VALUES_TOGETHER).zip(places) {
+                for (sums, (factors, place)) in after[3..].chunks(together).zip(places) {
                     let old = b.load_splat(Memory::F32, arrays, at.old_factor + factors);
                     let new = b.load_splat(Memory::F32, arrays, at.new_factor + factors);
                     for (i, &sum) in sums.iter().enumerate() {
@@ -561,7 +570,7 @@ impl Attention {
                         store_f32(b, sum, out, to);
                     }
                 }
-                let together = VALUES_TOGETHER as i64;
+                let together = together as i64;
                 vec![b.add_int(values, together * vector), b.add_int(out, together * VECTOR)]
             });
         });
