@@ -13,7 +13,7 @@ use crate::import;
 use crate::passes::QuantConfig;
 use crate::pipeline::{self, BuildError, Options, Progress};
 use crate::target::{self, TargetError};
-use crate::tune::{Record, RecordError};
+use crate::tune::{RecordError, shipped};
 use moec_abi::KvType;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -131,7 +131,8 @@ impl Builder {
         self
     }
 
-    /// A tuning record, as `--tuning`; may be said several times. A warning of cargo tells when it does not fit.
+    /// A tuning record, as `--tuning`; may be said several times. A warning of cargo tells when it does not fit. `none` in place of one leaves out those that
+    /// moec carries.
     pub fn tuning(mut self, record: impl AsRef<Path>) -> Builder {
         self.tuning.push(record.as_ref().to_path_buf());
         self
@@ -218,7 +219,7 @@ impl Builder {
             None => QuantConfig::default(),
         };
         let prefix = self.name.clone();
-        let tuning = self.tuning.iter().map(|path| Record::read(path)).collect::<Result<_, _>>()?;
+        let (tuning, carried_tuning) = shipped::given(&self.tuning)?;
         let profiles = self.expert_profile.iter().map(|path| ExpertProfile::read(path));
         Ok(Options {
             quant,
@@ -228,6 +229,7 @@ impl Builder {
             levels,
             prefix,
             tuning,
+            carried_tuning,
             expert_profiles: profiles.collect::<Result<_, _>>().map_err(BuildError::from)?,
             size_budget: self.size_budget,
             ..Options::default()

@@ -51,6 +51,8 @@ pub struct Options {
     pub stop_after_rewrites: Option<usize>,
     /// What was measured of kernels, for levels and shapes that may or may not be those of this build.
     pub tuning: Vec<Record>,
+    /// Whether levels without one of these are written by the records that moec carries.
+    pub carried_tuning: bool,
     /// How often experts are chosen: those that are chosen most come first in the payload.
     pub expert_profiles: Vec<ExpertProfile>,
     /// For experts with bits by heat: bytes that the payload may have.
@@ -71,6 +73,7 @@ impl Default for Options {
             stop_after: None,
             stop_after_rewrites: None,
             tuning: Vec::new(),
+            carried_tuning: true,
             expert_profiles: Vec::new(),
             size_budget: None,
         }
@@ -225,9 +228,9 @@ pub fn compile(model: &Model, options: &Options) -> Result<Compiled, BuildError>
     let (decode, first) = rewrite_with(model, options, hot, Mode::Decode)?;
     let (batch, second) = rewrite_with(model, options, hot, Mode::Batch)?;
     let shape = shape(model, options, heat.as_ref())?;
-    let mut tuned = apply(&options.tuning, &options.levels, &options.target)?;
+    let mut tuned = apply(&options.tuning, options.carried_tuning, &options.levels, &options.target)?;
     let mut plan = plan(&decode, &batch, shape, &tuned.tunings)?;
-    tuned.compare(&options.tuning, &worth_measuring(&plan));
+    tuned.compare(&worth_measuring(&plan));
     payload::seal(&mut plan.payload, model);
     Ok(Compiled { decode, batch, traces: [first, second], plan, heat, by_heat, tuned })
 }

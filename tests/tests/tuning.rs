@@ -5,13 +5,15 @@ use moec::kernels::{Kernel, MatmulTuning};
 use moec::pipeline::{self, Options};
 use moec::plan::layout::Format;
 use moec::target::machine::Machine;
-use moec::target::{self, ProductShape, ProductTuning};
+use moec::synth::{self, Preset};
+use moec::target::{self, ProductShape, ProductTuning, find_level};
 use moec::tune::limits::Limits;
 use moec::tune::products::products;
 use moec::tune::search::Found;
-use moec::tune::{self, Progress, Record, Request};
+use moec::tune::{self, Progress, Record, Request, shipped};
 use moec_tests::{Golden, build_with, models};
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use target_lexicon::Triple;
@@ -57,6 +59,7 @@ fn record(choices: impl IntoIterator<Item = (ProductShape, ProductTuning)>) -> R
         features: target::host(),
         threads: 1,
         limits: Limits::usual(4e11, 1e11, 3e10, 2),
+        team: None,
         products: choices.into_iter().map(found).collect::<BTreeMap<_, _>>(),
     };
     // Through the file's form, so that what is tried is what a record can say.
@@ -115,6 +118,64 @@ fn no_record_changes_a_bit() {
     }
 }
 
+/// Its shapes are those of models too large for a test: their choices are taken for products of the same formats and epilogues.
+#[test]
+fn no_record_that_moec_carries_changes_a_bit() {
+    let path = model("mixtral-a");
+    let ids = Golden::read(&path).full_ids;
+    for (name, record) in shipped::records() {
+        let level = find_level(name, &Triple::host()).unwrap_or_else(|e| panic!("{e}"));
+        if level.features & !target::host() != 0 {
+            continue; // This machine cannot run it; `no_record_changes_a_bit` tries any choices at the level that it has.
+        }
+        for quant in ["q8", "q4"] {
+            let plain = Options {
+                quant: quant.parse().expect("a --quant option"),
+                levels: vec![level],
+                carried_tuning: false,
+                ..Options::default()
+            };
+            let opened = import::open(&path).unwrap_or_else(|e| panic!("{e}"));
+            let shapes = products(&pipeline::compile(&opened, &plain).unwrap_or_else(|e| panic!("{e}")).plan);
+            let choices = |shape: ProductShape| {
+                let alike = |of: &ProductShape| (of.format, of.epilogue) == (shape.format, shape.epilogue);
+                record.products.iter().filter(move |(of, _)| alike(of)).map(|(_, found)| found.tuning.clone())
+            };
+            let most = shapes.iter().map(|product| choices(product.shape).count()).max().unwrap_or(0);
+            assert!(most > 0, "{name} knows products of {quant}");
+            let expected = build_with(&path, &plain).logits(&ids, &[]);
+            for way in 0..most {
+                let some = shapes.iter().filter_map(|p| Some((p.shape, choices(p.shape).cycle().nth(way)?)));
+                let some = Record { features: level.features, ..self::record(some) };
+                let built = build_with(&path, &Options { tuning: vec![some], ..plain.clone() });
+                for more in [&[][..], &["--threads", "3"]] {
+                    assert!(expected.bits() == built.logits(&ids, more).bits(), "{name} {quant}: other logits, {way}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_record_that_moec_carries_is_used_unless_forbidden() {
+    let directory = tempfile::TempDir::new().expect("a temporary directory");
+    let path = directory.path().join("mixtral");
+    let go_on = |_, _| ControlFlow::Continue(());
+    synth::write(Preset::Mixtral8x7b, Some(1), 0, true, &path, &go_on).unwrap_or_else(|e| panic!("{e}"));
+    let opened = import::open(&path).unwrap_or_else(|e| panic!("{e}"));
+    let (name, record) = &shipped::records()[0];
+    let level = find_level(name, &Triple::host()).unwrap_or_else(|e| panic!("{e}"));
+    let options = Options { quant: "q4".parse().expect("a --quant option"), levels: vec![level], ..Options::default() };
+    let compile = |options: &Options| pipeline::compile(&opened, options).unwrap_or_else(|e| panic!("{e}"));
+    let with = compile(&options);
+    let used = with.tuned.records[0].as_ref().expect("it is for these shapes");
+    assert!(used.shipped && used.record == *record && used.known == used.shapes, "{used}");
+    assert_eq!(with.tuned.notes, Vec::<String>::new(), "that is no reason to warn");
+    let without = compile(&Options { carried_tuning: false, ..options });
+    assert_eq!(without.tuned.records, [None]);
+    assert_ne!(with.plan.to_string(), without.plan.to_string());
+}
+
 struct Silent;
 
 impl Progress for Silent {
@@ -129,25 +190,44 @@ fn what_is_tuned_is_a_record_that_goes_on_and_is_used() {
     let output = directory.path().join("r.toml");
     let opened = import::open(&model("mixtral-a")).unwrap_or_else(|e| panic!("{e}"));
     let options = Options { quant: "q4".parse().expect("a --quant option"), ..Options::default() };
-    let plan = pipeline::compile(&opened, &options).unwrap_or_else(|e| panic!("{e}")).plan;
-    let request = |budget| Request { plan: &plan, level: options.levels[0], threads: 1, budget, output: &output };
+    let compiled = pipeline::compile(&opened, &options).unwrap_or_else(|e| panic!("{e}"));
+    let request = |seconds| Request {
+        plan: &compiled.plan,
+        level: options.levels[0],
+        default: &compiled.tuned.tunings[0],
+        threads: 2,
+        budget: Duration::from_secs(seconds),
+        output: &output,
+        confirm: false,
+    };
 
-    let none = tune::tune(&request(Duration::ZERO), &Silent).unwrap_or_else(|e| panic!("{e}"));
+    let none = tune::tune(&request(0), &Silent).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!((none.left(), none.record.products.len()), (none.products.len(), 0), "no time, no result");
-    let all = tune::tune(&request(Duration::from_secs(600)), &Silent).unwrap_or_else(|e| panic!("{e}"));
+    let all = tune::tune(&request(600), &Silent).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!((all.left(), all.earlier), (0, 0));
     let written = Record::read(&output).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!(written.products.len(), all.products.len());
-    let again = tune::tune(&request(Duration::ZERO), &Silent).unwrap_or_else(|e| panic!("{e}"));
+    let team = written.team.as_ref().expect("measured after all shapes");
+    assert_eq!(team.measured.iter().map(|sized| sized.threads).collect::<Vec<_>>(), [2, 1]);
+    let again = tune::tune(&request(0), &Silent).unwrap_or_else(|e| panic!("{e}"));
     assert_eq!((again.left(), again.earlier), (0, all.products.len()), "nothing is measured twice");
+
+    let confirmed = tune::tune(&Request { confirm: true, ..request(600) }, &Silent).unwrap_or_else(|e| panic!("{e}"));
+    for (shape, found) in &confirmed.record.products {
+        let (before, default) = (&written.products[shape].tuning, compiled.tuned.tunings[0].product(*shape));
+        let parts = |tuning: &ProductTuning| (tuning.kernels[0], tuning.kernels[1..].to_vec());
+        let (now, before, default) = (parts(&found.tuning), parts(before), parts(&default));
+        assert!(now.0 == before.0 || now.0 == default.0, "{shape}: confirming finds nothing new");
+        assert!(now.1 == before.1 || now.1 == default.1, "{shape}: confirming finds nothing new");
+    }
 
     let used = pipeline::compile(&opened, &Options { tuning: vec![written], ..options.clone() });
     assert_eq!(used.unwrap_or_else(|e| panic!("{e}")).tuned.notes, Vec::<String>::new());
 
     // A record of another machine is not overwritten.
-    let foreign = std::fs::read_to_string(&output).expect("readable").replace("threads = 1\n", "threads = 77\n");
+    let foreign = std::fs::read_to_string(&output).expect("readable").replacen("threads = 2\n", "threads = 77\n", 1);
     std::fs::write(&output, &foreign).expect("writable");
-    let error = tune::tune(&request(Duration::ZERO), &Silent).expect_err("another key").to_string();
+    let error = tune::tune(&request(0), &Silent).expect_err("another key").to_string();
     assert!(error.contains("delete it, or write elsewhere"), "{error}");
     assert_eq!(std::fs::read_to_string(&output).expect("readable"), foreign);
 }

@@ -16,7 +16,7 @@ use moec::pipeline::{self, Options, Progress};
 use moec::report::{Form, Inputs, Output, Predicted, gather, summary};
 use moec::target;
 use moec::target::machine;
-use moec::tune::Record;
+use moec::tune::shipped;
 use moec_abi::KvType;
 use moec_ir::graph::{Layout, Role};
 use std::collections::BTreeMap;
@@ -54,12 +54,13 @@ pub struct BuildOptions {
     /// Without this: native, or what every CPU of another --target has.
     #[arg(long, value_name = "CPU,…")]
     target_cpu: Option<String>,
-    /// Tuning records, made by `moec tune` on the machines that this is for: kernels are written as was fastest there
+    /// Tuning records, made by `moec tune` on the machines that this is for: kernels are written as was fastest there; or none
     ///
     /// A record is for the CPU level with exactly its features, and says something about some shapes of products; the rest is written by
     /// moec's defaults. One that is for no level of this build, or (for native) was measured on another machine, or by another version of moec, is
-    /// ignored with a warning; two for one level are an error. Results never depend on it, to the last bit.
-    #[arg(long, value_name = "FILE,…", value_delimiter = ',')]
+    /// ignored with a warning; two for one level are an error. A level without one has the record that moec carries for it, if it knows the model's shapes
+    /// (`moec targets --verbose` lists them); `none` leaves those out. Results never depend on it, to the last bit.
+    #[arg(long, value_name = "FILE,…|none", value_delimiter = ',')]
     tuning: Vec<PathBuf>,
     /// How often each expert is chosen, as an executable of the model wrote it with --expert-stats; several are added up
     ///
@@ -145,6 +146,7 @@ impl BuildOptions {
             Some(list) => target::find_levels(list, &target).map_err(Usage::new)?,
             None => vec![target::default_level(&target)?],
         };
+        let (tuning, carried_tuning) = shipped::given(&self.tuning)?;
         Ok(Options {
             quant: self.quant,
             kv: match self.kv {
@@ -158,7 +160,8 @@ impl BuildOptions {
             disabled: self.disable_pass.clone(),
             stop_after: None,
             stop_after_rewrites: self.stop_after_rewrites,
-            tuning: self.tuning.iter().map(|path| Record::read(path)).collect::<Result<_, _>>()?,
+            tuning,
+            carried_tuning,
             expert_profiles: self
                 .expert_profile
                 .iter()

@@ -5,13 +5,14 @@ use clap::Args;
 use moec::lower::backend::{self, KernelBackend};
 use moec::target::machine::{self, Machine};
 use moec::target::{self, CpuLevel, Tuning};
+use moec::tune::shipped;
 use moec_abi::LANES;
 use target_lexicon::Triple;
 
 /// `moec targets`
 #[derive(Debug, Args)]
 pub struct Targets {
-    /// Show also how kernels are written for each CPU without a tuning record, and what this machine is
+    /// Show also how kernels are written for each CPU, which tuning record moec carries for it, and what this machine is
     #[arg(long, short)]
     verbose: bool,
 }
@@ -36,6 +37,21 @@ fn defaults(level: &CpuLevel, triple: &Triple) -> String {
     )
 }
 
+/// The record that moec carries for a level, and what it is from.
+fn carried(level: &CpuLevel, triple: &Triple) -> Option<String> {
+    let record = shipped::record(level, triple)?;
+    let default = backend::tuning(level, triple);
+    let other = record.products.iter().filter(|(shape, found)| default.product(**shape) != found.tuning).count();
+    let shapes: Vec<String> = record.products.keys().map(ToString::to_string).collect();
+    Some(format!(
+        "measured on {} with {} threads for {} shapes of products, {other} of which are written otherwise: {}",
+        record.machine.cpu,
+        record.threads,
+        shapes.len(),
+        shapes.join(", ")
+    ))
+}
+
 impl Targets {
     pub fn run(self) -> anyhow::Result<u8> {
         let (triple, host) = (Triple::host(), target::host());
@@ -46,6 +62,9 @@ impl Targets {
             print_line(format_args!("{:<16} {runs:<5} {:<44} {features}", level.name, level.description))?;
             if self.verbose {
                 print_line(format_args!("{:<22} {}", "", defaults(level, &triple)))?;
+                if let Some(record) = carried(level, &triple) {
+                    print_line(format_args!("{:<22} {record}", ""))?;
+                }
             }
         }
         if self.verbose {
@@ -53,13 +72,14 @@ impl Targets {
             let caches: Vec<String> =
                 machine.caches.iter().map(|&bytes| indicatif::HumanBytes(bytes as u64).to_string()).collect();
             print_line(format_args!(
-                "\nthis machine     {}, {} cores for this process, caches of {}",
+                "\nthis machine     {}{}, {} cores for this process, caches of {}",
                 machine.cpu,
+                target::named(&machine, host, &triple).map_or(String::new(), |level| format!(" ({})", level.name)),
                 machine::cores(),
                 caches.join(", ")
             ))?;
             print_line(
-                "The choices above are moec's for each kind of CPU; `moec tune MODEL -o FILE` measures others for a machine and a model.",
+                "The choices above are moec's for each kind of CPU, and what was measured goes before them where it knows a shape; `moec tune MODEL -o FILE` measures others for a machine and a model.",
             )?;
         }
         Ok(0)

@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use moec::import;
 use moec::pipeline;
 use moec::target::machine;
+use moec::tune::team_size::{ANSWER, PROMPT, TeamSize};
 use moec::tune::{self, Outcome, Progress, Request};
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -20,8 +21,9 @@ use target_lexicon::Triple;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Give the same --quant as to the build: what is tuned are the shapes and formats of the model's products. \
-    The record is text; `moec build MODEL --tuning FILE` uses it. Stopped or out of time, it keeps the shapes that are done, and the next run goes on. \
-    Nothing else should run meanwhile."
+    The record is text; `moec build MODEL --tuning FILE` uses it. Stopped or out of time, it keeps the shapes that are done, and the next run goes on; \
+    a run for another model on the same record adds that one's shapes. Choices must beat what the build would do without the record: those that moec carries for \
+    this CPU, or with --tuning none the defaults. Nothing else should run meanwhile."
 )]
 pub struct Tune {
     /// The model's directory, or a .gguf file; its weights are not read
@@ -32,6 +34,12 @@ pub struct Tune {
     /// Stop after this time, e.g. 60s or 5m, and keep what is done
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
     budget: Duration,
+    /// Compare what the record has with the default once more, and give up what is not faster again
+    ///
+    /// A second look, at another time, or with another model whose products have the same shapes but another number of experts. Shapes that are not in the
+    /// record are measured as always.
+    #[arg(long)]
+    confirm: bool,
     /// Threads that work together; all physical cores without this
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -80,9 +88,11 @@ impl Tune {
         let request = Request {
             plan: &compiled.plan,
             level: options.levels[0],
+            default: &compiled.tuned.tunings[0],
             threads: self.threads.map_or_else(machine::cores, usize::from),
             budget: self.budget,
             output: &self.output,
+            confirm: self.confirm,
         };
         let result = tune::tune(&request, &Bar(bar.clone()));
         bar.finish_and_clear();
@@ -96,9 +106,14 @@ impl Tune {
         if outcome.busy {
             say("moec: warning: other programs use the same cores; measure again when the machine is quiet");
         }
-        if outcome.earlier > 0 {
+        if self.confirm && outcome.earlier > 0 {
             say(format_args!(
-                "{} of the shapes were in the record already; delete it to measure them anew",
+                "{} of {} shapes in the record were not faster again, and gave up at least a part of their choices",
+                outcome.given_up, outcome.earlier
+            ));
+        } else if outcome.earlier > 0 {
+            say(format_args!(
+                "{} of the shapes were in the record already; delete it to measure them anew, or --confirm them",
                 outcome.earlier
             ));
         }
@@ -170,7 +185,26 @@ fn table(outcome: &Outcome) -> String {
             );
         }
     }
-    text + "default and tuned are shares of the machine's limit: reading the weights, or the multiply-adds, whichever takes longer\n"
+    text += "default and tuned are shares of the machine's limit: reading the weights, or the multiply-adds, whichever takes longer\n";
+    if let Some(team) = &outcome.record.team {
+        text += &team_table(team);
+    }
+    text
+}
+
+/// Teams of fewer threads beside that of all.
+fn team_table(team: &TeamSize) -> String {
+    let mut text = format!("{:<8} {:>14} {:>17}  products alone\n", "threads", "tokens/s", "prompt tokens/s");
+    for sized in &team.measured {
+        let (decode, prefill) = (1.0 / sized.decode, PROMPT as f64 / sized.prefill);
+        let _ = writeln!(text, "{:<8} {decode:>14.1} {prefill:>17.1}", sized.threads);
+    }
+    let all = team.measured.first().map_or(team.best, |all| all.threads);
+    text + &if team.best == all {
+        format!("for a prompt of {PROMPT} tokens and {ANSWER} more no fewer threads are faster\n")
+    } else {
+        format!("for a prompt of {PROMPT} tokens and {ANSWER} more {} threads are fastest: give --threads\n", team.best)
+    }
 }
 
 #[cfg(test)]

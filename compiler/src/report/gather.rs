@@ -76,7 +76,7 @@ pub fn gather(inputs: &Inputs<'_>) -> Report {
         Level {
             name: options.levels[i].name.to_string(),
             features: feature_names(options.levels[i].features).into_iter().map(str::to_string).collect(),
-            tuning: compiled.tuned.records[i].map(|record| options.tuning[record].source.clone()),
+            tuning: compiled.tuned.records[i].as_ref().map(ToString::to_string),
             decode: steps(&programs.decode, true),
             batch: steps(&programs.batch, false),
             machine,

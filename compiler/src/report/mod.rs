@@ -338,7 +338,7 @@ pub struct Level {
     pub name: String,
     /// What it needs.
     pub features: Vec<String>,
-    /// The tuning record that it was made with.
+    /// The tuning record that it was made with, and how many of its shapes that knows.
     pub tuning: Option<String>,
     /// The machine that is predicted for.
     pub machine: Option<Machine>,

@@ -405,7 +405,7 @@ fn memory(report: &Report) -> Section {
 fn code(level: &Level) -> Section {
     let tuning = match &level.tuning {
         Some(record) => format!(
-            "Kernels are written as the tuning record {record} says, and by moec's defaults where it says nothing."
+            "Kernels are written as a tuning record says, {record}. Where it says nothing they are written by moec's defaults."
         ),
         None => "Kernels are written by moec's defaults for the level; `moec tune` measures the choices on a machine and writes a record of what was faster there.".to_string(),
     };

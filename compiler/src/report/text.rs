@@ -58,6 +58,9 @@ pub fn text(report: &Report) -> String {
         });
         let _ = writeln!(text, "code       {}: {}", level.name, told.join("; "));
     }
+    for line in tuned(report) {
+        let _ = writeln!(text, "{line}");
+    }
     for level in &report.levels {
         for (what, program) in [("decode", &level.decode), ("prefill", &level.batch)] {
             if let Some(step) = program.step {
@@ -89,13 +92,18 @@ pub fn text(report: &Report) -> String {
     text
 }
 
-/// What whoever builds a model wants to know at once: the choice of bits by heat, and how well a text is predicted.
+/// Which levels are written by which tuning records.
+fn tuned(report: &Report) -> impl Iterator<Item = String> {
+    report.levels.iter().filter_map(|level| Some(format!("tuned      {}: by {}", level.name, level.tuning.as_ref()?)))
+}
+
+/// What whoever builds a model wants to know at once: tuning records, the choice of bits by heat, and how well a text is predicted.
 pub fn summary(report: &Report) -> Vec<String> {
     let choice =
         report.experts.as_ref().and_then(|found| Some(experts::by_heat(found.by_heat.as_ref()?, &found.counts)));
     let scores = report.scores.as_ref().map(experts::scores_table);
     let scores = scores.map(|table| format!("{}\n{}", table.caption, columns(&table).trim_end()));
-    choice.into_iter().chain(scores).collect()
+    tuned(report).chain(choice).chain(scores).collect()
 }
 
 /// A table in columns.

@@ -24,6 +24,13 @@ impl Machine {
         }
     }
 
+    /// The family and model numbers of an x86 CPU, which its name ends with.
+    pub fn numbers(&self) -> Option<(u32, u32)> {
+        let (_, numbers) = self.cpu.rsplit_once(", family ")?;
+        let (family, model) = numbers.split_once(" model ")?;
+        Some((family.parse().ok()?, model.parse().ok()?))
+    }
+
     /// Bytes of the largest cache; what is usual where the system does not tell.
     pub fn largest_cache(&self) -> usize {
         self.caches.iter().copied().max().unwrap_or(32 << 20)

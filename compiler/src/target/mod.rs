@@ -1,16 +1,18 @@
 //! CPU levels: what code may be generated for, what each needs, and what this machine has.
 //!
 //! A [`CpuLevel`] is a name and a set of [`moec_abi::features`] bits. [`levels`] is the table of names; `native` is what
-//! [`host`] finds. [`isa_for`] sets Cranelift up for such a set, and [`Tuning`] is how kernels are best written for it.
+//! [`host`] finds, and [`named`] which of the names that is. [`isa_for`] sets Cranelift up for such a set, and [`Tuning`] is how kernels are best written for it.
 //! Deliberately absent: the choice of a level at run time, which is the runtime's.
 
 mod detect;
 mod isa;
 pub mod machine;
+mod models;
 mod tuning;
 
 pub use detect::host;
 pub use isa::isa_for;
+pub use models::named;
 pub use tuning::{ProductShape, ProductTuning, Tile, Tuning};
 
 use moec_abi::features::{

@@ -4,7 +4,7 @@
 //! lacks. Deliberately absent: caches, writes.
 
 use super::arena::Arena;
-use super::code::{CodeError, Compiler};
+use super::code::{Code, CodeError, Compiler};
 use super::contest::median;
 use super::team::{Took, together};
 use moec_abi::LANES;
@@ -154,16 +154,52 @@ pub fn sweep_loop(streams: bool) -> Function {
     b.finish()
 }
 
+/// Reading all weights of an arena, as fast as can be.
+pub struct Sweep {
+    code: Code,
+}
+
+impl Sweep {
+    /// In one stream or in several.
+    ///
+    /// # Errors
+    /// A bug of a back end, or no memory for code.
+    pub fn new(compiler: &Compiler, streams: bool) -> Result<Sweep, CodeError> {
+        Ok(Sweep { code: compiler.function(&sweep_loop(streams))? })
+    }
+
+    /// Once, by `threads` threads: bytes a second, and how long it took.
+    pub fn once(&self, arena: &mut Arena, threads: usize) -> (f64, Took) {
+        let share = arena.weight_bytes() / threads / SWEEP_STEP * SWEEP_STEP;
+        let [weights, _, results] = arena.addresses();
+        let sweep = |worker: usize| {
+            let from = weights + (worker * share) as i64;
+            // SAFETY: each worker reads its own part of the arena and writes a line of its own.
+            unsafe { self.code.call(&[from, results + 64 * worker as i64, share as i64]) };
+        };
+        let took = together(threads, &sweep);
+        ((share * threads) as f64 / took.cpu.as_secs_f64(), took)
+    }
+}
+
+/// What [`measure`] finds.
+pub struct Found {
+    /// The limits.
+    pub limits: Limits,
+    /// How much longer threads took than they had a CPU, which is more than 1 when other programs want the same cores.
+    pub waited: f64,
+    /// The faster way of reading.
+    pub sweep: Sweep,
+}
+
 /// Measures the limits with `threads` threads on the memory of `arena`. The peak is the best of several runs, since nothing but disturbance makes
-/// one slower; the rate of reading is their median, since it is what the neighbours leave, in one stream or in several, whichever is more. Beside them: how much longer threads took than they had a CPU,
-/// which is more than 1 when other programs want the same cores.
+/// one slower; the rate of reading is their median, since it is what the neighbours leave, in one stream or in several, whichever is more.
 ///
 /// # Errors
 /// A bug of a back end, or no memory for code.
-pub fn measure(compiler: &Compiler, arena: &mut Arena, threads: usize) -> Result<(Limits, f64), CodeError> {
+pub fn measure(compiler: &Compiler, arena: &mut Arena, threads: usize) -> Result<Found, CodeError> {
     const PASSES: usize = 9;
-    let [weights, activations, results] = arena.addresses();
-    let share = arena.weight_bytes() / threads / SWEEP_STEP * SWEEP_STEP;
+    let [_, activations, results] = arena.addresses();
     // The most iterations of a loop that all threads together do in a second.
     let best = |function: &Function| -> Result<f64, CodeError> {
         const CALLS: usize = 20;
@@ -184,19 +220,15 @@ pub fn measure(compiler: &Compiler, arena: &mut Arena, threads: usize) -> Result
         ops = ops.max(best(&simple_loop(sums))? * sums as f64);
     }
     let latency = threads as f64 / best(&peak_loop(false, 1))?;
-    let (mut read, mut waited) = (0f64, Vec::new());
-    for streams in [false, true] {
-        let code = compiler.function(&sweep_loop(streams))?;
-        let sweep = |worker: usize| {
-            let from = weights + (worker * share) as i64;
-            // SAFETY: each worker reads its own part of the arena and writes a line of its own.
-            unsafe { code.call(&[from, results + 64 * worker as i64, share as i64]) };
-        };
-        let took: Vec<Took> = (0..PASSES).map(|_| together(threads, &sweep)).collect();
-        let mut rates: Vec<f64> = took.iter().map(|took| (share * threads) as f64 / took.cpu.as_secs_f64()).collect();
-        read = read.max(median(&mut rates));
+    let mut waited = Vec::new();
+    let mut rate = |sweep: &Sweep| {
+        let (mut rates, took): (Vec<f64>, Vec<Took>) = (0..PASSES).map(|_| sweep.once(arena, threads)).unzip();
         waited.extend(took.iter().map(|took| took.wall.as_secs_f64() / took.cpu.as_secs_f64()));
-    }
-    let barrier = barrier_seconds(threads);
-    Ok((Limits { dots, fmas, read, ops, latency, barrier }, median(&mut waited)))
+        median(&mut rates)
+    };
+    let (one, several) = (Sweep::new(compiler, false)?, Sweep::new(compiler, true)?);
+    let rates = [rate(&one), rate(&several)];
+    let (read, sweep) = if rates[0] > rates[1] { (rates[0], one) } else { (rates[1], several) };
+    let limits = Limits { dots, fmas, read, ops, latency, barrier: barrier_seconds(threads) };
+    Ok(Found { limits, waited: median(&mut waited), sweep })
 }

@@ -1,9 +1,9 @@
 //! `moec tune`: measuring, on the machine it runs on, the choices that the kernels of a model leave open.
 //!
 //! Shapes ([`products`]) come from the plan. For each, [`search`] proposes ways by a [`cost`] model and lets a [`contest`] decide, on a [`workload`] that runs
-//! kernels ([`code`]) in this process on memory of its own ([`arena`]): no linker, no model file, no weights. The result is a [`record`], which
-//! [`apply`] gives to the levels of a build. Only speed depends on it. Deliberately absent: choices at run time (threads), and kernels other than products,
-//! which take little of a step.
+//! kernels ([`code`]) in this process on memory of its own ([`arena`]): no linker, no model file, no weights. Then all shapes are measured on fewer threads
+//! ([`team_size`]). The result is a [`record`], which [`apply`] gives to the levels of a build, as it does those that moec carries ([`shipped`]). Only speed depends
+//! on it. Deliberately absent: kernels other than products, which take little of a step.
 
 pub mod apply;
 mod arena;
@@ -14,17 +14,18 @@ pub mod limits;
 pub mod products;
 pub mod record;
 pub mod search;
+pub mod shipped;
 pub mod team;
+pub mod team_size;
 mod workload;
 
 pub use record::{Record, RecordError};
 
 use crate::emit::EmitError;
 use crate::emit::files::Unfinished;
-use crate::lower::backend;
 use crate::plan::Plan;
-use crate::target::CpuLevel;
 use crate::target::machine::Machine;
+use crate::target::{CpuLevel, Tuning};
 use code::{CodeError, Compiler};
 use contest::Ended;
 use limits::Limits;
@@ -33,7 +34,6 @@ use search::Search;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use target_lexicon::Triple;
 use workload::Workload;
 
 /// Products below this share of a step's bytes and multiply-adds are not worth measuring.
@@ -71,12 +71,16 @@ pub struct Request<'a> {
     pub plan: &'a Plan,
     /// The level.
     pub level: CpuLevel,
+    /// How kernels are written without the record: what must be beaten.
+    pub default: &'a Tuning,
     /// Threads that work together, as many as the model will have.
     pub threads: usize,
     /// How long it may take.
     pub budget: Duration,
     /// The record to write, or to go on with.
     pub output: &'a Path,
+    /// Whether what is in the record already is compared with the default once more.
+    pub confirm: bool,
 }
 
 /// How it goes.
@@ -94,6 +98,8 @@ pub struct Outcome {
     pub products: Vec<Product>,
     /// Shapes that an earlier run had measured.
     pub earlier: usize,
+    /// Those of them whose choices were not confirmed, and given up at least in part.
+    pub given_up: usize,
     /// Whether other programs wanted the same cores, which makes what is measured doubtful.
     pub busy: bool,
 }
@@ -124,12 +130,12 @@ pub fn limits_here(level: CpuLevel, threads: usize) -> Result<(Limits, bool), Tu
     Ok((workload.limits(), workload.waited() > MOST_WAITED))
 }
 
-/// Measures what is not yet in the record at the output, shape by shape, and writes the record after each.
+/// Measures what is not yet in the record at the output, shape by shape, and writes the record after each. With [`Request::confirm`] also what is.
 ///
 /// # Errors
 /// When kernels cannot be run, or the record that is there is not one to go on with.
 pub fn tune(request: &Request, progress: &dyn Progress) -> Result<Outcome, TuneError> {
-    let Request { plan, level, threads, budget, output } = *request;
+    let Request { plan, level, default, threads, budget, output, confirm } = *request;
     let until = Instant::now() + budget;
     let machine = Machine::this();
     let wanted = worth_measuring(plan);
@@ -144,9 +150,10 @@ pub fn tune(request: &Request, progress: &dyn Progress) -> Result<Outcome, TuneE
         features: level.features,
         threads,
         limits: workload.limits(),
+        team: None,
         products: BTreeMap::new(),
     };
-    let mut found_before = 0;
+    let (mut found_before, mut given_up) = (0, 0);
     if let Some(earlier) = earlier {
         if !earlier.same_key(&record) {
             return Err(TuneError::OtherKey(record.source));
@@ -155,25 +162,46 @@ pub fn tune(request: &Request, progress: &dyn Progress) -> Result<Outcome, TuneE
         // What is kept was measured against the limits of its own run.
         record = earlier;
     }
-    let default = backend::tuning(&level, &Triple::host());
+    let write = |record: &Record| Unfinished::with_content(output, record.to_toml().as_bytes())?.finish(0o666);
+    // The last part is the team's size.
+    let part = |index: usize, share: f64| (index as f64 + share) / (wanted.len() + 1) as f64;
     for (index, product) in wanted.iter().enumerate() {
-        if record.products.contains_key(&product.shape) {
-            continue;
-        }
         let shape = product.shape.to_string();
-        let at = |what: &str, share: f64| progress.at((index as f64 + share) / wanted.len() as f64, &shape, what);
+        let at = |what: &str, share: f64| progress.at(part(index, share), &shape, what);
         let search = Search { workload: &mut workload, product, until, progress: &at };
-        match search.run(&default.product(product.shape)) {
+        let default = default.product(product.shape);
+        let earlier = record.products.get(&product.shape);
+        let found = match earlier {
+            Some(earlier) if confirm => search.confirm(&default, earlier),
+            Some(_) => continue,
+            None => search.run(&default),
+        };
+        match found {
             Ok(found) => {
+                given_up += usize::from(earlier.is_some_and(|earlier| earlier.tuning != found.tuning));
                 record.products.insert(product.shape, found);
-                Unfinished::with_content(output, record.to_toml().as_bytes())?.finish(0o666)?;
+                write(&record)?;
             }
             Err(Ended::Time) => break,
             Err(Ended::Failed(error)) => return Err(error.into()),
         }
     }
-    if !output.exists() {
-        Unfinished::with_content(output, record.to_toml().as_bytes())?.finish(0o666)?;
+    let whole = wanted.iter().all(|product| record.products.contains_key(&product.shape));
+    if whole && (record.team.is_none() || confirm) {
+        let mut tuned = default.clone();
+        tuned.products.extend(record.products.iter().map(|(shape, found)| (*shape, found.tuning.clone())));
+        let at = |share: f64| progress.at(part(wanted.len(), share), "all", "fewer threads");
+        match team_size::measure(&mut workload, &wanted, &tuned, until, &at) {
+            Ok(team) => {
+                record.team = Some(team);
+                write(&record)?;
+            }
+            Err(Ended::Time) => {}
+            Err(Ended::Failed(error)) => return Err(error.into()),
+        }
     }
-    Ok(Outcome { record, products: wanted, earlier: found_before, busy })
+    if !output.exists() {
+        write(&record)?;
+    }
+    Ok(Outcome { record, products: wanted, earlier: found_before, given_up, busy })
 }

@@ -53,6 +53,16 @@ impl Product {
         if load.is_empty() { vec![1] } else { load }
     }
 
+    /// Row tiles times tokens of one decoded token, over all matrices.
+    pub fn decode_row_tokens(&self) -> f64 {
+        self.decode_bytes as f64 / self.tile_bytes() as f64
+    }
+
+    /// Row tiles times tokens of a prompt of `step` tokens, over all matrices.
+    pub fn row_tokens(&self, step: usize) -> f64 {
+        (self.multiply_adds * step) as f64 / (LANES * self.shape.k) as f64
+    }
+
     /// Bytes of one tile of its weights.
     pub fn tile_bytes(&self) -> usize {
         self.shape.format.tile_bytes(self.shape.k)

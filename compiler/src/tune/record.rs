@@ -18,6 +18,10 @@
 //! latency = 1.1e-9                  # seconds
 //! barrier = 0.3e-6
 //!
+//! [team]                            # of threads; absent where nobody measured it
+//! best = 2                          # all, unless fewer were faster for certain
+//! measured = [{ threads = 2, decode = 0.021, prefill = 2.3 }, …]   # seconds of the model's products
+//!
 //! [[product]]                       # one for each shape
 //! format = "q4"
 //! k = 4096
@@ -35,6 +39,7 @@
 
 use super::limits::Limits;
 use super::search::{Found, Measured};
+use super::team_size::{Sized, TeamSize};
 use crate::kernels::{Epilogue, MAX_TOKENS, MatmulTuning};
 use crate::plan::layout::Format;
 use crate::target::machine::Machine;
@@ -69,6 +74,8 @@ pub struct Record {
     pub threads: usize,
     /// What the machine can do.
     pub limits: Limits,
+    /// How many threads a model is fastest with.
+    pub team: Option<TeamSize>,
     /// The choices, by shape.
     pub products: BTreeMap<ProductShape, Found>,
 }
@@ -123,6 +130,8 @@ struct File {
     threads: usize,
     machine: MachineTable,
     limits: LimitsTable,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    team: Option<TeamTable>,
     #[serde(default)]
     product: Vec<ProductTable>,
 }
@@ -144,6 +153,21 @@ struct LimitsTable {
     ops: Option<f64>,
     latency: Option<f64>,
     barrier: Option<f64>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TeamTable {
+    best: usize,
+    measured: Vec<SizedTable>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SizedTable {
+    threads: usize,
+    decode: f64,
+    prefill: f64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -258,12 +282,21 @@ impl Record {
                 latency: Some(self.limits.latency),
                 barrier: Some(self.limits.barrier),
             },
+            team: self.team.as_ref().map(TeamTable::from),
             product: self.products.iter().map(product).collect(),
         };
         let text = toml::to_string(&file).expect("a record is plain tables and numbers");
         format!(
             "# A tuning record: `moec tune` measured it, `moec build --tuning` uses it. Speed depends on it, results never.\n{text}"
         )
+    }
+}
+
+impl From<&TeamSize> for TeamTable {
+    fn from(team: &TeamSize) -> TeamTable {
+        let round = |x: f64| (x * 1e6).round() / 1e6;
+        let sized = |s: &Sized| SizedTable { threads: s.threads, decode: round(s.decode), prefill: round(s.prefill) };
+        TeamTable { best: team.best, measured: team.measured.iter().map(sized).collect() }
     }
 }
 
@@ -323,8 +356,21 @@ impl File {
             features,
             threads: self.threads,
             limits,
+            team: self.team.map(|team| team.check(self.threads)).transpose()?,
             products,
         })
+    }
+}
+
+impl TeamTable {
+    fn check(self, threads: usize) -> Result<TeamSize, Wrong> {
+        within("team.best", self.best, 1..=threads)?;
+        let sized = |(i, s): (usize, SizedTable)| {
+            within(format!("team.measured[{i}].threads"), s.threads, 1..=threads)?;
+            Ok(Sized { threads: s.threads, decode: s.decode, prefill: s.prefill })
+        };
+        let measured = self.measured.into_iter().enumerate().map(sized).collect::<Result<_, Wrong>>()?;
+        Ok(TeamSize { best: self.best, measured })
     }
 }
 

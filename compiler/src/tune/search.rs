@@ -2,12 +2,13 @@
 //!
 //! One choice after another, each against the best so far: the kernel of a single token; the tile of many; the kernels of the few tokens that are left
 //! over, or that an expert has in a short prompt; then block and chunk. For each the [cost model](super::cost) proposes and a [contest](super::contest)
-//! decides. At last the whole is compared with the default for one token and for prompts of all [`STEPS`]: where it is slower anywhere, it is not taken.
+//! decides. At last the whole is compared with the default for one token and for prompts of all [`STEPS`]: what is faster nowhere or slower anywhere is not taken.
 //! Deliberately absent: what is known of other shapes.
 
 use super::code::CodeError;
 use super::contest::{Ended, Ratio, contest, duel, median};
 use super::cost::{Cost, cost};
+use super::limits::Limits;
 use super::products::Product;
 use super::workload::{MOST_TOKENS, Workload, kernel};
 use crate::kernels::MatmulTuning;
@@ -82,17 +83,31 @@ impl Search<'_> {
         Ok(Found { tuning: best, measured })
     }
 
+    /// Compares what was found earlier with `default` once more: what is not faster again is given up.
+    ///
+    /// # Errors
+    /// As [`run`](Search::run).
+    pub fn confirm(mut self, default: &ProductTuning, found: &Found) -> Result<Found> {
+        (self.progress)("against the default", 0.0);
+        let tuning = self.approve(default, found.tuning.clone())?;
+        (self.progress)("against the default", 0.8);
+        let measured = self.measure(default, &tuning)?;
+        self.workload.forget();
+        Ok(Found { tuning, measured })
+    }
+
     /// Replaces `best` by the fastest of `ways`, if it is faster with all of `loads` taken together: each counts alike, by the share of the
     /// machine's limit that it reaches.
     fn choose(&mut self, best: &mut ProductTuning, ways: Vec<ProductTuning>, loads: &[Vec<usize>]) -> Result<()> {
         let mut all = vec![best.clone()];
         all.extend(ways.into_iter().filter(|way| way != best));
         let Search { workload, product, until, .. } = self;
+        let limits = workload.limits();
         let mut run = |way: usize| {
             let mut took = Duration::ZERO;
             for load in loads {
                 let seconds = workload.run(product, &all[way], load)?.as_secs_f64();
-                took += Duration::from_secs_f64(seconds / workload.limit_of_run(product, load));
+                took += Duration::from_secs_f64(seconds / workload.limit_of_run(&limits, product, load));
             }
             Ok(took)
         };
@@ -189,21 +204,16 @@ impl Search<'_> {
         self.choose(best, ahead.to_vec(), &loads)
     }
 
-    /// `best` if it is nowhere slower than `default`, else what is left of it: the kernel of one token or those of several.
+    /// What of `best` is somewhere faster than `default` and nowhere slower: the kernel of one token, those of several, both or neither.
     fn approve(&mut self, default: &ProductTuning, best: ProductTuning) -> Result<ProductTuning> {
-        let (mut single, mut several) = (true, true);
-        let loads = if self.product.multiply_adds > 0 { self.loads() } else { Vec::new() };
-        for load in loads.into_iter().chain((self.product.decode_bytes > 0).then(|| vec![1])) {
-            if best == *default {
-                break;
-            }
-            let both = [default, &best];
-            let Search { workload, product, until, .. } = self;
-            let ratio = duel(1, *until, &mut |way| workload.run(product, both[way], &load))?;
-            if ratio.loses() {
-                if load == [1] { single = false } else { several = false }
-            }
+        if best == *default {
+            return Ok(best);
         }
+        let loads = if self.product.multiply_adds > 0 { self.loads() } else { Vec::new() };
+        let several = self.faster(default, &best, &loads)?;
+        let differs = best.kernels[0] != default.kernels[0];
+        let loads = if self.product.decode_bytes > 0 && differs { vec![vec![1]] } else { Vec::new() };
+        let single = self.faster(default, &best, &loads)?;
         Ok(match (single, several) {
             (true, true) => best,
             (false, false) => default.clone(),
@@ -220,6 +230,21 @@ impl Search<'_> {
         })
     }
 
+    /// Whether `best` is faster than `default` with one of `loads`, and slower with none.
+    fn faster(&mut self, default: &ProductTuning, best: &ProductTuning, loads: &[Vec<usize>]) -> Result<bool> {
+        let both = [default, best];
+        let mut wins = false;
+        for load in loads {
+            let Search { workload, product, until, .. } = self;
+            let ratio = duel(1, *until, &mut |way| workload.run(product, both[way], load))?;
+            if ratio.loses() {
+                return Ok(false);
+            }
+            wins |= ratio.wins();
+        }
+        Ok(wins)
+    }
+
     /// What matrices meet in prompts of all lengths.
     fn loads(&self) -> Vec<Vec<usize>> {
         STEPS.iter().filter(|&&step| step > 1).map(|&step| self.product.load(step)).collect()
@@ -234,12 +259,12 @@ impl Search<'_> {
         STEPS.iter().copied().filter(part).map(|step| (step, self.product.tokens(step))).collect()
     }
 
-    /// What share of the limit default and choices reach.
+    /// What share of the limit default and choices reach. The rate of reading is that of the same moments.
     fn measure(&mut self, default: &ProductTuning, tuning: &ProductTuning) -> Result<Vec<Measured>> {
         let mut all = Vec::new();
         for (step, tokens) in self.steps() {
             let load = &self.product.load(step);
-            let (mut times, mut ratios) = (Vec::new(), Vec::new());
+            let (mut times, mut tuned_times, mut rates) = (Vec::new(), Vec::new(), Vec::new());
             for _ in 0..15 {
                 if Instant::now() >= self.until {
                     return Err(Ended::Time);
@@ -247,10 +272,13 @@ impl Search<'_> {
                 let default = self.workload.run(self.product, default, load)?.as_secs_f64();
                 let tuned = self.workload.run(self.product, tuning, load)?.as_secs_f64();
                 times.push(default);
-                ratios.push(tuned);
+                tuned_times.push(tuned);
+                rates.push(self.workload.read_rate());
             }
-            let ratio = if default == tuning { 1.0 } else { Ratio::of(&ratios, &times).median };
-            let default_share = self.workload.limit_of_run(self.product, load) / median(&mut times);
+            let same = if step == 1 { default.kernels[0] == tuning.kernels[0] } else { default == tuning };
+            let ratio = if same { 1.0 } else { Ratio::of(&tuned_times, &times).median };
+            let limits = Limits { read: median(&mut rates), ..self.workload.limits() };
+            let default_share = self.workload.limit_of_run(&limits, self.product, load) / median(&mut times);
             all.push(Measured { step, tokens, default_share, tuned_share: default_share / ratio });
         }
         Ok(all)

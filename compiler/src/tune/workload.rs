@@ -6,7 +6,7 @@
 
 use super::arena::Arena;
 use super::code::{Code, CodeError, Compiler};
-use super::limits::{self, Limits};
+use super::limits::{self, Limits, Sweep};
 use super::products::{MOST_MATRICES, Product};
 use super::team::together;
 use crate::kernels::Matmul;
@@ -43,6 +43,7 @@ pub struct Workload {
     threads: usize,
     limits: Limits,
     waited: f64,
+    sweep: Sweep,
     arena: Arena,
     /// Where each thread's next weights begin, from the start of its part.
     next: usize,
@@ -91,13 +92,18 @@ impl Workload {
             return Err(no_memory(std::io::ErrorKind::OutOfMemory.into()).into());
         }
         let mut arena = Arena::new(weights, activations, results).map_err(no_memory)?;
-        let (limits, waited) = limits::measure(&compiler, &mut arena, threads)?;
-        Ok(Workload { compiler, threads, limits, waited, arena, next: 0, codes: HashMap::new() })
+        let limits::Found { limits, waited, sweep } = limits::measure(&compiler, &mut arena, threads)?;
+        Ok(Workload { compiler, threads, limits, waited, sweep, arena, next: 0, codes: HashMap::new() })
     }
 
     /// The machine's limits, as measured at the start.
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// Bytes that can be read from memory in a second at this moment.
+    pub fn read_rate(&mut self) -> f64 {
+        self.sweep.once(&mut self.arena, self.threads).0
     }
 
     /// How much longer threads took than they had a CPU.
@@ -120,27 +126,32 @@ impl Workload {
         self.codes.clear();
     }
 
-    /// Row tiles of each matrix for each thread in a run with these tokens.
-    fn tiles(&self, product: &Product, load: &[usize]) -> usize {
-        let part = self.arena.weight_bytes() / self.threads / load.len();
-        let one = self.limit(product, load, 1) * self.threads as f64;
+    /// Row tiles of each matrix for each of `threads` threads in a run with these tokens.
+    fn tiles(&self, threads: usize, product: &Product, load: &[usize]) -> usize {
+        let part = self.arena.weight_bytes() / threads / load.len();
+        let one = self.limit(&self.limits, product, load, 1) * self.threads as f64;
         let wanted = (RUN_SECONDS / one) as usize / EVEN_TILES * EVEN_TILES;
-        let there = product.tiles / self.threads / product.shape.epilogue.tiles() * product.shape.epilogue.tiles();
+        let there = product.tiles / threads / product.shape.epilogue.tiles() * product.shape.epilogue.tiles();
         wanted.clamp(EVEN_TILES, part / product.tile_bytes()).min(there.max(product.shape.epilogue.tiles()))
     }
 
     /// The least seconds that the machine needs for `tiles` row tiles of each matrix.
-    fn limit(&self, product: &Product, load: &[usize], tiles: usize) -> f64 {
+    fn limit(&self, limits: &Limits, product: &Product, load: &[usize], tiles: usize) -> f64 {
         let of_matrix = |tokens: &usize| {
             let adds = (tiles * LANES * product.shape.k * tokens) as f64;
-            self.limits.seconds(product.shape.format.is_quantized(), adds, (tiles * product.tile_bytes()) as f64)
+            limits.seconds(product.shape.format.is_quantized(), adds, (tiles * product.tile_bytes()) as f64)
         };
         load.iter().map(of_matrix).sum()
     }
 
-    /// The least seconds that the machine needs for what [`run`](Workload::run) does.
-    pub fn limit_of_run(&self, product: &Product, load: &[usize]) -> f64 {
-        self.limit(product, load, self.tiles(product, load) * self.threads)
+    /// The least seconds that a machine with these limits needs for what [`run`](Workload::run) does.
+    pub fn limit_of_run(&self, limits: &Limits, product: &Product, load: &[usize]) -> f64 {
+        self.limit(limits, product, load, self.tiles(self.threads, product, load) * self.threads)
+    }
+
+    /// Row tiles times tokens of what [`run_with`](Workload::run_with) does.
+    pub fn row_tokens(&self, threads: usize, product: &Product, load: &[usize]) -> f64 {
+        (self.tiles(threads, product, load) * threads * load.iter().sum::<usize>()) as f64
     }
 
     /// Runs `product`, written as `tuning` says, with one matrix after the other, which meet so many tokens; the time it took.
@@ -148,6 +159,21 @@ impl Workload {
     /// # Errors
     /// A bug of a back end, or no memory for code.
     pub fn run(&mut self, product: &Product, tuning: &ProductTuning, load: &[usize]) -> Result<Duration, CodeError> {
+        self.run_with(self.threads, product, tuning, load)
+    }
+
+    /// As [`run`](Workload::run), with `threads` threads of all.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn run_with(
+        &mut self,
+        threads: usize,
+        product: &Product,
+        tuning: &ProductTuning,
+        load: &[usize],
+    ) -> Result<Duration, CodeError> {
+        assert!((1..=self.threads).contains(&threads), "the arena is for {} threads", self.threads);
         let alone = load == [1];
         let kernels: Vec<Matmul> = (1..=tuning.tokens()).map(|n| kernel(product, tuning, n, !alone)).collect();
         let needed = |n: usize| load.iter().any(|&t| n == t.min(tuning.tokens()) || n == t % tuning.tokens());
@@ -158,8 +184,8 @@ impl Workload {
         }
         let codes: Vec<Option<&Code>> = kernels.iter().map(|kernel| self.codes.get(kernel)).collect();
 
-        let tiles = self.tiles(product, load);
-        let (part, bytes) = (self.arena.weight_bytes() / self.threads, tiles * product.tile_bytes());
+        let tiles = self.tiles(threads, product, load);
+        let (part, bytes) = (self.arena.weight_bytes() / threads, tiles * product.tile_bytes());
         let part = part / 64 * 64;
         if self.next + bytes * load.len() > part {
             self.next = 0;
@@ -169,11 +195,11 @@ impl Workload {
 
         let stride = activation_stride(shape);
         let most = load.iter().copied().max().unwrap_or(0);
-        let rows = (self.arena.activation_bytes() / self.threads / stride).min(most);
+        let rows = (self.arena.activation_bytes() / threads / stride).min(most);
         assert!(rows == most, "{shape}: the arena has activations for {most} tokens and each thread");
         let units = tiles / shape.epilogue.tiles();
         let unit_bytes = shape.epilogue.tiles() * product.tile_bytes();
-        assert!(most * product.stride + self.threads * units * 64 <= self.arena.result_bytes() + product.stride);
+        assert!(most * product.stride + threads * units * 64 <= self.arena.result_bytes() + product.stride);
         let chunk = tuning.walk_tokens(stride);
         let block = tuning.block_units(shape.epilogue);
         let (tile, y_stride) = (tuning.tokens(), product.stride);
@@ -208,6 +234,6 @@ impl Workload {
                 }
             }
         };
-        Ok(together(self.threads, &work).cpu)
+        Ok(together(threads, &work).cpu)
     }
 }

@@ -15,6 +15,9 @@ caches = [32768, 1048576]
 dots = 460e9
 fmas = 1e11
 read = 5e10
+[team]
+best = 1
+measured = [{ threads = 2, decode = 0.02, prefill = 2.5 }, { threads = 1, decode = 0.019, prefill = 4.9 }]
 [[product]]
 format = "q4"
 k = 4096
@@ -62,6 +65,8 @@ fn errors_name_the_key() {
         ("\"fma\"", "\"mmx\"", "`machine.features[1]`: no feature is named `mmx`"),
         ("read = 5e10", "read = nan", "`limits.read`"),
         ("threads = 2", "threads = true", "`threads`"),
+        ("best = 1", "best = 3", "`team.best`: 3 is not within 1 and 2"),
+        ("{ threads = 1,", "{ threads = 0,", "`team.measured[1].threads`: 0 is not within 1 and 2"),
         ("version = 1", "version = 2", "version 2, and this moec reads version 1"),
         ("version = 1", "", "version no number"),
         ("[machine]", "[machine", "is not TOML"),
