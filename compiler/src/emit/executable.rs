@@ -9,13 +9,18 @@
 use super::{EmitError, files, linker, loader_path};
 use moec_abi::{PAYLOAD_ALIGN, Plain, TRAILER_MAGIC, Trailer, round_up};
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// The runtime with its command line, built by `build.rs`.
 static RUNTIME_LIBRARY: &[u8] = include_bytes!(env!("MOEC_RUNTIME_LIBRARY"));
+
+/// How long the kernel may need to let go of a file that ran.
+const LONGEST_BUSY: Duration = Duration::from_secs(10);
 
 /// What an executable is linked from.
 #[derive(Debug)]
@@ -77,15 +82,20 @@ pub fn link(objects: &Objects, output: &Path, payload_bytes: u64, key: [u8; 32])
 /// Runs a command whose executable was written a moment ago. While another thread of this process starts a program, its child holds
 /// copies of our handles for an instant, and the kernel refuses to execute a file that is open for writing.
 pub fn output_when_closed(command: &mut Command) -> std::io::Result<Output> {
-    for _ in 0..100 {
-        match command.output() {
-            Err(e) if e.kind() == std::io::ErrorKind::ExecutableFileBusy => {
-                std::thread::sleep(std::time::Duration::from_millis(5));
+    while_busy(|| command.output())
+}
+
+/// Does what the kernel refuses while it still holds a file to be executed or written, again until it no longer does: some seconds at most.
+fn while_busy<T>(mut what: impl FnMut() -> std::io::Result<T>) -> std::io::Result<T> {
+    let start = Instant::now();
+    loop {
+        match what() {
+            Err(e) if e.kind() == ErrorKind::ExecutableFileBusy && start.elapsed() < LONGEST_BUSY => {
+                std::thread::sleep(Duration::from_millis(5));
             }
             other => return other,
         }
     }
-    command.output()
 }
 
 impl Unfinished {
@@ -136,7 +146,8 @@ impl Unfinished {
         let mut command = Command::new(&path);
         command.args(["selftest", "--record", "--low-memory"]).stdin(Stdio::null());
         let run = output_when_closed(&mut command);
-        let writable = OpenOptions::new().read(true).write(true).open(&path);
+        // A process that has ended may hold its file a little longer, until the kernel has taken down its memory.
+        let writable = while_busy(|| OpenOptions::new().read(true).write(true).open(&path));
         *file.as_file_mut() = writable.map_err(EmitError::io("cannot open", &path))?;
         let done = run.map_err(EmitError::io("cannot run", &path))?;
         if done.status.success() {
@@ -155,5 +166,26 @@ impl Unfinished {
     /// When it cannot be flushed or renamed.
     pub fn finish(self) -> Result<u64, EmitError> {
         self.unfinished.finish(0o777)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_busy_is_tried_again_and_nothing_else() {
+        let mut left = 3;
+        let mut busy = || {
+            left -= 1;
+            if left > 0 { Err(ErrorKind::ExecutableFileBusy.into()) } else { Ok(left) }
+        };
+        assert_eq!(while_busy(&mut busy).unwrap(), 0);
+        let mut tried = 0;
+        let missing = while_busy(|| -> std::io::Result<()> {
+            tried += 1;
+            Err(ErrorKind::NotFound.into())
+        });
+        assert_eq!((missing.unwrap_err().kind(), tried), (ErrorKind::NotFound, 1));
     }
 }

@@ -1,9 +1,9 @@
 //! Positions: rotation, the KV store, attention, and the projection fused with them.
 //!
-//! Attention is divided by KV head in `decode`, by KV head and a few tokens in `batch`. Deliberately absent: where pages lie, which is the caller's page tables.
+//! Attention is divided by query head in `decode`, by KV head and a few tokens in `batch`. Deliberately absent: where pages lie, which is the caller's page tables.
 
 use super::PlanError;
-use super::buffers::Scope;
+use super::buffers::{BufferId, Scope};
 use super::planner::{Place, Planner, Share, Split, call};
 use super::program::{Action, Expr, Field};
 use super::stages::{Rows, Stages, WORD};
@@ -173,80 +173,149 @@ impl Stages<'_> {
         let AttentionShape { layer, heads, kv_heads, head_dim, window, cap } = shape;
         let group = heads / kv_heads;
         let rows = self.tuning.attention_rows;
+        let (from, pages) = (self.place(q), self.place(kv));
+        let to = self.allot(out, Scope::Shared);
         let single =
             Attention { head_dim, group, kv: self.kv_format(), cap_bits: cap.map(f32::to_bits), rows, together: None };
-        let from = self.place(q);
-        let pages = self.place(kv);
-        let to = self.allot(out, Scope::Shared);
         let tokens = if self.is_decode() { 1 } else { Attention::tokens_together(group, rows) };
         let together = Together { tokens, q_stride: from.stride, out_stride: to.stride };
         let several = Attention { together: (tokens > 1).then_some(together), ..single };
         let scratch = self.planner.buffers().add(format!("t{}.scratch", out.0), Scope::Worker, several.scratch_bytes());
         self.planner.begin("attention", Split::Other, &[from.buffer, pages.buffer], &[to.buffer, scratch]);
-        let head_bytes = group * padded_head_dim(head_dim) * WORD;
         let keys = PAGE_TOKENS * padded_head_dim(head_dim) * self.shape.kv.bytes();
-        let first = self.page_offset(layer, Expr::Int(0), kv_heads, head_dim);
-        let attend = |planner: &mut Planner, actions: &mut Vec<Action>, kernel: Attention, t: Expr, head: Expr| {
-            let table = (Expr::from(Field::PageTables) + t.clone() * 8usize).load_address();
-            let position = planner.bind(actions, Self::position(t.clone()));
-            let end = planner.bind(actions, position + 1usize);
-            // Where there is no window no token begins to see later than the first key.
-            let start = window.map_or(Expr::Int(-(kernel.tokens() as i64)), |w| end.clone() - w);
-            let k = planner.bind(actions, first.clone() + head.clone() * (2 * keys));
-            let at = head * head_bytes;
-            let args = [
-                from.row(t.clone()) + at.clone(),
-                table,
-                k.clone(),
-                k + keys,
-                start,
-                end,
-                to.row(t) + at,
-                scratch.into(),
-            ];
-            actions.push(call(kernel, args));
+        let attend = Attend {
+            from,
+            to,
+            scratch,
+            window,
+            first: self.page_offset(layer, Expr::Int(0), kv_heads, head_dim),
+            keys,
         };
         let mut actions = Vec::new();
         if self.is_decode() {
-            let share = self.planner.share(&mut actions, kv_heads);
-            self.planner.each(&mut actions, share, 1, |planner, actions, head| {
-                attend(planner, actions, single, Expr::Int(0), head);
-            });
+            self.attention_of_one(&mut actions, single, kv_heads, &attend);
         } else {
-            // Later tokens see more keys, so tokens are dealt out a few at a time.
-            let count = self.row_count(Rows::Tokens);
-            let planner = &mut self.planner;
-            let parts = planner.bind(&mut actions, (count.clone() + (tokens - 1)) / tokens);
-            let (worker, workers) = (Expr::from(Field::Worker), Expr::from(Field::Workers));
-            let turns = parts.clone() * kv_heads - worker.clone() + workers.clone() - 1usize;
-            let turns = planner.bind(&mut actions, turns / workers.clone());
-            let turns = Share { from: Expr::Int(0), to: turns };
-            planner.each(&mut actions, turns, 1, |planner, actions, turn| {
-                let part = planner.bind(actions, turn * workers + worker);
-                let head = planner.bind(actions, part.clone() / parts.clone());
-                let t = planner.bind(actions, (part - head.clone() * parts) * tokens);
-                let end = planner.bind(actions, count.min(t.clone() + tokens));
-                let mut alone = Share { from: t.clone(), to: end.clone() };
-                if tokens > 1 {
-                    let table = |t: Expr| (Expr::from(Field::PageTables) + t * 8usize).load_address();
-                    let tables = [t.clone(), end.clone() - 1usize].map(|t| planner.bind(actions, table(t)));
-                    let [low, high] = [Expr::min, Expr::max].map(|of| of(tables[0].clone(), tables[1].clone()));
-                    // Several together must be as many as the kernel takes, and of one sequence.
-                    let differences = high - low + (t.clone() + tokens - end.clone());
-                    let several_fit = planner.bind(actions, Expr::Int(1) - differences.min(1usize));
-                    let once = Share { from: Expr::Int(0), to: several_fit.clone() };
-                    planner.each(actions, once, tokens as i64, |planner, actions, _| {
-                        attend(planner, actions, several, t.clone(), head.clone());
-                    });
-                    alone.from = t + several_fit * tokens;
-                }
-                planner.each(actions, alone, 1, |planner, actions, t| {
-                    attend(planner, actions, single, t, head.clone());
-                });
-            });
+            self.attention_of_many(&mut actions, [single, several], kv_heads, &attend);
         }
         self.planner.push(actions);
         Ok(())
+    }
+
+    /// Each worker takes as many query heads as the others, whether or not these are all that share a KV head.
+    fn attention_of_one(&mut self, actions: &mut Vec<Action>, all: Attention, kv_heads: usize, attend: &Attend) {
+        let group = all.group;
+        // Heads are counted by so many, which leaves few kernels.
+        let unit = (1..=group).find(|unit| group.is_multiple_of(*unit) && group / unit <= MOST_PARTS).unwrap_or(group);
+        let parts = group / unit;
+        let planner = &mut self.planner;
+        let share = planner.share(actions, kv_heads * parts);
+        let heads = Share { from: share.from.clone() / parts, to: (share.to.clone() + (parts - 1)) / parts };
+        planner.each(actions, heads, 1, |planner, actions, head| {
+            let first = planner.bind(actions, (share.from.clone() - head.clone() * parts).max(0usize));
+            let count = (share.to.clone() - head.clone() * parts).min(parts) - first.clone();
+            let query = planner.bind(actions, head.clone() * group + first.clone() * unit);
+            let case = |planner: &mut Planner, count: usize| {
+                let (mut inner, kernel) = (Vec::new(), Attention { group: count * unit, ..all });
+                attend.call(planner, &mut inner, kernel, Expr::Int(0), [head.clone(), query.clone()]);
+                inner
+            };
+            let cases = (0..=parts).map(|n| if n == 0 { Vec::new() } else { case(planner, n) }).collect();
+            actions.push(Action::Switch { on: count, cases });
+        });
+    }
+
+    /// A few tokens and a KV head at a time are dealt out in turn, as later tokens see more keys. When all tokens that fit are of one sequence the kernel for `several`
+    /// takes them, and otherwise each is taken alone.
+    fn attention_of_many(
+        &mut self,
+        actions: &mut Vec<Action>,
+        [single, several]: [Attention; 2],
+        kv_heads: usize,
+        attend: &Attend,
+    ) {
+        let (group, tokens) = (single.group, several.tokens());
+        let count = self.row_count(Rows::Tokens);
+        let planner = &mut self.planner;
+        let (worker, workers) = (Expr::from(Field::Worker), Expr::from(Field::Workers));
+        // Fewer at a time when there would not be enough for all workers.
+        let size = (count.clone() * kv_heads / workers.clone()).min(tokens).max(1usize);
+        let size = planner.bind(actions, size);
+        let parts = planner.bind(actions, (count.clone() + size.clone() - 1usize) / size.clone());
+        let turns = parts.clone() * kv_heads - worker.clone() + workers.clone() - 1usize;
+        let turns = Share { from: Expr::Int(0), to: planner.bind(actions, turns / workers.clone()) };
+        planner.each(actions, turns, 1, |planner, actions, turn| {
+            let part = planner.bind(actions, turn * workers + worker);
+            let head = planner.bind(actions, part.clone() / parts.clone());
+            let query = planner.bind(actions, head.clone() * group);
+            let t = planner.bind(actions, (part - head.clone() * parts) * size.clone());
+            let end = planner.bind(actions, count.min(t.clone() + size));
+            let mut alone = Vec::new();
+            let all = Share { from: t.clone(), to: end.clone() };
+            planner.each(&mut alone, all, 1, |planner, actions, t| {
+                attend.call(planner, actions, single, t, [head.clone(), query.clone()]);
+            });
+            if tokens == 1 {
+                actions.extend(alone);
+                return;
+            }
+            let mut together = Vec::new();
+            attend.call(planner, &mut together, several, t.clone(), [head.clone(), query.clone()]);
+            let [first, last] = [t.clone(), end.clone() - 1usize].map(|t| planner.bind(actions, Attend::table(t)));
+            let differ = first.clone().max(last.clone()) - first.min(last);
+            let unlike = differ + (t + tokens - end);
+            actions.push(Action::Switch { on: unlike.min(1usize), cases: vec![together, alone] });
+        });
+    }
+}
+
+/// Parts into which the query heads of a KV head are divided for one token, at most.
+const MOST_PARTS: usize = 8;
+
+/// What calls of attention have in common.
+#[derive(Debug)]
+struct Attend {
+    from: Place,
+    to: Place,
+    scratch: BufferId,
+    window: Option<usize>,
+    /// Bytes from a page's start to the layer's first keys.
+    first: Expr,
+    /// Bytes of one head's keys in a page; its values take as many.
+    keys: usize,
+}
+
+impl Attend {
+    /// The address of token `t`'s page table.
+    fn table(t: Expr) -> Expr {
+        (Expr::from(Field::PageTables) + t * 8usize).load_address()
+    }
+
+    /// Calls `kernel` for token `t`, and those after it that it takes, with KV head `head` and the query heads that share it from `query` on.
+    fn call(
+        &self,
+        planner: &mut Planner,
+        actions: &mut Vec<Action>,
+        kernel: Attention,
+        t: Expr,
+        [head, query]: [Expr; 2],
+    ) {
+        let position = planner.bind(actions, Stages::position(t.clone()));
+        let end = planner.bind(actions, position + 1usize);
+        // Without a window no token begins to see later than the first key.
+        let start = self.window.map_or(Expr::Int(-(kernel.tokens() as i64)), |w| end.clone() - w);
+        let k = planner.bind(actions, self.first.clone() + head.clone() * (2 * self.keys));
+        let at = planner.bind(actions, query * (padded_head_dim(kernel.head_dim) * WORD));
+        let args = [
+            self.from.row(t.clone()) + at.clone(),
+            Attend::table(t.clone()),
+            k.clone(),
+            k + self.keys,
+            start,
+            end,
+            self.to.row(t) + at,
+            self.scratch.into(),
+        ];
+        actions.push(call(kernel, args));
     }
 }
 

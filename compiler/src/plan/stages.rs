@@ -3,7 +3,7 @@
 //! [`Stages`] goes through the nodes in order and knows where each value lies. What an operation becomes is in the file of its kind:
 //! [`super::rows`], [`super::products`], [`super::experts`], [`super::attention`], [`super::routing`]. In `decode` (one token) everything small is done by every worker for itself, in
 //! its own memory, which saves barriers; matrices are divided by rows. In `batch` small things are divided by token. Attention is
-//! divided by KV head in `decode` and by token in `batch`. Experts are divided by rows of *every* expert, so that the shares are
+//! divided by query head in `decode`, by KV head and a few tokens in `batch`. Experts are divided by rows of *every* expert, so that the shares are
 //! equal however the tokens are routed.
 //!
 //! Deliberately absent: where barriers and buffers go ([`super::planner`]), and the payload's map ([`super::payload`]).
