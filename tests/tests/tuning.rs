@@ -4,8 +4,8 @@ use moec::import;
 use moec::kernels::{Kernel, MatmulTuning};
 use moec::pipeline::{self, Options};
 use moec::plan::layout::Format;
-use moec::target::machine::Machine;
 use moec::synth::{self, Preset};
+use moec::target::machine::Machine;
 use moec::target::{self, ProductShape, ProductTuning, find_level};
 use moec::tune::limits::Limits;
 use moec::tune::products::products;
@@ -138,7 +138,7 @@ fn no_record_that_moec_carries_changes_a_bit() {
             let opened = import::open(&path).unwrap_or_else(|e| panic!("{e}"));
             let shapes = products(&pipeline::compile(&opened, &plain).unwrap_or_else(|e| panic!("{e}")).plan);
             let choices = |shape: ProductShape| {
-                let alike = |of: &ProductShape| (of.format, of.epilogue) == (shape.format, shape.epilogue);
+                let alike = move |of: &ProductShape| (of.format, of.epilogue) == (shape.format, shape.epilogue);
                 record.products.iter().filter(move |(of, _)| alike(of)).map(|(_, found)| found.tuning.clone())
             };
             let most = shapes.iter().map(|product| choices(product.shape).count()).max().unwrap_or(0);

@@ -77,14 +77,15 @@ text {{ font: 12px sans-serif; fill: #222 }} .title {{ font-size: 15px; font-wei
 <rect width="100%" height="100%" fill="white"/>
 <text x="14" y="24" class="title">Share of the machine's limit</text>
 <text x="14" y="43">{} · {} threads</text>
-<rect x="{LEFT}" y="34" width="10" height="10" class="default"/><text x="{:.0}" y="43">default</text>
-<rect x="{:.0}" y="34" width="10" height="10" class="tuned"/><text x="{:.0}" y="43">tuned</text>
+<rect x="{:.0}" y="15" width="10" height="10" class="default"/><text x="{:.0}" y="24">default</text>
+<rect x="{:.0}" y="15" width="10" height="10" class="tuned"/><text x="{:.0}" y="24">tuned</text>
 {grid}{rows}</svg>
 "#,
         escaped(&outcome.record.machine.cpu),
         outcome.record.threads,
-        LEFT + 14.0,
-        LEFT + 80.0,
-        LEFT + 94.0,
+        LEFT + WIDTH - 130.0,
+        LEFT + WIDTH - 116.0,
+        LEFT + WIDTH - 50.0,
+        LEFT + WIDTH - 36.0,
     )
 }

@@ -41,7 +41,13 @@ pub struct Used {
 impl fmt::Display for Used {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Used { record, known, shapes, .. } = self;
-        write!(f, "{}, which knows {known} of {shapes} shapes of products", record.source)
+        write!(f, "{}, which knows {known} of {shapes} shapes of products", record.source)?;
+        match &record.team {
+            Some(team) if team.best < record.threads => {
+                write!(f, " and was fastest with {} of {} threads", team.best, record.threads)
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -60,12 +66,7 @@ pub struct Applied {
 ///
 /// # Errors
 /// When two records are for one level.
-pub fn apply(
-    records: &[Record],
-    carried: bool,
-    levels: &[CpuLevel],
-    target: &Triple,
-) -> Result<Applied, Ambiguous> {
+pub fn apply(records: &[Record], carried: bool, levels: &[CpuLevel], target: &Triple) -> Result<Applied, Ambiguous> {
     let tunings = levels.iter().map(|level| backend::tuning(level, target)).collect();
     let mut applied = Applied { tunings, records: vec![None; levels.len()], notes: Vec::new() };
     for record in records {
@@ -124,7 +125,7 @@ impl Applied {
             let Record { source, products: known, .. } = &used.record;
             used.known = products.iter().filter(|product| known.contains_key(&product.shape)).count();
             used.shapes = products.len();
-            if used.known < used.shapes && !used.shipped {
+            if !used.shipped && (used.known == 0 || used.known < used.shapes) {
                 notes.push(match used.known {
                     0 => format!(
                         "the tuning record {source} is ignored: none of its {} shapes is in this model as it is built; was it made with another --quant?",
@@ -211,7 +212,10 @@ mod tests {
         let (level, carried) = &shipped::records()[0];
         assert_eq!(*level, "znver4");
         let applied = apply(&[], true, &levels, &x86()).unwrap();
-        assert_eq!(applied.records.iter().map(|r| r.as_ref().map(|used| used.shipped)).collect::<Vec<_>>(), [Some(true), None]);
+        assert_eq!(
+            applied.records.iter().map(|r| r.as_ref().map(|used| used.shipped)).collect::<Vec<_>>(),
+            [Some(true), None]
+        );
         let (shape, found) = carried.products.iter().next().unwrap();
         assert_eq!(applied.tunings[0].product(*shape), found.tuning);
         let off = apply(&[], false, &levels, &x86()).unwrap();

@@ -187,7 +187,7 @@ pub fn tune(request: &Request, progress: &dyn Progress) -> Result<Outcome, TuneE
         }
     }
     let whole = wanted.iter().all(|product| record.products.contains_key(&product.shape));
-    if whole && (record.team.is_none() || confirm) {
+    if whole && record.team.is_none() {
         let mut tuned = default.clone();
         tuned.products.extend(record.products.iter().map(|(shape, found)| (*shape, found.tuning.clone())));
         let at = |share: f64| progress.at(part(wanted.len(), share), "all", "fewer threads");

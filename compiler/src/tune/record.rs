@@ -20,7 +20,7 @@
 //!
 //! [team]                            # of threads; absent where nobody measured it
 //! best = 2                          # all, unless fewer were faster for certain
-//! measured = [{ threads = 2, decode = 0.021, prefill = 2.3 }, …]   # seconds of the model's products
+//! measured = [{ threads = 2, decode = 0.021, prefill = 2.3 }, …]   # seconds of the products of the model that was measured first
 //!
 //! [[product]]                       # one for each shape
 //! format = "q4"

@@ -78,7 +78,8 @@ mod tests {
     fn every_record_changes_something_and_its_kernels_compile() {
         for (name, record) in records() {
             let level = find_level(name, &x86()).unwrap();
-            let (backend, isa) = (KernelBackend::choose(level.features, &x86()), isa_for(level.features, &x86()).unwrap());
+            let (backend, isa) =
+                (KernelBackend::choose(level.features, &x86()), isa_for(level.features, &x86()).unwrap());
             let default = backend::tuning(&level, &x86());
             let other = record.products.iter().filter(|(shape, found)| default.product(**shape) != found.tuning);
             assert!(other.count() > 0, "{name} is the default");
