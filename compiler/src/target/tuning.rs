@@ -116,16 +116,21 @@ impl Tuning {
         products: BTreeMap::new(),
     };
 
-    /// For kernels of the wide x86 back end on a CPU with these [`moec_abi::features`].
-    pub fn wide(cpu: Cpu, features: u64) -> Tuning {
+    /// For kernels of the wide x86 back end on a CPU with such a core.
+    pub fn wide(cpu: Cpu, core: Core) -> Tuning {
         match cpu.width {
             Width::Ymm => {
                 Tuning { quantized: Tile { rows: 1, tokens: 6 }, float: Tile { rows: 1, tokens: 6 }, ..Tuning::NARROW }
             }
             Width::Zmm => Tuning {
-                // Two row tiles share each broadcast, for which there are as many ports as for multiply-adds. Where those take two passes, ports are
-                // not short, and sums that need no spilling are worth more.
-                quantized: if is_zen4(features) { Tile { rows: 1, tokens: 8 } } else { Tile { rows: 2, tokens: 6 } },
+                quantized: match core {
+                    // Sums that need no spilling are worth more than what sharing saves.
+                    Core::TwoPasses => Tile { rows: 1, tokens: 8 },
+                    // Expanding weights takes the same two ports as multiply-adds: many tokens share it.
+                    Core::TwoPorts => Tile { rows: 1, tokens: 11 },
+                    // Two row tiles share each broadcast, for which there are as many ports as for multiply-adds.
+                    Core::Wide => Tile { rows: 2, tokens: 6 },
+                },
                 float: Tile { rows: 2, tokens: 6 },
                 single_rows: 4,
                 few_rows: 2,
@@ -157,8 +162,29 @@ impl Tuning {
     }
 }
 
-/// Whether the features are those of Zen 4, the one CPU with AVX-512 whose 512-bit arithmetic takes two passes through 256-bit pipes.
-const fn is_zen4(features: u64) -> bool {
-    let all = AVX512_BF16 | AVX512_VBMI;
-    features & all == all && features & AVX_VNNI == 0
+/// What a core does with 512-bit arithmetic.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Core {
+    /// Takes two passes through pipes of 256 bits, as Zen 4 does.
+    TwoPasses,
+    /// Has two ports for all of it, as Intel's server cores do.
+    TwoPorts,
+    /// Has more ports than multiply-adds need, as Zen 5 does; also what is not known.
+    Wide,
+}
+
+impl Core {
+    /// The core of the CPU of which a level is named `name`, with these [`moec_abi::features`].
+    pub fn of(name: &str, features: u64) -> Core {
+        const TWO_PORTS: [&str; 6] =
+            ["skylake-avx512", "cascadelake", "cooperlake", "icelake-server", "sapphirerapids", "graniterapids"];
+        let like_zen4 = AVX512_BF16 | AVX512_VBMI;
+        if TWO_PORTS.contains(&name) {
+            Core::TwoPorts
+        } else if features & (like_zen4 | AVX_VNNI) == like_zen4 {
+            Core::TwoPasses
+        } else {
+            Core::Wide
+        }
+    }
 }
