@@ -166,7 +166,7 @@ fn bench() {
     }
     for format in Format::ALL.into_iter().filter(|format| format.is_exact()) {
         let tuning = MatmulTuning::plain(format);
-        for tokens in [1, 8] {
+        for tokens in [1, 6, 8] {
             report("in cache", matmul(format, tokens, Epilogue::Store, tuning, 200 << 10));
         }
         report("from memory", matmul(format, 1, Epilogue::Store, tuning, 256 << 20));
