@@ -7,7 +7,7 @@ use moec_ir::tile::{Binary, Compare, Function, Memory, Shift, Type, Value, build
 
 use super::common::{VECTOR, counted, lane_numbers, store_f32};
 use super::embed::{scale_name, scaled};
-use super::scales::{weight_codes, weight_scales};
+use super::scales::{Load, weight_codes, weight_offset, weight_scale};
 use crate::plan::layout::{BLOCK, Format, GROUP};
 
 /// `y[k] = w[lane, k]`: one of the 16 rows of a tile as f32, each weight `scale × value`, or `scale × code + offset` with one rounding; then times
@@ -73,14 +73,16 @@ impl EmbedTile {
     /// The weights of a group of `blocks` blocks.
     fn group(&self, b: &mut Builder, row: Row, blocks: usize) {
         let first = self.format.scale_bytes(blocks);
-        let parts = BLOCK / self.format.scale_columns();
+        let parts = self.format.parts();
         for block in 0..blocks {
             for half in 0..BLOCK / LANES {
                 let number = block * parts + half * parts / (BLOCK / LANES);
-                let (scale, offset) = weight_scales(b, self.format, number, 1.0, &mut |b, memory, at| match memory {
+                let load: Load = &mut |b, memory, at| match memory {
                     Memory::I8 => b.load_splat(memory, row.bytes, at),
                     _ => b.load_splat(memory, row.halves, at),
-                });
+                };
+                let scale = weight_scale(b, self.format, number, load);
+                let offset = self.format.has_offsets().then(|| weight_offset(b, self.format, number, load));
                 let code = self.sixteen(b, row.codes, (first + block * self.format.block_bytes()) as i64, half);
                 let value = match offset {
                     Some(offset) => {

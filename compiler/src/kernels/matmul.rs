@@ -1,18 +1,17 @@
 //! Matrix products: row tiles of a packed weight times a few activation rows.
 //!
 //! The kernel that the time goes into. Weights are read once, in the order in which they lie; the lanes are 16 output rows and
-//! K is walked in order in one accumulator for each output (for quantized formats: exact integer sums of the columns that share a scale, scaled and
-//! added in order, each followed by its offset times the sum of the activations where the format has offsets), so the tuning never changes a bit. Deliberately absent: which rows a worker takes, and quantizing the activations.
+//! K is walked in order in one accumulator for each output, so the tuning never changes a bit. What a product with codes is, [`codes`] says.
+//! Deliberately absent: which rows a worker takes, and quantizing the activations.
+
+mod codes;
 
 use moec_abi::LANES;
-use moec_ir::graph::Activation;
-use moec_ir::tile::{Binary, Function, Memory, Type, Value, build::Builder};
-
-use std::ops::Range;
+use moec_ir::graph::{Activation, RowContent};
+use moec_ir::tile::{Binary, Function, Memory, Value, build::Builder};
 
 use super::common::{VECTOR, build_activation, counted, load_f32, prefetch, store_f32, zeros};
-use super::scales::{weight_codes, weight_scales};
-use crate::plan::layout::{BLOCK, Format, GROUP, QuantizedRow};
+use crate::plan::layout::Format;
 
 /// Most activation rows of one call.
 pub const MAX_TOKENS: usize = 16;
@@ -76,7 +75,7 @@ impl MatmulTuning {
 /// `y[t][16u + l] (op)= Σ_k w[16u + l, k] × x[t, k]` for `units` consecutive units `u` and `tokens` tokens `t`.
 ///
 /// Parameters: `w` — address of the first unit's first tile, 64-byte aligned, laid out as [`Format`] says; `x` — address of the
-/// tokens' activation rows, f32 `[k]` for float formats and a [`QuantizedRow`] for quantized ones, word by word interleaved
+/// tokens' activation rows, f32 `[k]` for float formats and a [`QuantizedRow`](crate::plan::layout::QuantizedRow) for quantized ones, word by word interleaved
 /// ([`super::Interleave`]; a single row is as it is); `y` — address of 16 f32 for unit 0 and token 0; `units` — a count ≥ 0.
 /// Unit `u` of token `t` is written at `y + t × y_stride + 64 u` bytes. `y` overlaps neither `w` nor `x`. `x` needs only f32 (quantized: 64-byte)
 /// alignment.
@@ -88,8 +87,8 @@ pub struct Matmul {
     pub k: usize,
     /// Activation rows, 1 ..= [`MAX_TOKENS`].
     pub tokens: usize,
-    /// Elements of a quantized activation row that share a scale; means nothing for float formats.
-    pub span: usize,
+    /// What the activation rows hold, of quantized formats at least [`Format::row`]; means nothing for float formats.
+    pub row: RowContent,
     /// What becomes of the sums.
     pub epilogue: Epilogue,
     /// Bytes between output rows.
@@ -142,8 +141,8 @@ impl Matmul {
         if *tokens > 1 {
             name += &format!("_y{y_stride}");
         }
-        if format.is_quantized() && self.span != format.span() {
-            name += &format!("_s{}", self.span);
+        if format.is_quantized() && self.row != format.row() {
+            name += &format!("_{}", self.row);
         }
         if *tuning != MatmulTuning::plain(*format) {
             let prefetch = tuning.prefetch.map_or(String::new(), |n| format!("_p{n}"));
@@ -302,166 +301,6 @@ impl Matmul {
         let advance = (unroll as i64 * column, [self.word(unroll, 0)]);
         let (w, at, sums) = walk(b, full, (w, [x]), advance, sums, |b, w, at, sums| steps(b, w, at, sums, unroll));
         if rest == 0 { sums } else { steps(b, &w, at, sums, rest) }
-    }
-
-    fn quantized_sums(&self, b: &mut Builder, x: Value, w: Tiles, sums: Sums) -> Sums {
-        let row = QuantizedRow::new(self.k, self.span);
-        let unroll = self.tuning.unroll;
-        let blocks = self.k.div_ceil(BLOCK);
-        let per_group = GROUP / BLOCK;
-        let (groups, rest) = (blocks / per_group, blocks % per_group);
-        let steps = |b: &mut Builder, w: &Tiles, at: [Value; 3], mut sums: Sums, count: usize| {
-            for group in 0..count {
-                sums = self.group(b, w, at, group, sums, per_group);
-            }
-            sums
-        };
-        let bytes = self.format.group_bytes(per_group) as i64;
-        let words = [GROUP / 4, GROUP / self.span, per_group].map(|words| self.word(words, 0) * unroll as i64);
-        let scales = b.add_int(x, (row.scales() * self.tokens) as i64);
-        let corrections = b.add_int(x, (row.sums() * self.tokens) as i64);
-        let from = (w, [x, scales, corrections]);
-        let (w, at, mut sums) =
-            walk(b, groups / unroll, from, (bytes * unroll as i64, words), sums, |b, w, at, sums| {
-                steps(b, w, at, sums, unroll)
-            });
-        let left = groups % unroll;
-        sums = steps(b, &w, at, sums, left);
-        if rest == 0 { sums } else { self.group(b, &w, at, left, sums, rest) }
-    }
-
-    /// `blocks` weight blocks whose scales lie together, the `group`-th such group after `at`: the weights, and the activations' codes, scales and
-    /// corrections.
-    fn group(
-        &self,
-        b: &mut Builder,
-        w: &Tiles,
-        [codes, scales, corrections]: [Value; 3],
-        group: usize,
-        mut acc: Sums,
-        blocks: usize,
-    ) -> Sums {
-        let first = (group * self.format.group_bytes(GROUP / BLOCK)) as i64;
-        self.prefetch(b, w, first, self.format.group_bytes(blocks));
-        let tokens = 0..self.tokens;
-        let mut partial: Vec<Value> = Vec::new();
-        for block in 0..blocks {
-            let number = group * (GROUP / BLOCK) + block;
-            let corrected: Vec<Value> =
-                tokens.clone().map(|t| b.load_splat(Memory::I32, corrections, self.word(number, t))).collect();
-            if (block * BLOCK).is_multiple_of(self.span) {
-                partial = acc.iter().map(|_| zeros(b)).collect();
-            }
-            let of_parts = match BLOCK / self.format.scale_columns() {
-                1 => vec![corrected],
-                _ => {
-                    let x: Vec<Vec<Value>> =
-                        (0..BLOCK / 8).map(|v| self.words(b, codes, group * GROUP + block * BLOCK + 4 * v)).collect();
-                    self.halves(b, &x, &corrected).into()
-                }
-            };
-            let parts = of_parts.len();
-            for (part, sums) in of_parts.into_iter().enumerate() {
-                let at = first + (self.format.scale_bytes(blocks) + block * self.format.block_bytes()) as i64;
-                let columns = BLOCK / parts * part..BLOCK / parts * (part + 1);
-                let x = group * GROUP + block * BLOCK;
-                let dots = self.dots(b, w, at, codes, (x, columns), &sums);
-                let sums: Vec<Value> = match self.format.has_offsets() {
-                    true => sums.iter().map(|&sum| b.int_to_float(sum)).collect(),
-                    false => Vec::new(),
-                };
-                for tile in 0..w.count() {
-                    let (w, place) = w.address(tile, first);
-                    // The sums that offsets meet are −128 times those of the activations.
-                    let (scale, offset) =
-                        weight_scales(b, self.format, block * parts + part, -1.0 / 128.0, &mut |b, memory, at| {
-                            b.load(memory, w, place + at)
-                        });
-                    for i in tile * self.tokens..(tile + 1) * self.tokens {
-                        let dot = b.int_to_float(dots[i]);
-                        partial[i] = b.fma(dot, scale, partial[i]);
-                        if let Some(offset) = offset {
-                            partial[i] = b.fma(sums[i % self.tokens], offset, partial[i]);
-                        }
-                    }
-                }
-            }
-            let elements = (block + 1) * BLOCK;
-            if elements.is_multiple_of(self.span) || block + 1 == blocks {
-                let span = group * (GROUP / self.span) + (elements - 1) / self.span;
-                for (i, acc) in acc.iter_mut().enumerate() {
-                    let scale = b.load_splat(Memory::F32, scales, self.word(span, i % self.tokens));
-                    *acc = b.fma(partial[i], scale, *acc);
-                }
-            }
-        }
-        acc
-    }
-
-    /// Four codes of each token from element `k` on, a multiple of 4.
-    fn words(&self, b: &mut Builder, codes: Value, k: usize) -> Vec<Value> {
-        (0..self.tokens).map(|t| b.load_splat_bytes(codes, self.word(k / 4, t))).collect()
-    }
-
-    /// −128 × the sums of each token's first and second 16 codes of a block: `x` are the first 16, `whole` is −128 × the sums of all 32.
-    fn halves(&self, b: &mut Builder, x: &[Vec<Value>], whole: &[Value]) -> [Vec<Value>; 2] {
-        let unit = b.splat_i32(i32::from_ne_bytes([128; 4]));
-        let unit = b.bitcast(Type::VecI8, unit);
-        let none = b.splat_i32(0);
-        let mut sums = vec![none; self.tokens];
-        for x in x {
-            for (sum, &x) in sums.iter_mut().zip(x) {
-                *sum = b.dot_u8s8(*sum, unit, x);
-            }
-        }
-        let second = whole.iter().zip(&sums).map(|(&whole, &sum)| b.add(whole, sum)).collect();
-        [sums.into_iter().map(|sum| b.sub(none, sum)).collect(), second]
-    }
-
-    /// The integer products of some columns of a block (`columns`, of which the whole block begins at element `k`): codes that
-    /// stand for values less 128 begin at the correction `sums`, those with an offset at 0, as they meet these later. `at` is where the block's codes
-    /// begin in each tile.
-    fn dots(
-        &self,
-        b: &mut Builder,
-        w: &Tiles,
-        at: i64,
-        codes: Value,
-        (k, columns): (usize, Range<usize>),
-        sums: &[Value],
-    ) -> Vec<Value> {
-        let start = if self.format.has_offsets() { vec![b.splat_i32(0); self.tokens] } else { sums.to_vec() };
-        let mut dots = start.repeat(w.count());
-        let nibbles = self.format.block_bytes() < BLOCK * LANES;
-        for v in 0..self.format.block_bytes() / 64 {
-            // The columns of the low and of the high halves of a byte, or of a byte.
-            let of_vector = if nibbles { vec![4 * v, BLOCK / 2 + 4 * v] } else { vec![4 * v] };
-            let wanted: Vec<(usize, Vec<Value>)> = of_vector
-                .into_iter()
-                .enumerate()
-                .filter(|(_, column)| columns.contains(column))
-                .map(|(part, column)| (part, self.words(b, codes, k + column)))
-                .collect();
-            if wanted.is_empty() {
-                continue;
-            }
-            for (tile, dots) in dots.chunks_mut(self.tokens).enumerate() {
-                let (w, at) = w.address(tile, at + 64 * v as i64);
-                let raw = b.load_bytes(w, at);
-                for (part, x) in &wanted {
-                    let weights = self.codes(b, raw, *part);
-                    for (dot, &x) in dots.iter_mut().zip(x) {
-                        *dot = b.dot_u8s8(*dot, weights, x);
-                    }
-                }
-            }
-        }
-        dots
-    }
-
-    /// The unsigned bytes of part `part` of a vector of codes.
-    fn codes(&self, b: &mut Builder, raw: Value, part: usize) -> Value {
-        weight_codes(b, self.format, &self.codebook, raw, part)
     }
 
     /// Prefetches ahead of bytes `first .. first + bytes` of each tile.

@@ -1,10 +1,11 @@
 //! RMS norm of a row, and quantization of a row; fused when the consumer reads quantized rows.
 //!
 //! `y = x / √(mean(x²) + ε) × weight`. The sum is 16 strided partial sums, then the fixed tree. A quantized row is a signed
-//! byte for each element, a scale for each span and −128 × the sum of each 32 (see [`QuantizedRow`]). Deliberately absent:
-//! rows of more than one token — a call does one.
+//! byte for each element, a scale for each span and the sums that products ask for (see [`QuantizedRow`]). Deliberately
+//! absent: rows of more than one token — a call does one.
 
 use moec_abi::{LANES, ROW_ALIGN, round_up};
+use moec_ir::graph::{RowContent, RowSums};
 use moec_ir::math::{build_quantize_scale, build_rms_scale};
 use moec_ir::tile::{Function, Memory, Reduce, Value, build::Builder};
 
@@ -55,17 +56,17 @@ pub struct Norm {
     pub eps_bits: u32,
     /// What is written.
     pub outputs: Outputs,
-    /// Elements of the quantized row that share a scale; means nothing where there is none.
-    pub span: usize,
+    /// What the quantized row holds; means nothing where there is none.
+    pub row: RowContent,
 }
 
 impl Norm {
     /// The kernel's name.
     pub fn name(&self) -> String {
-        let Norm { h, width, eps_bits, outputs, span } = self;
+        let Norm { h, width, eps_bits, outputs, row } = self;
         let padded = if width == h { String::new() } else { format!("_of{width}") };
-        let span = if outputs.quantized() { format!("_s{span}") } else { String::new() };
-        format!("norm_{}_h{h}{padded}_eps{eps_bits:08x}{span}", outputs.name())
+        let row = if outputs.quantized() { format!("_{row}") } else { String::new() };
+        format!("norm_{}_h{h}{padded}_eps{eps_bits:08x}{row}", outputs.name())
     }
 
     /// The parameters' names.
@@ -106,8 +107,8 @@ impl Norm {
         match (self.outputs.quantized(), self.outputs.f32()) {
             (false, _) => {}
             // y has been written: it is what is quantized.
-            (true, true) => quantize_row(b, (self.h, self.span), [y, y], q, |b, [y, _], at| load_f32(b, y, at)),
-            (true, false) => quantize_row(b, (self.h, self.span), [x, weight], q, element),
+            (true, true) => quantize_row(b, (self.h, self.row), [y, y], q, |b, [y, _], at| load_f32(b, y, at)),
+            (true, false) => quantize_row(b, (self.h, self.row), [x, weight], q, element),
         }
         builder.finish()
     }
@@ -142,14 +143,14 @@ impl Norm {
 pub struct Quantize {
     /// Elements of the row.
     pub k: usize,
-    /// Elements that share a scale.
-    pub span: usize,
+    /// What the quantized row holds.
+    pub row: RowContent,
 }
 
 impl Quantize {
     /// The kernel's name.
     pub fn name(&self) -> String {
-        format!("quantize_k{}_s{}", self.k, self.span)
+        format!("quantize_k{}_{}", self.k, self.row)
     }
 
     /// The parameters' names.
@@ -160,23 +161,25 @@ impl Quantize {
     /// The code.
     pub fn generate(&self) -> Function {
         let (mut builder, [x, q]) = Builder::new(self.name(), ["x", "q"]);
-        quantize_row(&mut builder, (self.k, self.span), [x, x], q, |b, [x, _], at| load_f32(b, x, at));
+        quantize_row(&mut builder, (self.k, self.row), [x, x], q, |b, [x, _], at| load_f32(b, x, at));
         builder.finish()
     }
 }
 
-/// Quantizes the row of `k` elements, a scale for each `span`, that `element` gives (16 f32 at a byte offset from two addresses that advance together) into `q`.
+/// Quantizes the row of `k` elements that `element` gives (16 f32 at a byte offset from two addresses that advance together) into `q`.
 fn quantize_row(
     b: &mut Builder,
-    (k, span): (usize, usize),
+    (k, content): (usize, RowContent),
     from: [Value; 2],
     q: Value,
     element: impl Fn(&mut Builder, [Value; 2], i64) -> Value,
 ) {
-    let row = QuantizedRow::new(k, span);
+    let (row, span) = (QuantizedRow::new(k, content), content.span);
     // The half block after the last element, if there is one, is zeros and is not read.
     let padding = round_up(k, LANES) < row.k;
-    let block = |b: &mut Builder, from: [Value; 2], to: [Value; 3], elements: usize, last: bool| {
+    let kinds: Vec<RowSums> = content.sums().collect();
+    // `to` is where codes, scales and each kind of sums go.
+    let block = |b: &mut Builder, from: [Value; 2], to: &[Value], elements: usize, last: bool| {
         let element = |b: &mut Builder, from: [Value; 2], at: i64| match last && padding {
             true if at == (elements as i64 * 4 - VECTOR) => zeros(b),
             _ => element(b, from, at),
@@ -203,19 +206,40 @@ fn quantize_row(
                     code
                 })
                 .collect();
-            let sum = codes.into_iter().reduce(|a, c| b.add(a, c)).expect("a block has vectors");
-            let sum = b.reduce(Reduce::Add, sum);
-            let sum = b.mul_int(sum, -128);
-            b.store_scalar(Memory::I32, sum, to[2], (row.sums() + 4 * part) as i64);
+            for (&kind, &to) in kinds.iter().zip(&to[2..]) {
+                let runs = BLOCK / kind.columns();
+                for (run, codes) in codes.chunks(kind.columns() / LANES).enumerate() {
+                    let at = (row.sums(kind) + 4 * (part * runs + run)) as i64;
+                    store_sum(b, kind, codes, scale, to, at);
+                }
+            }
         }
     };
     let whole = (row.k - 1) / span;
-    let after = counted(b, whole, vec![from[0], from[1], q, q, q], |b, at| {
-        block(b, [at[0], at[1]], [at[2], at[3], at[4]], span, false);
-        let bytes = 4 * span as i64;
-        let steps = [bytes, bytes, span as i64, 4, 4 * (span / BLOCK) as i64];
-        at.iter().zip(steps).map(|(&p, step)| b.add_int(p, step)).collect()
+    let mut carried = vec![from[0], from[1]];
+    carried.resize(4 + kinds.len(), q);
+    let bytes = 4 * span as i64;
+    let mut steps = vec![bytes, bytes, span as i64, 4];
+    steps.extend(kinds.iter().map(|kind| 4 * (span / kind.columns()) as i64));
+    let after = counted(b, whole, carried, |b, at| {
+        block(b, [at[0], at[1]], &at[2..], span, false);
+        at.iter().zip(&steps).map(|(&p, &step)| b.add_int(p, step)).collect()
     });
-    let rest = row.k - whole * span;
-    block(b, [after[0], after[1]], [after[2], after[3], after[4]], rest, true);
+    block(b, [after[0], after[1]], &after[2..], row.k - whole * span, true);
+}
+
+/// Writes a sum of `codes`, whose scale is `scale`, at `to + at`.
+fn store_sum(b: &mut Builder, kind: RowSums, codes: &[Value], scale: Value, to: Value, at: i64) {
+    let sum = codes.iter().copied().reduce(|a, c| b.add(a, c)).expect("a run has vectors");
+    if kind.is_scaled() {
+        // Small integers: their sum is exact in any order.
+        let sum = b.int_to_float(sum);
+        let sum = b.reduce(Reduce::Add, sum);
+        let sum = b.mul(sum, scale);
+        b.store_scalar(Memory::F32, sum, to, at);
+    } else {
+        let sum = b.reduce(Reduce::Add, sum);
+        let sum = b.mul_int(sum, -128);
+        b.store_scalar(Memory::I32, sum, to, at);
+    }
 }

@@ -7,44 +7,39 @@ use moec_ir::tile::{Memory, Value, build::Builder};
 
 use crate::plan::layout::{Codes, Format, Scales};
 
-/// The scale of the `number`-th run of columns of a group that share one, and `unit` (a power of two, perhaps negative) times their offset where
-/// there is one. `load` loads halves or signed bytes from so many bytes after the group's start on.
-pub(super) fn weight_scales(
-    b: &mut Builder,
-    format: Format,
-    number: usize,
-    unit: f32,
-    load: &mut dyn FnMut(&mut Builder, Memory, i64) -> Value,
-) -> (Value, Option<Value>) {
-    const HALVES: i64 = 2 * LANES as i64;
-    let number = number as i64;
+/// Loads halves or signed bytes of 16 rows from so many bytes after a group's start on.
+pub(super) type Load<'a> = &'a mut dyn FnMut(&mut Builder, Memory, i64) -> Value;
+
+/// Bytes of the halves of 16 rows.
+const HALVES: i64 = 2 * LANES as i64;
+
+/// The scale of the `run`-th columns of a group that share one.
+pub(super) fn weight_scale(b: &mut Builder, format: Format, run: usize, load: Load) -> Value {
+    let at = HALVES * run as i64;
     match format.scales().expect("a quantized format") {
-        Scales::Bf16 => (load(b, Memory::Bf16, HALVES * number), None),
-        Scales::F16 => (load(b, Memory::F16, HALVES * number), None),
-        Scales::Pairs => {
-            let at = 2 * HALVES * number;
-            let (scale, offset) = (load(b, Memory::F16, at), load(b, Memory::F16, at + HALVES));
-            let unit = b.splat_f32(unit);
-            (scale, Some(b.mul(offset, unit)))
-        }
-        Scales::Steps { offsets, .. } => {
-            let steps = if offsets { 2 } else { 1 };
-            let at = Scales::factor_bytes(offsets) as i64 + steps * LANES as i64 * number;
-            let mut product = |b: &mut Builder, factor: i64, step: i64| {
-                let factor = load(b, Memory::F16, factor);
-                let step = load(b, Memory::I8, step);
-                let step = b.int_to_float(step);
-                b.mul(step, factor)
-            };
-            let scale = product(b, 0, at);
-            let offset = offsets.then(|| {
-                let offset = product(b, HALVES, at + LANES as i64);
-                let unit = b.splat_f32(-unit);
-                b.mul(offset, unit)
-            });
-            (scale, offset)
-        }
+        Scales::Bf16 => load(b, Memory::Bf16, at),
+        Scales::F16 => load(b, Memory::F16, at),
+        Scales::Pairs => load(b, Memory::F16, 2 * at),
+        Scales::Steps { offsets, .. } => step_times_factor(b, offsets, (0, run), load),
     }
+}
+
+/// Their offset, in a format that has offsets.
+pub(super) fn weight_offset(b: &mut Builder, format: Format, run: usize, load: Load) -> Value {
+    match format.scales().expect("a quantized format") {
+        Scales::Pairs => load(b, Memory::F16, HALVES * (2 * run as i64 + 1)),
+        Scales::Steps { offsets: true, .. } => step_times_factor(b, true, (1, run), load),
+        Scales::Bf16 | Scales::F16 | Scales::Steps { offsets: false, .. } => unreachable!("{format} has no offsets"),
+    }
+}
+
+/// The scale (`which` is 0) or the offset (1) of columns that have steps.
+fn step_times_factor(b: &mut Builder, offsets: bool, (which, run): (usize, usize), load: Load) -> Value {
+    let steps = if offsets { 2 } else { 1 };
+    let step = Scales::factor_bytes(offsets) + (steps * run + which) * LANES;
+    let (factor, step) = (load(b, Memory::F16, HALVES * which as i64), load(b, Memory::I8, step as i64));
+    let step = b.int_to_float(step);
+    b.mul(step, factor)
 }
 
 /// The unsigned bytes that the codes `raw` stand for: of part `part`, which is 0, or 1 for the high halves of bytes. `book` has the values + 128

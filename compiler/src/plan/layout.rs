@@ -11,7 +11,7 @@
 //! Deliberately absent: where a weight lies in the payload ([`super::payload`](crate::plan)) and how codes are chosen (`quant`).
 
 use moec_abi::{LANES, round_up};
-use moec_ir::graph::Layout;
+use moec_ir::graph::{Layout, RowContent, RowSums};
 
 /// Elements of K that share one weight scale.
 pub const BLOCK: usize = 32;
@@ -71,7 +71,7 @@ pub enum Scales {
     /// `[blocks]`: `[16]` scales, `[16]` offsets, f16.
     Pairs,
     /// `[16]` factors of scales and, with offsets, `[16]` factors of offsets, f16; then for each part of a block `[16]` and, with offsets, `[16]`
-    /// signed bytes. A scale is its byte times its factor, an offset the negative of that.
+    /// signed bytes, the steps. A scale is its step times its factor, and so is an offset.
     Steps {
         /// Whether there are offsets.
         offsets: bool,
@@ -237,9 +237,19 @@ impl Format {
         self.layout().scale_columns()
     }
 
-    /// Elements of an activation row that share a scale when it meets this format alone.
-    pub const fn span(self) -> usize {
-        self.layout().span()
+    /// Scales, and offsets where there are any, that the columns of one block have.
+    pub const fn parts(self) -> usize {
+        BLOCK / self.scale_columns()
+    }
+
+    /// What an activation row holds when it meets this format alone.
+    pub const fn row(self) -> RowContent {
+        self.layout().row()
+    }
+
+    /// The sums of an activation row's codes that a product with it needs, if it is quantized.
+    pub const fn row_sums(self) -> RowSums {
+        self.layout().row_sums()
     }
 
     /// Bytes of one element of a float format; `None` for the quantized ones.
@@ -303,19 +313,20 @@ impl std::fmt::Display for Format {
     }
 }
 
-/// A quantized activation row of `k` elements: signed bytes, then an f32 scale for each span, then −128 × their sum for each 32.
+/// A quantized activation row of `k` elements: signed bytes, then an f32 scale for each span, then the sums that it has ([`RowSums`] says of what), one
+/// kind after the other.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct QuantizedRow {
     /// Elements, padded with zeros to a multiple of [`BLOCK`].
     pub k: usize,
-    /// Elements that share a scale. Longer spans cost fewer multiply-adds and more precision: [`Layout::span`].
-    pub span: usize,
+    /// What it holds.
+    pub content: RowContent,
 }
 
 impl QuantizedRow {
-    /// A row of `k` elements, a scale for each `span`: [`BLOCK`] times a power of two, at most [`GROUP`].
-    pub const fn new(k: usize, span: usize) -> QuantizedRow {
-        QuantizedRow { k: round_up(k, BLOCK), span }
+    /// A row of `k` elements. The content's span is [`BLOCK`] times a power of two, at most [`GROUP`].
+    pub const fn new(k: usize, content: RowContent) -> QuantizedRow {
+        QuantizedRow { k: round_up(k, BLOCK), content }
     }
 
     /// Offset of the scales in bytes.
@@ -323,14 +334,22 @@ impl QuantizedRow {
         self.k
     }
 
-    /// Offset of the sums in bytes.
-    pub const fn sums(self) -> usize {
-        self.scales() + 4 * self.k.div_ceil(self.span)
+    /// Offset of these sums in bytes, or where they would be.
+    pub fn sums(self, sums: RowSums) -> usize {
+        let scales = 4 * self.k.div_ceil(self.content.span);
+        let before = self.content.sums().take_while(|&other| other < sums);
+        self.scales() + scales + before.map(|other| self.sum_bytes(other)).sum::<usize>()
+    }
+
+    const fn sum_bytes(self, sums: RowSums) -> usize {
+        4 * (self.k / sums.columns())
     }
 
     /// Bytes from one row to the next.
-    pub const fn stride(self) -> usize {
-        round_up(self.sums() + 4 * (self.k / BLOCK), TILE_ALIGN)
+    pub fn stride(self) -> usize {
+        let last = RowSums::Scaled16;
+        let end = self.sums(last) + if self.content.has(last) { self.sum_bytes(last) } else { 0 };
+        round_up(end, TILE_ALIGN)
     }
 }
 
@@ -368,8 +387,23 @@ mod tests {
         assert!(Format::ALL.into_iter().all(|format| Format::of(format.layout()) == Some(format)));
         for format in Format::ALL {
             let parts = if let Some(Scales::Steps { parts, .. }) = format.scales() { parts } else { 1 };
-            assert_eq!(format.scale_columns() * parts, BLOCK, "{format}");
+            assert_eq!(format.parts(), parts, "{format}");
         }
+    }
+
+    #[test]
+    fn sums_lie_one_kind_after_the_other() {
+        let content = Format::Q2K.row().and(Format::Q6K.row()).and(Format::Q8.row());
+        assert_eq!(content.to_string(), "s32_corrections32_corrections16_scaled16");
+        assert_eq!(
+            (Format::Q8.row().to_string(), Format::Q4K.row().to_string()),
+            ("s64".into(), "s32_scaled32".into())
+        );
+        let row = QuantizedRow::new(64, content);
+        let [corrections, halves, scaled] =
+            [RowSums::Corrections32, RowSums::Corrections16, RowSums::Scaled16].map(|sums| row.sums(sums));
+        assert_eq!((row.scales(), corrections, halves, scaled), (64, 72, 80, 96));
+        assert_eq!(row.stride(), 128);
     }
 
     #[test]
@@ -379,8 +413,9 @@ mod tests {
                 assert_eq!(format.tile_bytes(k) % TILE_ALIGN, 0, "{format} {k}");
             }
             for span in [32, 64, 128] {
-                let row = QuantizedRow::new(k, span);
-                assert!(row.stride() >= row.k + 4 * row.k.div_ceil(span) + 4 * row.k / BLOCK);
+                let row = QuantizedRow::new(k, RowContent::new(span, RowSums::Corrections32));
+                assert_eq!(row.sums(RowSums::Corrections32), row.k + 4 * row.k.div_ceil(span));
+                assert_eq!(row.stride(), round_up(row.sums(RowSums::Corrections32) + 4 * row.k / BLOCK, TILE_ALIGN));
             }
         }
     }

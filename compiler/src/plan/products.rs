@@ -110,7 +110,7 @@ impl Stages<'_> {
             format: product.format,
             k: product.k,
             tokens,
-            span: self.graph.span(),
+            row: self.graph.row_content(),
             epilogue: results.epilogue,
             // An immediate only where there is more than one row.
             y_stride: if tokens > 1 { results.stride } else { 0 },

@@ -98,7 +98,7 @@ impl Stages<'_> {
             (None, Some(_)) => Outputs::Quantized,
             (_, None) => Outputs::F32,
         };
-        let kernel = Norm { h, width: h, eps_bits: eps.to_bits(), outputs, span: self.graph.span() };
+        let kernel = Norm { h, width: h, eps_bits: eps.to_bits(), outputs, row: self.graph.row_content() };
         let writes: Vec<BufferId> = [y, q].into_iter().flatten().map(|p| p.buffer).collect();
         self.planner.begin("norm", split, &[from.buffer], &writes);
         self.each_row(rows, |_, actions, t| {
@@ -123,7 +123,7 @@ impl Stages<'_> {
         let rows = self.rows(x);
         let (_, split) = self.small(rows);
         let from = self.place(x);
-        let kernel = Quantize { k: self.columns(x), span: self.graph.span() };
+        let kernel = Quantize { k: self.columns(x), row: self.graph.row_content() };
         self.planner.begin("quantize", split, &[from.buffer], &[to.buffer]);
         self.each_row(rows, |_, actions, t| actions.push(call(kernel, [from.row(t.clone()), to.row(t)])));
     }
@@ -135,7 +135,7 @@ impl Stages<'_> {
         }
         let rows = self.rows(x);
         let (scope, _) = self.small(rows);
-        let stride = QuantizedRow::new(self.columns(x), self.graph.span()).stride();
+        let stride = QuantizedRow::new(self.columns(x), self.graph.row_content()).stride();
         let bytes = self.row_limit(rows) * stride;
         let buffer = self.planner.buffers().add(format!("t{}.q8", x.0), scope, bytes);
         let to = Place { buffer, offset: 0, stride };
@@ -219,8 +219,13 @@ impl Stages<'_> {
         let from = self.place(x);
         let to = self.allot(y, scope);
         let (index, h) = (self.item(w).0, self.columns(x) / runs);
-        let kernel =
-            Norm { h, width: width / runs, eps_bits: eps.to_bits(), outputs: Outputs::F32, span: self.graph.span() };
+        let kernel = Norm {
+            h,
+            width: width / runs,
+            eps_bits: eps.to_bits(),
+            outputs: Outputs::F32,
+            row: self.graph.row_content(),
+        };
         self.planner.begin("head_norm", split, &[from.buffer], &[to.buffer]);
         self.each_row(Rows::Tokens, |planner, actions, t| {
             let (from, to) = (planner.bind(actions, from.row(t.clone())), planner.bind(actions, to.row(t)));

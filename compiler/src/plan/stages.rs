@@ -206,7 +206,7 @@ impl Stages<'_> {
     pub(super) fn row_bytes(&self, v: ValueId) -> usize {
         match self.ty(v).kind {
             Kind::F32 | Kind::I32 => self.padded_columns(v) * WORD,
-            Kind::Q8 => QuantizedRow::new(self.columns(v), self.graph.span()).stride(),
+            Kind::Q8 => QuantizedRow::new(self.columns(v), self.graph.row_content()).stride(),
             Kind::Kv => 0,
         }
     }

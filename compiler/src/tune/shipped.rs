@@ -90,7 +90,7 @@ mod tests {
                         format: shape.format,
                         k: shape.k,
                         tokens,
-                        span: shape.format.span(),
+                        row: shape.format.row(),
                         epilogue: shape.epilogue,
                         y_stride: if tokens > 1 { 1 << 14 } else { 0 },
                         codebook: CODEBOOK,

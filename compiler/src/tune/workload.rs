@@ -53,7 +53,7 @@ pub struct Workload {
 /// Bytes of a row of activations as interleaved.
 fn activation_stride(shape: ProductShape) -> usize {
     if shape.format.is_quantized() {
-        QuantizedRow::new(shape.k, shape.format.span()).stride()
+        QuantizedRow::new(shape.k, shape.format.row()).stride()
     } else {
         4 * round_up(shape.k, ROW_ALIGN)
     }
@@ -65,7 +65,7 @@ pub fn kernel(product: &Product, tuning: &ProductTuning, tokens: usize, walk: bo
     let y_stride = if tokens > 1 { product.stride } else { 0 };
     let block = tuning.block_units(epilogue) * epilogue.tiles();
     let tuning = if walk { tuning.kernel_in_walk(tokens, block * product.tile_bytes()) } else { tuning.kernel(tokens) };
-    Matmul { format, k, tokens, span: format.span(), epilogue, y_stride, codebook: CODEBOOK, tuning }
+    Matmul { format, k, tokens, row: format.row(), epilogue, y_stride, codebook: CODEBOOK, tuning }
 }
 
 impl Workload {

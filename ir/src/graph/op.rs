@@ -213,7 +213,7 @@ operations! {
         dispatch: Dispatch, order: Option<ValueId>
     }
 
-    /// Rows quantized to signed bytes, a scale for each [`Graph::span`](super::Graph::span) elements: `f32[.., C]` → `q8[.., C]`.
+    /// Rows quantized to signed bytes, with scales and sums as [`Graph::row_content`](super::Graph::row_content) says: `f32[.., C]` → `q8[.., C]`.
     "quantize" Fused Quantize(x: ValueId) {}
 
     /// [`Op::RmsNorm`] → the result quantized, and as f32: `f32[R, H]` → `q8[R, H]`, `f32[R, H]`.

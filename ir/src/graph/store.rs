@@ -17,8 +17,9 @@ use petgraph::visit::EdgeRef;
 use super::infer::result_types;
 use super::kernel::Kernel;
 use super::op::Op;
+use super::rows::RowContent;
 use super::types::{Mode, NodeId, Stage, Type, ValueId, WeightId};
-use super::weight::{Layout, Role, Weight};
+use super::weight::{Role, Weight};
 
 /// An operation in a graph.
 #[derive(Clone, PartialEq, Debug)]
@@ -107,11 +108,12 @@ impl Graph {
         self.mode
     }
 
-    /// Columns of a quantized activation row that share a scale: the fewest that a product asks for ([`Layout::span`]), as rows are quantized once
-    /// for all that they meet.
-    pub fn span(&self) -> usize {
+    /// What quantized activation rows hold: all that any product asks for ([`Layout::row`]), as rows are quantized once for all that they meet.
+    pub fn row_content(&self) -> RowContent {
         let products = self.weights().filter(|(_, weight)| weight.role != Role::Embedding);
-        products.flat_map(|(_, weight)| weight.formats()).map(Layout::span).min().unwrap_or(Layout::F32.span())
+        products
+            .flat_map(|(_, weight)| weight.formats())
+            .fold(RowContent::NO_SUMS, |content, layout| content.and(layout.row()))
     }
 
     /// How far it has come.

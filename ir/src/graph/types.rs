@@ -63,7 +63,7 @@ pub enum Kind {
     F32,
     /// Indices: experts, and orders of tokens.
     I32,
-    /// Rows quantized to signed bytes, with an f32 scale for each 32 or 64 ([`Graph::span`](super::Graph::span)).
+    /// Rows quantized to signed bytes, with an f32 scale for each 32 or 64 ([`Graph::row_content`](super::Graph::row_content)).
     Q8,
     /// No data: the promise that keys and values of this step are in the cache of one layer.
     Kv,

@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use super::rows::{RowContent, RowSums};
 use super::types::WeightId;
 
 /// The type of a tensor in the model file.
@@ -181,11 +182,24 @@ impl Layout {
         if matches!(self, Layout::Q6K | Layout::Q3K | Layout::Q2K) { 16 } else { 32 }
     }
 
-    /// Columns of an activation row that share a scale when it meets this layout alone. Stored codes meet rows that are as fine as those that
-    /// llama.cpp lets them meet: with 64, rounding adds 0.0060 to the mean NLL of SmolLM2 at Q8_0, with 32 it adds 0.0037, and there 0.0036. What moec
-    /// quantizes meets rows of 64, which cost fewer multiply-adds.
-    pub const fn span(self) -> usize {
-        if self.is_exact() { 32 } else { 64 }
+    /// What an activation row holds when it meets this layout alone. Stored codes meet rows whose scales are as fine as those that llama.cpp lets them
+    /// meet: with a scale for 64, rounding adds 0.0060 to the mean NLL of SmolLM2 at Q8_0, with one for 32 it adds 0.0037, and there 0.0036. What moec
+    /// quantizes meets rows with a scale for 64, which cost fewer multiply-adds.
+    pub const fn row(self) -> RowContent {
+        if !self.is_quantized() {
+            return RowContent::NO_SUMS;
+        }
+        RowContent::new(if self.is_exact() { 32 } else { 64 }, self.row_sums())
+    }
+
+    /// The sums of an activation row's codes that a product with it needs, if it is quantized.
+    pub const fn row_sums(self) -> RowSums {
+        match (self.has_offsets(), self.scale_columns()) {
+            (false, 16) => RowSums::Corrections16,
+            (false, _) => RowSums::Corrections32,
+            (true, 16) => RowSums::Scaled16,
+            (true, _) => RowSums::Scaled32,
+        }
     }
 
     /// What it is for a weight stored as `stored`: never [`Layout::Stored`].

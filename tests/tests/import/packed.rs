@@ -211,7 +211,7 @@ fn unpack(bytes: &[u8], rows: usize) -> Vec<f32> {
         let step = |at: usize| f32::from(group[64 + 32 * block + at + lane] as i8);
         let byte = group[192 + 256 * block + i % 16 / 4 * 64 + 4 * lane + i % 4];
         let code = f32::from(if i < 16 { byte & 15 } else { byte >> 4 });
-        half(0) * step(0) * code - half(32) * step(16)
+        half(0) * step(0) * code + half(32) * step(16)
     };
     (0..rows * WIDE).map(|i| weight(i / WIDE, i % WIDE)).collect()
 }

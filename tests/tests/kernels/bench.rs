@@ -79,10 +79,10 @@ fn pattern(bytes: usize) -> Guarded {
 fn matmul(format: Format, tokens: usize, epilogue: Epilogue, tuning: MatmulTuning, weights: usize) -> Timed {
     let k = 4096;
     let units = (weights / (format.tile_bytes(k) * epilogue.tiles())).max(4);
-    let x_stride = if format.is_quantized() { QuantizedRow::new(k, format.span()).stride() } else { 4 * k };
+    let x_stride = if format.is_quantized() { QuantizedRow::new(k, format.row()).stride() } else { 4 * k };
     let y_stride = 64 * units;
     let codebook = [1, 25, 45, 63, 79, 93, 106, 118, 130, 141, 154, 167, 182, 199, 218, 241];
-    let kernel = Matmul { format, k, tokens, span: format.span(), epilogue, y_stride, codebook, tuning };
+    let kernel = Matmul { format, k, tokens, row: format.row(), epilogue, y_stride, codebook, tuning };
     let bytes = units * kernel.unit_bytes();
     let memory = vec![pattern(bytes), pattern(tokens * x_stride), pattern(tokens * y_stride)];
     let mut args: Vec<i64> = memory.iter().map(Guarded::address).collect();
@@ -166,7 +166,7 @@ fn bench() {
     }
     for format in Format::ALL.into_iter().filter(|format| format.is_exact()) {
         let tuning = MatmulTuning::plain(format);
-        for tokens in [1, 8] {
+        for tokens in [1, 6, 8] {
             report("in cache", matmul(format, tokens, Epilogue::Store, tuning, 200 << 10));
         }
         report("from memory", matmul(format, 1, Epilogue::Store, tuning, 256 << 20));
@@ -189,7 +189,13 @@ fn bench() {
         }
     }
     for outputs in [Outputs::F32, Outputs::Quantized, Outputs::Both] {
-        report("", row(Norm { h: 4096, width: 4096, eps_bits: 1e-5f32.to_bits(), outputs, span: 64 }.into(), 4096));
+        report(
+            "",
+            row(
+                Norm { h: 4096, width: 4096, eps_bits: 1e-5f32.to_bits(), outputs, row: Format::Q8.row() }.into(),
+                4096,
+            ),
+        );
     }
-    report("", row(Quantize { k: 4096, span: 64 }.into(), 4096));
+    report("", row(Quantize { k: 4096, row: Format::Q8.row() }.into(), 4096));
 }

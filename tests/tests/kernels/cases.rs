@@ -8,7 +8,7 @@ use moec::kernels::{
     Norm, Outputs, Quantize, SoftCap, SortByExpert, TopK,
 };
 use moec::plan::layout::Format;
-use moec_ir::graph::Activation;
+use moec_ir::graph::{Activation, RowContent};
 use moec_ir::math::{gelu, sigmoid, silu, soft_cap};
 
 use crate::harness::{Case, Random, f32s, padded, u32s};
@@ -47,9 +47,9 @@ fn interleaved(rows: &[Vec<u8>]) -> Vec<u8> {
 
 /// One matrix product with random content.
 pub fn matmul(r: &mut Random, kernel: Matmul, units: usize) -> Case {
-    let Matmul { format, k, tokens, span, epilogue, .. } = kernel;
+    let Matmul { format, k, tokens, row, epilogue, .. } = kernel;
     let w = Matrix::random(r, format, 16 * units * epilogue.tiles(), k, &kernel.codebook);
-    let x: Vec<Activations> = (0..tokens).map(|_| Activations::of(format, &r.f32s(k), span)).collect();
+    let x: Vec<Activations> = (0..tokens).map(|_| Activations::of(format, &r.f32s(k), row)).collect();
     let xs = interleaved(&x.iter().map(Activations::bytes).collect::<Vec<_>>());
     let before = f32s(&r.f32s(((tokens - 1) * kernel.y_stride) / 4 + 16 * units));
     let mut after = before.clone();
@@ -81,9 +81,14 @@ fn matmuls() -> Vec<Case> {
     let mut add = |format: Format, k: usize, tokens: usize, epilogue: Epilogue, tuning: MatmulTuning, units: usize| {
         let y_stride = 64 * (units.max(1) + r.below(3));
         let codebook = std::array::from_fn(|_| 1 + r.below(255) as u8);
-        // Rows are as fine as the finest of their weights asks for.
-        let span = if tokens == 3 { 32 } else { format.span() };
-        let kernel = Matmul { format, k, tokens, span, epilogue, y_stride, codebook, tuning };
+        // Rows are as fine as the finest of their weights asks for, and have what others need.
+        let row = match tokens {
+            3 => RowContent::new(32, format.row_sums()),
+            4 => RowContent::new(64, format.row_sums()),
+            6 => format.row().and(Format::Q8.row()).and(Format::Q2K.row()),
+            _ => format.row(),
+        };
+        let kernel = Matmul { format, k, tokens, row, epilogue, y_stride, codebook, tuning };
         cases.push(matmul(&mut r, kernel, units));
     };
     let epilogues = [Epilogue::Store, Epilogue::Add, Epilogue::Gated(Activation::Silu)];
@@ -147,21 +152,28 @@ fn interleaves() -> Vec<Case> {
     cases
 }
 
+/// What rows hold that meet moec's own formats, one of stored codes, and all of them.
+fn contents() -> [RowContent; 3] {
+    let all = Format::ALL.into_iter().fold(RowContent::NO_SUMS, |row, format| row.and(format.row()));
+    [Format::Q8.row(), Format::Q2K.row(), all]
+}
+
 fn norms() -> Vec<Case> {
     let mut r = Random::new(2);
     let mut cases = Vec::new();
+    let [plain, fine, full] = contents();
     let all = [
-        (Outputs::F32, 64),
-        (Outputs::Quantized, 64),
-        (Outputs::Both, 64),
-        (Outputs::Quantized, 32),
-        (Outputs::Both, 32),
+        (Outputs::F32, plain),
+        (Outputs::Quantized, plain),
+        (Outputs::Both, plain),
+        (Outputs::Quantized, fine),
+        (Outputs::Both, full),
     ];
-    for (outputs, span) in all {
+    for (outputs, row) in all {
         for h in [16, 20, 32, 96, 100, 128, 144, 160, 300, 4096] {
             let (x, weight, eps) = (r.f32s(h), r.f32s(h), 1e-5f32);
             let y = norm(&x, &weight, eps);
-            let mut c = Case::new(Norm { h, width: h, eps_bits: eps.to_bits(), outputs, span });
+            let mut c = Case::new(Norm { h, width: h, eps_bits: eps.to_bits(), outputs, row });
             let (x, weight) = (c.input("x", f32s(&padded(&x, 16))), c.input("weight", f32s(&padded(&weight, 16))));
             c.at(&[x, weight]);
             match outputs {
@@ -174,7 +186,7 @@ fn norms() -> Vec<Case> {
             match outputs {
                 Outputs::F32 => c.ints(&[0]),
                 Outputs::Quantized | Outputs::Both => {
-                    let q = c.output("q", quantize(&y, span).bytes());
+                    let q = c.output("q", quantize(&y, row).bytes());
                     c.at(&[q]);
                 }
             }
@@ -184,7 +196,13 @@ fn norms() -> Vec<Case> {
     // Padded heads: the mean is taken over what counts.
     for head_dim in HEAD_DIMS {
         let (x, weight, eps) = (pad_head(&r.f32s(head_dim)), pad_head(&r.f32s(head_dim)), 1e-6f32);
-        let kernel = Norm { h: x.len(), width: head_dim, eps_bits: eps.to_bits(), outputs: Outputs::F32, span: 64 };
+        let kernel = Norm {
+            h: x.len(),
+            width: head_dim,
+            eps_bits: eps.to_bits(),
+            outputs: Outputs::F32,
+            row: RowContent::NO_SUMS,
+        };
         let mut c = Case::new(kernel);
         let regions = [
             c.input("x", f32s(&x)),
@@ -197,7 +215,13 @@ fn norms() -> Vec<Case> {
     }
     // In place.
     let (x, weight) = (r.f32s(96), r.f32s(96));
-    let mut c = Case::new(Norm { h: 96, width: 96, eps_bits: 1e-6f32.to_bits(), outputs: Outputs::F32, span: 64 });
+    let mut c = Case::new(Norm {
+        h: 96,
+        width: 96,
+        eps_bits: 1e-6f32.to_bits(),
+        outputs: Outputs::F32,
+        row: RowContent::NO_SUMS,
+    });
     let x_region = c.inout("x", f32s(&x), f32s(&norm(&x, &weight, 1e-6)));
     let weight = c.input("weight", f32s(&weight));
     c.at(&[x_region, weight, x_region]);
@@ -219,10 +243,10 @@ fn quantizes() -> Vec<Case> {
             let tiny = x.iter().enumerate().map(|(i, x)| x * scale(i)).collect();
             [x, one_zero_block, tiny]
         })
-        .flat_map(|x| [(x.clone(), 32), (x, 64)])
-        .map(|(x, span)| {
-            let mut c = Case::new(Quantize { k: x.len(), span });
-            let regions = [c.input("x", f32s(&padded(&x, 16))), c.output("q", quantize(&x, span).bytes())];
+        .flat_map(|x| contents().map(|row| (x.clone(), row)))
+        .map(|(x, row)| {
+            let mut c = Case::new(Quantize { k: x.len(), row });
+            let regions = [c.input("x", f32s(&padded(&x, 16))), c.output("q", quantize(&x, row).bytes())];
             c.at(&regions);
             c
         })

@@ -52,19 +52,21 @@ fn pack(source: &dyn RowSource, format: Format) -> Vec<u8> {
     bytes
 }
 
-/// A quantized row that is 1 at `k` and 0 elsewhere, its scales 1.
-fn one(k: usize) -> Vec<u8> {
+/// A quantized row for `format` that is 1 at `k` and 0 elsewhere, its scales 1.
+fn one(format: Format, k: usize) -> Vec<u8> {
+    let sums = format.row_sums();
+    let sum = if sums.is_scaled() { 1f32.to_le_bytes() } else { (-128i32).to_le_bytes() };
     let codes = (0..SMALL_HIDDEN).map(|i| u8::from(i == k));
     let scales = std::iter::repeat_n(1f32.to_le_bytes(), SMALL_HIDDEN / 32).flatten();
-    let sums = (0..SMALL_HIDDEN / 32).flat_map(|block| if block == k / 32 { -128i32 } else { 0 }.to_le_bytes());
+    let sums = (0..SMALL_HIDDEN / sums.columns()).flat_map(|run| if run == k / sums.columns() { sum } else { [0; 4] });
     codes.chain(scales).chain(sums).collect()
 }
 
 /// Calls the kernel with a row for each column: the weights `[row][column]`.
-fn weights(code: &Code, matrix: &Guarded) -> Vec<f32> {
+fn weights(code: &Code, format: Format, matrix: &Guarded) -> Vec<f32> {
     let mut found = vec![0.0; ROWS * SMALL_HIDDEN];
     for k in 0..SMALL_HIDDEN {
-        let (x, mut y) = (Guarded::new(&one(k)), Guarded::new(&[0; 64]));
+        let (x, mut y) = (Guarded::new(&one(format, k)), Guarded::new(&[0; 64]));
         // SAFETY: one unit of the kernel's matrix, a row of its length, and room for the 16 sums.
         unsafe { code.call(&[matrix.address(), x.address(), y.address(), 1]) };
         for row in 0..ROWS {
@@ -76,13 +78,13 @@ fn weights(code: &Code, matrix: &Guarded) -> Vec<f32> {
 }
 
 /// Runs the evaluator on one column.
-fn evaluate(kernel: &Kernel, matrix: &[u8], expected: &[f32], k: usize) {
+fn evaluate(kernel: &Matmul, matrix: &[u8], expected: &[f32], k: usize) {
     let mut case = Case::new(kernel.clone());
     let mut sums = vec![0; 64];
     for row in 0..ROWS {
         sums[4 * row..][..4].copy_from_slice(&(expected[row * SMALL_HIDDEN + k] + 0.0).to_le_bytes());
     }
-    let regions = [case.input("w", matrix.to_vec()), case.input("x", one(k)), case.output("y", sums)];
+    let regions = [case.input("w", matrix.to_vec()), case.input("x", one(kernel.format, k)), case.output("y", sums)];
     case.at(&regions);
     case.args.push(Arg::Int(1));
     case.evaluate();
@@ -124,25 +126,25 @@ fn kept_codes_are_the_weights_of_the_gguf_package() {
             values.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes) + 0.0).collect();
         let format = Format::of(layout).expect("a resolved layout");
         let bytes = pack(&model.tensors, format);
-        let kernel = Kernel::from(Matmul {
+        let kernel = Matmul {
             format,
             k: SMALL_HIDDEN,
             tokens: 1,
-            span: format.span(),
+            row: format.row(),
             epilogue: Epilogue::Store,
             y_stride: 0,
             codebook: [0; 16],
             tuning: MatmulTuning::plain(format),
-        });
+        };
         for k in (0..SMALL_HIDDEN).step_by(29) {
             evaluate(&kernel, &bytes, &expected, k);
         }
-        let matrix = Guarded::new(&bytes);
+        let (kernel, matrix) = (Kernel::from(kernel), Guarded::new(&bytes));
         for cpu in crate::CPUS.into_iter().filter(|cpu| machine::can_run(cpu)) {
             for (how, code) in
                 [("wide", machine::by_choice(&kernel, cpu)), ("Cranelift", machine::by_cranelift(&kernel, cpu))]
             {
-                let found = weights(&code, &matrix);
+                let found = weights(&code, format, &matrix);
                 let wrong = found.iter().zip(&expected).position(|(a, b)| a.to_bits() != b.to_bits());
                 assert_eq!(wrong, None, "{name} by {how} for {cpu}: {:?}", wrong.map(|i| (found[i], expected[i])));
             }

@@ -5,6 +5,7 @@
 use half::{bf16, f16};
 use moec::kernels::KvFormat;
 use moec::plan::layout::Format;
+use moec_ir::graph::{RowContent, RowSums};
 use moec_ir::math::{exp, soft_cap};
 
 use crate::harness::Random;
@@ -129,9 +130,7 @@ impl Matrix {
             let of_block = |s: &Stored| -> Vec<(f32, f32)> {
                 let (scale, offset) = (wide(s.scale), wide(s.offset));
                 match steps {
-                    Some(parts) => {
-                        s.steps[..parts].iter().map(|s| (scale * step(s[0]), -(offset * step(s[1])))).collect()
-                    }
+                    Some(parts) => s.steps[..parts].iter().map(|s| (scale * step(s[0]), offset * step(s[1]))).collect(),
                     None => vec![(scale, offset)],
                 }
             };
@@ -205,25 +204,29 @@ impl Matrix {
                     acc = w.mul_add(*x, acc);
                 }
             }
-            Activations::Quantized(x) => {
-                let columns = self.codes[row].len() / self.scales[row].len();
-                for (b, &xscale) in x.scales.iter().enumerate() {
-                    let mut t = 0.0f32;
-                    for first in (x.span * b..x.span * (b + 1)).step_by(columns).filter(|&k| k < self.codes[row].len())
-                    {
-                        let (mut i, j) = (0, first / columns);
-                        let sum: i32 = x.q[first..first + columns].iter().map(|&q| -128 * i32::from(q)).sum();
-                        for k in first..first + columns {
-                            i += i32::from(self.codes[row][k]) * i32::from(x.q[k]);
-                        }
-                        i += if self.offsets.is_empty() { sum } else { 0 };
-                        t = (i as f32).mul_add(self.scales[row][j], t);
-                        if let Some(offsets) = self.offsets.get(row) {
-                            t = (sum as f32).mul_add(offsets[j] / -128.0, t);
-                        }
-                    }
-                    acc = t.mul_add(xscale, acc);
-                }
+            Activations::Quantized(x) => return self.quantized_dot(row, x),
+        }
+        acc
+    }
+
+    fn quantized_dot(&self, row: usize, x: &QRow) -> f32 {
+        let (all, columns) = (self.codes[row].len(), self.codes[row].len() / self.scales[row].len());
+        let sum = |first: usize| x.q[first..first + columns].iter().map(|&q| i32::from(q)).sum::<i32>();
+        let dot = |first: usize| {
+            let products = (first..first + columns).map(|k| i32::from(self.codes[row][k]) * i32::from(x.q[k]));
+            products.sum::<i32>() - if self.offsets.is_empty() { 128 * sum(first) } else { 0 }
+        };
+        let mut acc = 0.0f32;
+        for (first, xscale) in (0..all).step_by(x.span).zip(&x.scales) {
+            let runs = (first..all.min(first + x.span)).step_by(columns);
+            let mut t = None;
+            for k in runs.clone() {
+                let (i, scale) = (dot(k) as f32, self.scales[row][k / columns]);
+                t = Some(t.map_or(i * scale, |t| i.mul_add(scale, t)));
+            }
+            acc = t.expect("a span has columns").mul_add(*xscale, acc);
+            for k in runs.filter(|_| !self.offsets.is_empty()) {
+                acc = self.offsets[row][k / columns].mul_add(sum(k) as f32 * xscale, acc);
             }
         }
         acc
@@ -237,9 +240,9 @@ pub enum Activations {
 }
 
 impl Activations {
-    /// What a weight of `format` is multiplied by, quantized with a scale for each `span`.
-    pub fn of(format: Format, x: &[f32], span: usize) -> Activations {
-        if format.is_quantized() { Activations::Quantized(quantize(x, span)) } else { Activations::Float(x.to_vec()) }
+    /// What a weight of `format` is multiplied by, quantized with this content.
+    pub fn of(format: Format, x: &[f32], row: RowContent) -> Activations {
+        if format.is_quantized() { Activations::Quantized(quantize(x, row)) } else { Activations::Float(x.to_vec()) }
     }
 
     /// As it lies in memory.
@@ -256,7 +259,8 @@ pub struct QRow {
     pub span: usize,
     pub q: Vec<i8>,
     pub scales: Vec<f32>,
-    pub sums: Vec<i32>,
+    /// The words of its sums, one kind after the other.
+    pub sums: Vec<[u8; 4]>,
 }
 
 impl QRow {
@@ -264,24 +268,40 @@ impl QRow {
     pub fn bytes(&self) -> Vec<u8> {
         let mut bytes: Vec<u8> = self.q.iter().map(|&q| q as u8).collect();
         bytes.extend(self.scales.iter().flat_map(|s| s.to_le_bytes()));
-        bytes.extend(self.sums.iter().flat_map(|s| s.to_le_bytes()));
+        bytes.extend(self.sums.iter().flatten());
         bytes
     }
 }
 
-/// Quantizes an activation row, a scale for each `span`.
-pub fn quantize(x: &[f32], span: usize) -> QRow {
+/// Quantizes an activation row, with this content.
+pub fn quantize(x: &[f32], content: RowContent) -> QRow {
     let mut x = x.to_vec();
     x.resize(up(x.len(), 32), 0.0);
-    let mut row = QRow { span, q: vec![], scales: vec![], sums: vec![] };
-    for block in x.chunks(span) {
+    let mut row = QRow { span: content.span, q: vec![], scales: vec![], sums: vec![] };
+    for block in x.chunks(row.span) {
         let amax = block.iter().fold(0.0f32, |m, x| m.max(x.abs()));
         row.scales.push(amax * (1.0f32 / 127.0));
         let inv = if (127.0 / amax).is_finite() { 127.0 / amax } else { 0.0 };
         row.q.extend(block.iter().map(|x| (x * inv).round_ties_even() as i8));
     }
-    row.sums = row.q.chunks(32).map(|q| -128 * q.iter().map(|&q| i32::from(q)).sum::<i32>()).collect();
-    row
+    let sum = |first: usize, columns: usize| row.q[first..first + columns].iter().map(|&q| i32::from(q)).sum::<i32>();
+    let scaled = |first, columns| sum(first, columns) as f32 * row.scales[first / row.span];
+    let mut sums: Vec<[u8; 4]> = vec![];
+    for (kind, columns, scale) in [
+        (RowSums::Corrections32, 32, false),
+        (RowSums::Corrections16, 16, false),
+        (RowSums::Scaled32, 32, true),
+        (RowSums::Scaled16, 16, true),
+    ] {
+        for first in (0..row.q.len()).step_by(columns).filter(|_| content.has(kind)) {
+            sums.push(if scale {
+                scaled(first, columns).to_le_bytes()
+            } else {
+                (-128 * sum(first, columns)).to_le_bytes()
+            });
+        }
+    }
+    QRow { sums, ..row }
 }
 
 /// The fixed tree over 16 partial sums.

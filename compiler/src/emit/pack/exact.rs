@@ -57,12 +57,16 @@ fn factors(format: Format, scale: BlockScale) -> (f32, f32) {
 /// The scales and the offsets of a block, in the order of the columns that share them.
 pub(crate) fn scales_of(format: Format, scale: BlockScale) -> impl Iterator<Item = (f32, f32)> {
     let (factor, offset) = factors(format, scale);
-    let parts = BLOCK / format.scale_columns();
     let stepped = matches!(format.scales(), Some(Scales::Steps { .. }));
-    scale.steps.into_iter().take(parts).map(move |[step, shift]| match stepped {
-        true => (factor * f32::from(step as i8), -(offset * f32::from(shift as i8))),
+    scale.steps.into_iter().take(format.parts()).map(move |[step, shift]| match stepped {
+        true => (factor * f32::from(step as i8), offset * f32::from(opposite(shift))),
         false => (factor, offset),
     })
+}
+
+/// The step of an offset out of that of what is taken away.
+fn opposite(step: u8) -> i8 {
+    (step as i8).wrapping_neg()
 }
 
 fn put_scale(format: Format, out: &mut [u8], block: usize, lane: usize, scale: BlockScale) {
@@ -82,8 +86,9 @@ fn put_scale(format: Format, out: &mut [u8], block: usize, lane: usize, scale: B
             let steps = if offsets { 2 } else { 1 };
             let first = Scales::factor_bytes(offsets) + block * parts * steps * LANES + lane;
             for (part, of_part) in scale.steps.iter().take(parts).enumerate() {
-                for (i, step) in of_part.iter().take(steps).enumerate() {
-                    out[first + (part * steps + i) * LANES] = *step;
+                let [step, shift] = *of_part;
+                for (i, step) in [step, opposite(shift) as u8].into_iter().take(steps).enumerate() {
+                    out[first + (part * steps + i) * LANES] = step;
                 }
             }
         }

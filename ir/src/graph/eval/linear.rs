@@ -93,11 +93,8 @@ impl Matrix {
                 for r in first..first + count {
                     let codes = &codes[r * self.columns..(r + 1) * self.columns];
                     let of_row = r * blocks..(r + 1) * blocks;
-                    let scales = &scales[of_row.clone()];
-                    out.push(match offsets.is_empty() {
-                        true => quantized_product(codes, scales, x.row(row), x.span),
-                        false => shifted_product(codes, scales, &offsets[of_row], x.row(row), x.span),
-                    });
+                    let offsets = if offsets.is_empty() { &[] } else { &offsets[of_row.clone()] };
+                    out.push(quantized_product(codes, &scales[of_row], offsets, x.row(row), x.span));
                 }
             }
             (Numbers::Codes { .. }, Rows::F32(..)) | (Numbers::Float(_), Rows::Q8(_)) => {
@@ -180,42 +177,36 @@ fn float_products_body(w: &[f32], x: &[f32], out: &mut Vec<f32>) {
     }
 }
 
-/// For each `columns` codes and as many of a row: the sum of their products, and −128 times the sum of the row's. Exact integers.
-fn dots<'a>(codes: &'a [u8], q: &'a [i8], columns: usize) -> impl Iterator<Item = (i32, i32)> + 'a {
-    codes.chunks(columns).zip(q.chunks(columns)).map(|(codes, q)| {
-        let products = codes.iter().zip(q).map(|(&code, &q)| i32::from(code) * i32::from(q));
-        (products.sum(), -128 * q.iter().map(|&q| i32::from(q)).sum::<i32>())
-    })
-}
-
-/// One row of codes and scales with one quantized row.
-fn quantized_product(codes: &[u8], scales: &[f32], (q, x_scales): (&[i8], &[f32]), span: usize) -> f32 {
+/// One row of codes, scales and, if there are any, offsets with one quantized row.
+///
+/// Columns that share a scale are multiplied and added as integers, exactly. These sums are scaled and added for each span of the quantized row, what comes
+/// of it is scaled and added to the total, and after it the offsets of the span's columns, each times the row's scaled sum. All is fused but the first
+/// term of a span.
+fn quantized_product(
+    codes: &[u8],
+    scales: &[f32],
+    offsets: &[f32],
+    (q, x_scales): (&[i8], &[f32]),
+    span: usize,
+) -> f32 {
     let columns = codes.len() / scales.len();
-    let mut dots = dots(codes, q, columns);
+    let sum = |q: &[i8]| q.iter().map(|&q| i32::from(q)).sum::<i32>();
+    let dot = |run: usize| {
+        let of_run = run * columns..(run + 1) * columns;
+        let q = &q[of_run.clone()];
+        let products = codes[of_run].iter().zip(q).map(|(&code, &q)| i32::from(code) * i32::from(q));
+        products.sum::<i32>() - if offsets.is_empty() { 128 * sum(q) } else { 0 }
+    };
+    let per_span = span / columns;
     let mut total = 0.0f32;
-    for (scales, x_scale) in scales.chunks(span / columns).zip(x_scales) {
-        let mut group = 0.0f32;
-        for (scale, (dot, sum)) in scales.iter().zip(&mut dots) {
-            group = ((sum + dot) as f32).mul_add(*scale, group);
+    for (first, x_scale) in (0..scales.len()).step_by(per_span).zip(x_scales) {
+        let runs = first..scales.len().min(first + per_span);
+        let start = dot(first) as f32 * scales[first];
+        let of_span = (first + 1..runs.end).fold(start, |sum, run| (dot(run) as f32).mul_add(scales[run], sum));
+        total = of_span.mul_add(*x_scale, total);
+        for (offset, q) in offsets.iter().zip(q.chunks(columns)).take(runs.end).skip(first) {
+            total = offset.mul_add(sum(q) as f32 * x_scale, total);
         }
-        total = group.mul_add(*x_scale, total);
-    }
-    total
-}
-
-/// One row of codes, scales and offsets with one quantized row.
-fn shifted_product(codes: &[u8], scales: &[f32], offsets: &[f32], (q, x_scales): (&[i8], &[f32]), span: usize) -> f32 {
-    let columns = codes.len() / scales.len();
-    let mut dots = dots(codes, q, columns);
-    let mut total = 0.0f32;
-    let spans = scales.chunks(span / columns).zip(offsets.chunks(span / columns));
-    for ((scales, offsets), x_scale) in spans.zip(x_scales) {
-        let mut group = 0.0f32;
-        for ((scale, offset), (dot, sum)) in scales.iter().zip(offsets).zip(&mut dots) {
-            group = (dot as f32).mul_add(*scale, group);
-            group = (sum as f32).mul_add(offset * (-1.0 / 128.0), group);
-        }
-        total = group.mul_add(*x_scale, total);
     }
     total
 }
@@ -299,7 +290,7 @@ mod tests {
         let padded = columns.next_multiple_of(BLOCK);
         let codes: Vec<u8> = (0..padded).map(|k| (k * 91 % 255 + 1) as u8).collect();
         let scales: Vec<f32> = (0..padded / BLOCK).map(|j| 0.5f32.powi(j as i32 - 3)).collect();
-        let found = quantized_product(&codes, &scales, rows.row(0), 64);
+        let found = quantized_product(&codes, &scales, &[], rows.row(0), 64);
         let weight = |k: usize| f64::from(scales[k / BLOCK]) * (f64::from(codes[k]) - 128.0);
         let rounded = |k: usize| f64::from(rows.codes[k]) * f64::from(rows.scales[k / 64]);
         let expected: f64 = (0..columns).map(|k| weight(k) * rounded(k)).sum();
@@ -317,7 +308,7 @@ mod tests {
         let codes: Vec<u8> = (0..padded).map(|k| (k * 7 % 16) as u8).collect();
         let scales: Vec<f32> = (0..padded / BLOCK).map(|j| 0.75f32.powi(j as i32)).collect();
         let offsets: Vec<f32> = (0..padded / BLOCK).map(|j| 0.5 - j as f32).collect();
-        let found = shifted_product(&codes, &scales, &offsets, rows.row(0), 32);
+        let found = quantized_product(&codes, &scales, &offsets, rows.row(0), 32);
         let weight = |k: usize| f64::from(scales[k / BLOCK]) * f64::from(codes[k]) + f64::from(offsets[k / BLOCK]);
         let rounded = |k: usize| f64::from(rows.codes[k]) * f64::from(rows.scales[k / 32]);
         let expected: f64 = (0..columns).map(|k| weight(k) * rounded(k)).sum();
@@ -329,13 +320,12 @@ mod tests {
         let mut x = vec![0.0f32; 130];
         (x[0], x[1], x[129]) = (-12.7, 0.25, 3.0);
         let rows = QuantizedRows::new(&x, 130, None, 64);
-        assert_eq!((rows.codes.len(), rows.scales.len(), rows.sums.len()), (160, 3, 5));
+        assert_eq!((rows.codes.len(), rows.scales.len()), (160, 3));
         assert_eq!((rows.codes[0], rows.codes[1], rows.codes[129]), (-127, 2, 127), "2.5 is rounded to even");
-        assert_eq!(rows.sums, [-128 * (2 - 127), 0, 0, 0, -128 * 127]);
         assert_eq!(QuantizedRows::new(&x, 130, None, 32).scales.len(), 5);
         assert_eq!(QuantizedRows::new(&[0.0; 4], 4, None, 64).scales, [0.0], "zeros stay zeros");
         let tiny = QuantizedRows::new(&[1e-38, -1e-38, 1e-44, 0.0], 4, None, 64);
-        assert_eq!((&tiny.codes[..4], &tiny.sums[..]), (&[0; 4][..], &[0][..]), "127 / 1e-38 is not finite");
+        assert_eq!(tiny.codes[..4], [0; 4], "127 / 1e-38 is not finite");
         assert_eq!(QuantizedRows::new(&[1e-36, -1e-36], 2, None, 64).codes[..2], [127, -127]);
     }
 

@@ -294,7 +294,7 @@ impl Evaluator {
                 let normed = linear::rms_norm(f32s(x), self.parts(*w)[0].f32s(), *eps);
                 outputs.hidden = hidden(graph, *x, &normed).unwrap_or(std::mem::take(&mut outputs.hidden));
                 vec![
-                    Tensor::Q8(QuantizedRows::new(&normed, columns_of(graph.ty(*x)), None, graph.span())),
+                    Tensor::Q8(QuantizedRows::new(&normed, columns_of(graph.ty(*x)), None, graph.row_content().span)),
                     Tensor::F32(normed),
                 ]
             }
@@ -303,7 +303,7 @@ impl Evaluator {
                     f32s(x),
                     columns_of(graph.ty(*x)),
                     self.heads.get(x).copied(),
-                    graph.span(),
+                    graph.row_content().span,
                 ))]
             }
             Op::Matmul { x, w } => vec![Tensor::F32(multiply(&rows(x), &self.parts(*w)))],
@@ -467,7 +467,7 @@ fn load(
         let weight = graph.weight(leaf);
         let error = |why: String| EvalError::Weight { name: weight.name.clone(), why };
         let numbers = weights.numbers(weight, layout, heads).map_err(error)?;
-        let matrix = Matrix::new(weight, layout, heads, graph.span(), numbers).map_err(error)?;
+        let matrix = Matrix::new(weight, layout, heads, graph.row_content().span, numbers).map_err(error)?;
         matrices.insert((leaf, layout), matrix);
     }
     Ok(())

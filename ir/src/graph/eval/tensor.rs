@@ -59,7 +59,7 @@ pub(super) fn pad_heads(row: &[f32], head_dim: usize) -> Vec<f32> {
     spread
 }
 
-/// Rows of signed bytes with a scale for each span of elements.
+/// Rows of signed bytes with a scale for each span of elements. Their sums are not kept: they follow from these.
 #[derive(Clone, PartialEq, Debug)]
 pub struct QuantizedRows {
     /// Elements of a row, padding of heads included.
@@ -70,15 +70,13 @@ pub struct QuantizedRows {
     pub codes: Vec<i8>,
     /// For each row and each span of its columns.
     pub scales: Vec<f32>,
-    /// −128 × the sum of each 32 bytes.
-    pub sums: Vec<i32>,
 }
 
 impl QuantizedRows {
     /// Quantizes rows of `columns` elements, a scale for each `span`. Heads of `heads` elements are padded first.
     pub fn new(x: &[f32], columns: usize, heads: Option<usize>, span: usize) -> QuantizedRows {
         let padded = heads.map_or(columns, |dim| columns / dim * padded_head_dim(dim));
-        let mut rows = QuantizedRows { columns: padded, span, codes: Vec::new(), scales: Vec::new(), sums: Vec::new() };
+        let mut rows = QuantizedRows { columns: padded, span, codes: Vec::new(), scales: Vec::new() };
         for row in x.chunks(columns) {
             match heads {
                 Some(head_dim) => rows.push(&pad_heads(row, head_dim)),
@@ -98,9 +96,6 @@ impl QuantizedRows {
             self.codes.extend(group.iter().map(|x| math::float_to_int(x * inverse) as i8));
         }
         self.codes.resize(start + row.len().next_multiple_of(BLOCK), 0);
-        for block in self.codes[start..].chunks(BLOCK) {
-            self.sums.push(-128 * block.iter().map(|&q| i32::from(q)).sum::<i32>());
-        }
     }
 
     /// Bytes of a row.

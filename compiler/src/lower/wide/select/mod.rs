@@ -44,6 +44,7 @@ pub fn select(function: &tile::Function, cpu: Cpu) -> Selected {
         deferred: Vec::new(),
         constants: Constants::default(),
         pairs: HashMap::new(),
+        nibbles: HashMap::new(),
         block: 0,
         trace: Vec::new(),
     };
@@ -125,6 +126,8 @@ struct Select<'a> {
     constants: Constants,
     /// Even and odd bytes as 16 bits of vectors of bytes, signed or not, made in this block.
     pairs: HashMap<(VReg, bool), [VReg; 2]>,
+    /// Low or high four bits of vectors of bytes, by the first part, taken out in this block.
+    nibbles: HashMap<(VReg, bool), Regs>,
     /// Number of the tile IR's current block.
     block: usize,
     trace: Vec<usize>,
@@ -224,6 +227,7 @@ impl Select<'_> {
     fn enter(&mut self, block: regalloc2::Block) {
         self.out.enter(block);
         self.pairs.clear();
+        self.nibbles.clear();
     }
 
     fn block_params(&mut self, block: regalloc2::Block, values: &[Value]) {

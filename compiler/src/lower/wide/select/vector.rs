@@ -294,13 +294,16 @@ impl Select<'_> {
     }
 
     /// The low or the high four bits of each byte.
-    pub(super) fn cut_nibbles(&mut self, mut a: Regs, high: bool) -> Regs {
-        let mask = self.nibble_mask();
-        if high {
-            // What comes in from the neighbouring byte is masked away.
-            a = self.shift_parts(Name::ShiftRightW, a, 4);
+    pub(super) fn cut_nibbles(&mut self, bytes: Regs, high: bool) -> Regs {
+        if let Some(&cut) = self.nibbles.get(&(bytes.0[0], high)) {
+            return cut;
         }
-        self.each_part(|s, p| s.op2(Name::And, VECTOR, Operand::Use(a.0[p]), Operand::Use(mask)))
+        let mask = self.nibble_mask();
+        // What comes in from the neighbouring byte is masked away.
+        let cut = if high { self.shift_parts(Name::ShiftRightW, bytes, 4) } else { bytes };
+        let cut = self.each_part(|s, p| s.op2(Name::And, VECTOR, Operand::Use(cut.0[p]), Operand::Use(mask)));
+        self.nibbles.insert((bytes.0[0], high), cut);
+        cut
     }
 
     pub(super) fn lookup(&mut self, table: [u8; 16], a: Value) -> Regs {
