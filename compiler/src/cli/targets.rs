@@ -79,7 +79,8 @@ impl Targets {
                 caches.join(", ")
             ))?;
             print_line(
-                "The choices above are moec's for each kind of CPU, and what was measured goes before them where it knows a shape; `moec tune MODEL -o FILE` measures others for a machine and a model.",
+                "The choices above are moec's for each kind of CPU, and what was measured goes before them where it knows a shape; \
+                 `moec tune MODEL -o FILE` measures others for a machine and a model.",
             )?;
         }
         Ok(0)

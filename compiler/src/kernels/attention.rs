@@ -35,9 +35,9 @@ const PAGE_SHIFT: u8 = PAGE_TOKENS.trailing_zeros() as u8;
 /// `out[i][g] = Σ_key softmax(q[i][g] · k[key]) × v[key]` over keys `max(lo + i, 0) ≤ key < hi + i`, for `group` query heads `g` of tokens `i` at successive
 /// positions. With a cap the products are soft-capped before the softmax.
 ///
-/// Parameters: `q` — f32 `[tokens][group][D]`, rotated and scaled padded heads, `q_stride` bytes from token to token; `pages` — address of the
-/// sequence's page table, an array of page addresses, of which entries `max(lo, 0) / 64 ..= (hi + tokens − 2) / 64` are read; `k_offset`, `v_offset` — bytes from a page's
-/// start to this layer's and KV head's keys `[4][D][16]` and values `[64][D]`; `lo`, `hi` — the visible positions, `max(lo + i, 0) < hi + i`; `out` — f32
+/// Parameters: `q` — f32 `[tokens][group][D]`, rotated and scaled padded heads, `q_stride` bytes from token to token; `pages` — address of the sequence's page
+/// table, an array of page addresses, of which entries `max(lo, 0) / 64 ..= (hi + tokens − 2) / 64` are read; `k_offset`, `v_offset` — bytes from a page's start
+/// to this layer's and KV head's keys `[4][D][16]` and values `[64][D]`; `lo`, `hi` — the visible positions, `max(lo + i, 0) < hi + i`; `out` — f32
 /// `[tokens][group][D]`, `out_stride` bytes from token to token, written; `scratch` — [`Attention::scratch_bytes`], 64-byte aligned, for this call alone.
 /// Nothing written overlaps anything.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
