@@ -29,6 +29,9 @@ const PAGE_TILES: usize = PAGE_TOKENS / LANES;
 /// Dimensions of the scores' sum that are written out in one iteration.
 const SCORES_UNROLL: usize = 8;
 
+/// Bytes of a row of scores, of which each query head has one.
+const SCORES: i64 = 4 * PAGE_TOKENS as i64;
+
 /// Log2 of the keys in a page.
 const PAGE_SHIFT: u8 = PAGE_TOKENS.trailing_zeros() as u8;
 
@@ -84,7 +87,7 @@ struct Scratch {
 impl Scratch {
     fn new(group: usize) -> Scratch {
         let array = 4 * round_up(group, LANES);
-        let scores = 4 * PAGE_TOKENS * group;
+        let scores = SCORES as usize * group;
         let at = |i: usize| (scores + i * array) as i64;
         Scratch {
             scores: 0,
@@ -379,14 +382,13 @@ impl Attention {
 
     /// The scores of the page's keys; invisible ones get [`LOWEST`].
     fn scores(&self, b: &mut Builder, rows: Rows, page: Page) {
-        let row = 4 * PAGE_TOKENS as i64;
         let dim = (LANES * self.kv.bytes()) as i64;
         let [q_step, _, scratch_step] = self.token_steps();
         if page.visible.is_some() {
             self.each_token(b, rows, |b, rows, _| self.hide(b, rows));
         }
         let tile_bytes = self.padded() as i64 * dim;
-        let steps = [[q_step, scratch_step], [self.head_bytes(), row]];
+        let steps = [[q_step, scratch_step], [self.head_bytes(), SCORES]];
         self.each_heads(b, rows, [rows.q, rows.scratch], steps, |b, [q, scores], heads| {
             let together = self.vectors_together(heads, PAGE_TILES);
             let shift = (together * LANES).trailing_zeros() as u8;
@@ -431,7 +433,7 @@ impl Attention {
                 let key = b.shift(Shift::Left, tiles, shift);
                 for tile in 0..together {
                     let hidden = page.visible.map(|visible| self.hidden_lanes(b, visible, key, tile));
-                    let offsets = heads.offsets(scratch_step, row);
+                    let offsets = heads.offsets(scratch_step, SCORES);
                     for (sums, at) in after[3..].chunks(together).zip(offsets) {
                         let mut s = match self.cap_bits {
                             Some(bits) => build_soft_cap(b, sums[tile], f32::from_bits(bits)),
@@ -454,10 +456,10 @@ impl Attention {
     fn hide(&self, b: &mut Builder, rows: Rows) {
         counted(b, self.group, vec![rows.scratch], |b, carried| {
             let lowest = b.splat_f32(LOWEST);
-            for tile in 0..(PAGE_TOKENS / LANES) as i64 {
+            for tile in 0..PAGE_TILES as i64 {
                 store_f32(b, lowest, carried[0], self.scratch().scores + tile * VECTOR);
             }
-            vec![b.add_int(carried[0], 4 * PAGE_TOKENS as i64)]
+            vec![b.add_int(carried[0], SCORES)]
         });
     }
 
@@ -475,7 +477,7 @@ impl Attention {
     /// Each head's maximum over the page, the scores' exponentials relative to it (0 for invisible keys), and their sum.
     fn exponentials(&self, b: &mut Builder, rows: Rows) {
         let at = self.scratch();
-        let tiles = (PAGE_TOKENS / LANES) as i64;
+        let tiles = PAGE_TILES as i64;
         counted(b, self.group, vec![rows.scratch, rows.scratch], |b, carried| {
             let (scores, arrays) = (carried[0], carried[1]);
             let s: Vec<Value> = (0..tiles).map(|t| load_f32(b, scores, at.scores + t * VECTOR)).collect();
@@ -495,7 +497,7 @@ impl Attention {
             }
             let sum = b.reduce(Reduce::Add, sum.expect("a page has keys"));
             b.store_scalar(Memory::F32, sum, arrays, at.page_sum);
-            vec![b.add_int(scores, tiles * VECTOR), b.add_int(arrays, 4)]
+            vec![b.add_int(scores, SCORES), b.add_int(arrays, 4)]
         });
     }
 
@@ -524,7 +526,6 @@ impl Attention {
     /// Adds the page's weighted values to the running ones.
     fn values(&self, b: &mut Builder, rows: Rows, page: Page) {
         let at = self.scratch();
-        let row = 4 * PAGE_TOKENS as i64;
         let key_bytes = (self.padded() * self.kv.bytes()) as i64;
         let vector = (LANES * self.kv.bytes()) as i64;
         let [_, out_step, scratch_step] = self.token_steps();
@@ -534,7 +535,7 @@ impl Attention {
         let skipped = b.mul_int(from, 4);
         let weights = b.add(rows.scratch, skipped);
         let pointers = [weights, rows.out, rows.scratch];
-        let steps = [[scratch_step, out_step, scratch_step], [row, self.head_bytes(), 4]];
+        let steps = [[scratch_step, out_step, scratch_step], [SCORES, self.head_bytes(), 4]];
         self.each_heads(b, rows, pointers, steps, |b, [weights, out, arrays], heads| {
             let vectors = self.padded() / LANES;
             let together = self.vectors_together(heads, vectors);
@@ -548,7 +549,7 @@ impl Attention {
                     prefetch(b, ahead, 0, together as i64 * vector);
                     let v: Vec<Value> =
                         (0..together as i64).map(|i| b.load(self.kv.memory(), value, i * vector)).collect();
-                    for (sums, offset) in sums.chunks_mut(together).zip(heads.offsets(scratch_step, row)) {
+                    for (sums, offset) in sums.chunks_mut(together).zip(heads.offsets(scratch_step, SCORES)) {
                         let e = b.load_splat(Memory::F32, weight, at.scores + offset);
                         for (sum, &v) in sums.iter_mut().zip(&v) {
                             *sum = b.fma(e, v, *sum);

@@ -13,8 +13,7 @@ use target_lexicon::{Architecture, Triple};
 
 use super::build_function;
 use super::wide::{self, Cpu};
-use crate::target::machine::Machine;
-use crate::target::{Core, CpuLevel, Tuning, named};
+use crate::target::{Core, CpuLevel, Tuning, cpu_name};
 
 /// A code generator for kernels.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,11 +56,7 @@ impl CompileError {
 pub fn tuning(level: &CpuLevel, target: &Triple) -> Tuning {
     match KernelBackend::choose(level.features, target) {
         KernelBackend::Cranelift => Tuning::NARROW,
-        KernelBackend::Wide(cpu) => {
-            let here = || named(&Machine::this(), level.features, target).map_or(level.name, |level| level.name);
-            let name = if level.name == "native" { here() } else { level.name };
-            Tuning::wide(cpu, Core::of(name, level.features))
-        }
+        KernelBackend::Wide(cpu) => Tuning::wide(cpu, Core::of(cpu_name(level, target), level.features)),
     }
 }
 

@@ -16,6 +16,11 @@ impl Stages<'_> {
         (Expr::from(Field::Positions) + t * WORD).load_u32()
     }
 
+    /// The address of the page table of token `t`'s sequence.
+    fn page_table(t: Expr) -> Expr {
+        (Expr::from(Field::PageTables) + t * 8usize).load_address()
+    }
+
     /// The rows of the cosine and sine tables for a position.
     fn rotation(&self, head_dim: usize, position: &Expr) -> [Expr; 2] {
         let row = padded_head_dim(head_dim) / 2 * WORD;
@@ -53,7 +58,7 @@ impl Stages<'_> {
 
     /// Bytes from a page's start to the keys of `layer` and `head`; the values follow them.
     fn page_offset(&self, layer: usize, head: Expr, kv_heads: usize, head_dim: usize) -> Expr {
-        let keys = PAGE_TOKENS * padded_head_dim(head_dim) * self.shape.kv.bytes();
+        let keys = key_bytes(head_dim, self.kv_format());
         (head + layer * kv_heads) * (2 * keys)
     }
 
@@ -182,14 +187,13 @@ impl Stages<'_> {
         let several = Attention { together: (tokens > 1).then_some(together), ..single };
         let scratch = self.planner.buffers().add(format!("t{}.scratch", out.0), Scope::Worker, several.scratch_bytes());
         self.planner.begin("attention", Split::Other, &[from.buffer, pages.buffer], &[to.buffer, scratch]);
-        let keys = PAGE_TOKENS * padded_head_dim(head_dim) * self.shape.kv.bytes();
         let attend = Attend {
             from,
             to,
             scratch,
             window,
             first: self.page_offset(layer, Expr::Int(0), kv_heads, head_dim),
-            keys,
+            keys: key_bytes(head_dim, single.kv),
         };
         let mut actions = Vec::new();
         if self.is_decode() {
@@ -260,12 +264,17 @@ impl Stages<'_> {
             }
             let mut together = Vec::new();
             attend.call(planner, &mut together, several, t.clone(), [head.clone(), query.clone()]);
-            let [first, last] = [t.clone(), end.clone() - 1usize].map(|t| planner.bind(actions, Attend::table(t)));
+            let [first, last] = [t.clone(), end.clone() - 1usize].map(|t| planner.bind(actions, Self::page_table(t)));
             let differ = first.clone().max(last.clone()) - first.min(last);
             let unlike = differ + (t + tokens - end);
             actions.push(Action::Switch { on: unlike.min(1usize), cases: vec![together, alone] });
         });
     }
+}
+
+/// Bytes of one head's keys in a page; its values take as many.
+fn key_bytes(head_dim: usize, kv: KvFormat) -> usize {
+    PAGE_TOKENS * padded_head_dim(head_dim) * kv.bytes()
 }
 
 /// Parts into which the query heads of a KV head are divided for one token, at most.
@@ -285,11 +294,6 @@ struct Attend {
 }
 
 impl Attend {
-    /// The address of token `t`'s page table.
-    fn table(t: Expr) -> Expr {
-        (Expr::from(Field::PageTables) + t * 8usize).load_address()
-    }
-
     /// Calls `kernel` for token `t`, and those after it that it takes, with KV head `head` and the query heads that share it from `query` on.
     fn call(
         &self,
@@ -307,7 +311,7 @@ impl Attend {
         let at = planner.bind(actions, query * (padded_head_dim(kernel.head_dim) * WORD));
         let args = [
             self.from.row(t.clone()) + at.clone(),
-            Attend::table(t.clone()),
+            Stages::page_table(t.clone()),
             k.clone(),
             k + self.keys,
             start,
@@ -368,7 +372,7 @@ struct Slot {
 impl Store {
     fn slot(&self, planner: &mut Planner, actions: &mut Vec<Action>, t: &Expr) -> Slot {
         let position = planner.bind(actions, Stages::position(t.clone()));
-        let table = (Expr::from(Field::PageTables) + t.clone() * 8usize).load_address();
+        let table = Stages::page_table(t.clone());
         let number = planner.bind(actions, position.clone() / PAGE_TOKENS);
         let page = planner.bind(actions, (table + number.clone() * 8usize).load_address() + self.page.clone());
         let slot = planner.bind(actions, position.clone() - number * PAGE_TOKENS);
@@ -379,9 +383,9 @@ impl Store {
         Slot { page, slot, cos, sin }
     }
 
-    /// Bytes of one head's keys in a page; its values take as many.
+    /// Bytes of one head's keys in a page.
     fn keys(&self) -> usize {
-        PAGE_TOKENS * padded_head_dim(self.head_dim) * self.kv.bytes()
+        key_bytes(self.head_dim, self.kv)
     }
 
     fn key(&self, slot: &Slot, head: Expr, x: Expr) -> Action {

@@ -12,7 +12,7 @@ mod tuning;
 
 pub use detect::host;
 pub use isa::isa_for;
-pub use models::named;
+pub use models::{cpu_name, named};
 pub use tuning::{Core, ProductShape, ProductTuning, Tile, Tuning};
 
 use moec_abi::features::{

@@ -40,6 +40,14 @@ pub fn named(machine: &Machine, features: u64, triple: &Triple) -> Option<&'stat
     levels(triple).iter().find(|level| level.features == features && fits(level.name))
 }
 
+/// The name of the CPU that `level` is for; of `native` that of this machine, if there is a level for it.
+pub fn cpu_name(level: &CpuLevel, triple: &Triple) -> Option<&'static str> {
+    match level.name {
+        "native" => named(&Machine::this(), level.features, triple).map(|level| level.name),
+        name => Some(name),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

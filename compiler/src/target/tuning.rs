@@ -174,12 +174,12 @@ pub enum Core {
 }
 
 impl Core {
-    /// The core of the CPU of which a level is named `name`, with these [`moec_abi::features`].
-    pub fn of(name: &str, features: u64) -> Core {
+    /// The core of the CPU named `cpu`, if it is known, with these [`moec_abi::features`].
+    pub fn of(cpu: Option<&str>, features: u64) -> Core {
         const TWO_PORTS: [&str; 6] =
             ["skylake-avx512", "cascadelake", "cooperlake", "icelake-server", "sapphirerapids", "graniterapids"];
         let like_zen4 = AVX512_BF16 | AVX512_VBMI;
-        if TWO_PORTS.contains(&name) {
+        if cpu.is_some_and(|cpu| TWO_PORTS.contains(&cpu)) {
             Core::TwoPorts
         } else if features & (like_zen4 | AVX_VNNI) == like_zen4 {
             Core::TwoPasses

@@ -294,7 +294,7 @@ impl Record {
 
 impl From<&TeamSize> for TeamTable {
     fn from(team: &TeamSize) -> TeamTable {
-        let round = |x: f64| (x * 1e6).round() / 1e6;
+        let round = |x: f64| (x * 1e9).round() / 1e9;
         let sized = |s: &Sized| SizedTable { threads: s.threads, decode: round(s.decode), prefill: round(s.prefill) };
         TeamTable { best: team.best, measured: team.measured.iter().map(sized).collect() }
     }
@@ -329,9 +329,7 @@ impl File {
         let LimitsTable { dots, fmas, read, ops, latency, barrier } = self.limits;
         let all = [("dots", dots), ("fmas", fmas), ("read", read)].map(|(key, value)| (key, Some(value)));
         for (key, value) in all.into_iter().chain([("ops", ops), ("latency", latency), ("barrier", barrier)]) {
-            if let Some(value) = value.filter(|value| !(value.is_finite() && *value > 0.0)) {
-                return Err((format!("limits.{key}"), format!("{value} is no limit; it must be above 0")));
-            }
+            value.map_or(Ok(()), |value| above_zero(format!("limits.{key}"), value, "limit"))?;
         }
         within("threads", self.threads, 1..=1 << 16)?;
         let mut products = BTreeMap::new();
@@ -367,6 +365,8 @@ impl TeamTable {
         within("team.best", self.best, 1..=threads)?;
         let sized = |(i, s): (usize, SizedTable)| {
             within(format!("team.measured[{i}].threads"), s.threads, 1..=threads)?;
+            above_zero(format!("team.measured[{i}].decode"), s.decode, "time")?;
+            above_zero(format!("team.measured[{i}].prefill"), s.prefill, "time")?;
             Ok(Sized { threads: s.threads, decode: s.decode, prefill: s.prefill })
         };
         let measured = self.measured.into_iter().enumerate().map(sized).collect::<Result<_, Wrong>>()?;
@@ -380,6 +380,14 @@ fn within(key: impl Into<String>, value: usize, legal: std::ops::RangeInclusive<
         return Ok(());
     }
     Err((key.into(), format!("{value} is not within {} and {}", legal.start(), legal.end())))
+}
+
+/// Fails unless `value` is a number above 0.
+fn above_zero(key: String, value: f64, what: &str) -> Result<(), Wrong> {
+    if value.is_finite() && value > 0.0 {
+        return Ok(());
+    }
+    Err((key, format!("{value} is no {what}; it must be above 0")))
 }
 
 impl ProductTable {

@@ -77,10 +77,7 @@ impl Search<'_> {
             self.block(&mut best)?;
         }
         (self.progress)("against the default", 0.8);
-        best = self.approve(default, best)?;
-        let measured = self.measure(default, &best)?;
-        self.workload.forget();
-        Ok(Found { tuning: best, measured })
+        self.settle(default, best)
     }
 
     /// Compares what was found earlier with `default` once more: what is not faster again is given up.
@@ -89,8 +86,12 @@ impl Search<'_> {
     /// As [`run`](Search::run).
     pub fn confirm(mut self, default: &ProductTuning, found: &Found) -> Result<Found> {
         (self.progress)("against the default", 0.0);
-        let tuning = self.approve(default, found.tuning.clone())?;
-        (self.progress)("against the default", 0.8);
+        self.settle(default, found.tuning.clone())
+    }
+
+    /// What is approved of `best`, measured.
+    fn settle(&mut self, default: &ProductTuning, best: ProductTuning) -> Result<Found> {
+        let tuning = self.approve(default, best)?;
         let measured = self.measure(default, &tuning)?;
         self.workload.forget();
         Ok(Found { tuning, measured })

@@ -4,8 +4,7 @@
 //! Deliberately absent: who uses them ([`super::apply`]).
 
 use super::record::{Record, RecordError};
-use crate::target::machine::Machine;
-use crate::target::{CpuLevel, named};
+use crate::target::{CpuLevel, cpu_name};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use target_lexicon::Triple;
@@ -32,10 +31,7 @@ pub fn records() -> &'static [(&'static str, Record)] {
 
 /// The record for `level` of `target`.
 pub fn record(level: &CpuLevel, target: &Triple) -> Option<&'static Record> {
-    let name = match level.name {
-        "native" => named(&Machine::this(), level.features, target)?.name,
-        name => name,
-    };
+    let name = cpu_name(level, target)?;
     records().iter().find(|(of, _)| *of == name).map(|(_, record)| record)
 }
 
@@ -55,7 +51,8 @@ mod tests {
     use crate::kernels::Matmul;
     use crate::lower::backend::{self, KernelBackend};
     use crate::plan::quant::CODEBOOK;
-    use crate::target::{find_level, isa_for};
+    use crate::target::machine::Machine;
+    use crate::target::{find_level, isa_for, named};
 
     fn x86() -> Triple {
         "x86_64-unknown-linux-gnu".parse().unwrap()

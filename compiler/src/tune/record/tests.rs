@@ -66,6 +66,8 @@ fn errors_name_the_key() {
         ("read = 5e10", "read = nan", "`limits.read`"),
         ("threads = 2", "threads = true", "`threads`"),
         ("best = 1", "best = 3", "`team.best`: 3 is not within 1 and 2"),
+        ("decode = 0.019", "decode = 0.0", "`team.measured[1].decode`: 0 is no time; it must be above 0"),
+        ("prefill = 4.9", "prefill = inf", "`team.measured[1].prefill`: inf is no time; it must be above 0"),
         ("{ threads = 1,", "{ threads = 0,", "`team.measured[1].threads`: 0 is not within 1 and 2"),
         ("version = 1", "version = 2", "version 2, and this moec reads version 1"),
         ("version = 1", "", "version no number"),
