@@ -45,7 +45,8 @@ fn any(format: Format, random: &mut Random) -> ProductTuning {
         kernels: (1..=tokens).map(|n| kernel(n, random)).collect(),
         block: 1 + random.below(17),
         activation_bytes: 1 << (10 + random.below(12)),
-        ahead: random.below(2) == 0,
+        columns: [0, 128, 256][random.below(3)],
+        ahead: random.below(4),
     }
 }
 

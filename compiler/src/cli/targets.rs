@@ -23,17 +23,18 @@ fn defaults(level: &CpuLevel, triple: &Triple) -> String {
         KernelBackend::Cranelift => "128-bit vectors by Cranelift".to_string(),
         KernelBackend::Wide(cpu) => cpu.to_string(),
     };
-    let Tuning { quantized, float, single_rows, activation_bytes, prefetch, .. } = backend::tuning(level, triple);
+    let Tuning { quantized, float, single_rows, activation_bytes, columns, ahead, .. } = backend::tuning(level, triple);
     let rows = |tiles: usize| tiles * LANES;
     format!(
-        "{code}: {} rows × {} tokens for quantized weights, {} × {} for floats, {} rows for one token; {} KiB of activations at a time{}",
+        "{code}: {} rows × {} tokens for quantized weights, {} × {} for floats, {} rows for one token; {} KiB of activations at a time{}{}",
         rows(quantized.rows),
         quantized.tokens,
         rows(float.rows),
         float.tokens,
         rows(single_rows),
         activation_bytes >> 10,
-        if prefetch { ", the next weights prefetched" } else { "" }
+        if columns > 0 { format!(" and {columns} columns") } else { String::new() },
+        if ahead > 0 { ", the next weights prefetched" } else { "" }
     )
 }
 

@@ -165,13 +165,14 @@ fn table(outcome: &Outcome) -> String {
                     kernel.prefetch.map_or(String::new(), |n| format!(", prefetch {n}"))
                 ),
                 _ => format!(
-                    "{} rows × {} tokens, unroll {}, block {}{}, chunk {} KiB",
+                    "{} rows × {} tokens, unroll {}, block {}{}, chunk {} KiB{}",
                     kernel.tiles,
                     m.tokens.min(found.tuning.tokens()),
                     kernel.unroll,
                     found.tuning.block,
-                    if found.tuning.ahead { " ahead" } else { "" },
-                    found.tuning.activation_bytes >> 10
+                    some(" ahead", found.tuning.ahead),
+                    found.tuning.activation_bytes >> 10,
+                    some(" columns", found.tuning.columns)
                 ),
             };
             let _ = writeln!(
@@ -190,6 +191,11 @@ fn table(outcome: &Outcome) -> String {
         text += &team_table(team);
     }
     text
+}
+
+/// A choice that may be none.
+fn some(what: &str, n: usize) -> String {
+    if n > 0 { format!("{what} {n}") } else { String::new() }
 }
 
 /// Teams of fewer threads beside that of all.

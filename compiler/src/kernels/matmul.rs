@@ -11,7 +11,8 @@ use moec_ir::graph::{Activation, RowContent};
 use moec_ir::tile::{Binary, Function, Memory, Value, build::Builder};
 
 use super::common::{VECTOR, build_activation, counted, load_f32, prefetch, store_f32, zeros};
-use crate::plan::layout::Format;
+use crate::plan::layout::{Format, GROUP, QuantizedRow};
+use std::ops::Range;
 
 /// Most activation rows of one call.
 pub const MAX_TOKENS: usize = 16;
@@ -72,6 +73,18 @@ impl MatmulTuning {
     }
 }
 
+/// Some of the columns, whose products are added to the sums of those before them: the same additions in the same order as in one go. All rows meet the columns of one part
+/// before the next, so that the activations of many tokens stay in the cache.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Part {
+    /// Columns of the whole weight.
+    pub of: usize,
+    /// Whether it is the first: sums begin with 0, and not where the part before left them.
+    pub first: bool,
+    /// Whether it is the last: sums go through the epilogue, and not back to memory.
+    pub last: bool,
+}
+
 /// `y[t][16u + l] (op)= Σ_k w[16u + l, k] × x[t, k]` for `units` consecutive units `u` and `tokens` tokens `t`.
 ///
 /// Parameters: `w` — address of the first unit's first tile, 64-byte aligned, laid out as [`Format`] says; `x` — address of the
@@ -79,12 +92,19 @@ impl MatmulTuning {
 /// ([`super::Interleave`]; a single row is as it is); `y` — address of 16 f32 for unit 0 and token 0; `units` — a count ≥ 0.
 /// Unit `u` of token `t` is written at `y + t × y_stride + 64 u` bytes. `y` overlaps neither `w` nor `x`. `x` needs only f32 (quantized: 64-byte)
 /// alignment.
+///
+/// Of a [`Part`], `w` is where its columns begin in the first tile, `x`, `scales` and `row_sums` are where its codes (or f32), scales and sums begin, each word by word
+/// interleaved, and `sums` is the address of 16 f32 for each unit, tile of it and token, in this order: read unless it is the first, written unless it is the last, 64-byte aligned, overlapping nothing.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Matmul {
     /// The weight's format.
     pub format: Format,
-    /// Columns of the weight.
+    /// Columns of the weight, or of the part of it.
     pub k: usize,
+    /// Which part, if not all.
+    pub part: Option<Part>,
+    /// Lines that are prefetched for each tile and step of K: those that lie `ahead`, one more parameter, of the weights of the step, in bytes. 0 for none.
+    pub fetch: usize,
     /// Activation rows, 1 ..= [`MAX_TOKENS`].
     pub tokens: usize,
     /// What the activation rows hold, of quantized formats at least [`Format::row`]; means nothing for float formats.
@@ -101,6 +121,14 @@ pub struct Matmul {
 
 /// Sums of some row tiles, a vector for each: `[tile][token]`.
 type Sums = Vec<Value>;
+
+/// Where activations lie: of a part each kind by itself, of whole rows all follow from the first. And how far ahead of weights are those that are prefetched, if any are.
+#[derive(Clone, Copy, Debug)]
+struct Inputs {
+    x: Value,
+    scales_and_sums: Option<[Value; 2]>,
+    ahead: Option<Value>,
+}
 
 /// Where the row tiles lie that are computed together.
 #[derive(Clone, Debug)]
@@ -144,6 +172,12 @@ impl Matmul {
         if format.is_quantized() && self.row != format.row() {
             name += &format!("_{}", self.row);
         }
+        if let Some(Part { of, first, last }) = self.part {
+            name += &format!("_of{of}{}{}", if first { "_first" } else { "" }, if last { "_last" } else { "" });
+        }
+        if self.fetch > 0 {
+            name += &format!("_f{}", self.fetch);
+        }
         if *tuning != MatmulTuning::plain(*format) {
             let prefetch = tuning.prefetch.map_or(String::new(), |n| format!("_p{n}"));
             name += &format!("_r{}_u{}{prefetch}", tuning.tiles, tuning.unroll);
@@ -153,38 +187,69 @@ impl Matmul {
 
     /// The parameters' names.
     pub fn params(&self) -> &'static [&'static str] {
-        &["w", "x", "y", "units"]
+        match (self.part.is_some(), self.fetch > 0) {
+            (false, false) => &["w", "x", "y", "units"],
+            (false, true) => &["w", "x", "y", "units", "ahead"],
+            (true, false) => &["w", "x", "scales", "row_sums", "y", "units", "sums"],
+            (true, true) => &["w", "x", "scales", "row_sums", "y", "units", "sums", "ahead"],
+        }
+    }
+
+    /// Bytes from one tile to the next.
+    fn tile_bytes(&self) -> usize {
+        self.format.tile_bytes(self.part.map_or(self.k, |part| part.of))
     }
 
     /// Bytes of one unit's weights.
     pub fn unit_bytes(&self) -> usize {
-        self.epilogue.tiles() * self.format.tile_bytes(self.k)
+        self.epilogue.tiles() * self.tile_bytes()
+    }
+
+    /// The kernel for some of its columns, and where codes (or f32), scales and sums of these begin in whole interleaved rows, in bytes.
+    ///
+    /// # Panics
+    /// When they do not begin with a group.
+    pub fn in_part(&self, columns: &Range<usize>) -> (Matmul, [usize; 3]) {
+        assert!(columns.start.is_multiple_of(GROUP), "columns are divided between groups");
+        let part = Part { of: self.k, first: columns.start == 0, last: columns.end == self.k };
+        let at = if self.format.is_quantized() {
+            let (row, sums) = (QuantizedRow::new(self.k, self.row), self.format.row_sums());
+            let scales = row.scales() + 4 * (columns.start / self.row.span);
+            [columns.start, scales, row.sums(sums) + 4 * (columns.start / sums.columns())]
+        } else {
+            [4 * columns.start, 0, 0]
+        };
+        (Matmul { k: columns.len(), part: Some(part), ..self.clone() }, at.map(|bytes| bytes * self.tokens))
     }
 
     /// The code.
     pub fn generate(&self) -> Function {
         assert!((1..=MAX_TOKENS).contains(&self.tokens), "{}: 1 to {MAX_TOKENS} tokens", self.name());
         assert!(self.tuning.tiles.is_power_of_two() && self.tuning.unroll > 0, "{}: tuning", self.name());
-        let (mut builder, [w, x, y, units]) = Builder::new(self.name(), ["w", "x", "y", "units"]);
+        let (mut builder, params) = Builder::with_params(self.name(), self.params());
         let b = &mut builder;
+        let param = |name: &str| self.params().iter().position(|&param| param == name).map(|i| params[i]);
+        let [w, x, y, units] = ["w", "x", "y", "units"].map(|name| param(name).expect("all kernels have it"));
+        let scales_and_sums = param("scales").zip(param("row_sums")).map(|(scales, sums)| [scales, sums]);
+        let from = Inputs { x, scales_and_sums, ahead: param("ahead") };
         let start = b.int(0);
         let together = (self.tuning.tiles / self.epilogue.tiles()).max(1);
-        let (main_end, w, y) = if self.tuning.tiles > 1 && self.tokens <= FEW_TOKENS {
-            self.stream_loop(b, x, [start, units, w, y])
-        } else if together > 1 {
-            let main_end = whole(b, units, together);
-            let [w, y] = self.unit_loop(b, x, [start, main_end, w, y], together);
-            (main_end, w, y)
+        let (main_end, at) = if self.part.is_none() && self.tuning.tiles > 1 && self.tokens <= FEW_TOKENS {
+            let (main_end, w, y) = self.stream_loop(b, from, [start, units, w, y]);
+            (main_end, vec![w, y])
         } else {
-            (start, w, y)
+            let at = [w, y].into_iter().chain(param("sums")).collect();
+            let main_end = if together > 1 { whole(b, units, together) } else { start };
+            let main = together > 1;
+            (main_end, if main { self.unit_loop(b, from, [start, main_end], at, together) } else { at })
         };
-        self.unit_loop(b, x, [main_end, units, w, y], 1);
+        self.unit_loop(b, from, [main_end, units], at, 1);
         builder.finish()
     }
 
     /// The first of the units, as many as can be shared out evenly to as many streams as there are tiles together; returns how many these are, and
     /// where the weights and outputs after them lie.
-    fn stream_loop(&self, b: &mut Builder, x: Value, [start, units, w, y]: [Value; 4]) -> (Value, Value, Value) {
+    fn stream_loop(&self, b: &mut Builder, x: Inputs, [start, units, w, y]: [Value; 4]) -> (Value, Value, Value) {
         let streams = self.tuning.tiles;
         let end = whole(b, units, streams);
         // A stream has `end / streams` units; tiles are multiples of 64 bytes, so that this comes out even.
@@ -202,11 +267,12 @@ impl Matmul {
         carried.extend(starts(b, y, out_bytes));
         let after = b.for_loop(start, end, streams as i64, &carried, |b, _, carried| {
             let (w, y) = carried.split_at(streams);
-            let tile_bytes = self.format.tile_bytes(self.k) as i64;
+            let tile_bytes = self.tile_bytes() as i64;
             let parts: Vec<Sums> = (0..self.epilogue.tiles() as i64)
                 .map(|part| {
                     let at = Tiles::apart(advanced(b, w, part * tile_bytes));
-                    self.tiles(b, x, at)
+                    let zeros = vec![zeros(b); streams * self.tokens];
+                    self.tiles(b, x, at, zeros)
                 })
                 .collect();
             for (stream, &y) in y.iter().enumerate() {
@@ -222,27 +288,44 @@ impl Matmul {
         (end, after[streams - 1], after[2 * streams - 1])
     }
 
-    /// Units `start .. end`, `together` at a time; returns where the weights and outputs after them lie.
-    fn unit_loop(&self, b: &mut Builder, x: Value, [start, end, w, y]: [Value; 4], together: usize) -> [Value; 2] {
-        let after = b.for_loop(start, end, together as i64, &[w, y], |b, _, carried| {
-            let (w, y) = (carried[0], carried[1]);
-            self.units(b, x, w, y, together);
-            vec![b.add_int(w, (together * self.unit_bytes()) as i64), b.add_int(y, together as i64 * VECTOR)]
-        });
-        [after[0], after[1]]
+    /// Units `start .. end`, `together` at a time; returns where the weights, outputs and (of a part) sums after them lie, as `at` says of those before.
+    fn unit_loop(
+        &self,
+        b: &mut Builder,
+        x: Inputs,
+        [start, end]: [Value; 2],
+        at: Vec<Value>,
+        together: usize,
+    ) -> Vec<Value> {
+        let sum_bytes = (self.epilogue.tiles() * self.tokens) as i64 * VECTOR;
+        let bytes = [self.unit_bytes() as i64, VECTOR, sum_bytes].map(|bytes| together as i64 * bytes);
+        b.for_loop(start, end, together as i64, &at, |b, _, at| {
+            self.units(b, x, at, together);
+            at.iter().zip(bytes).map(|(&at, bytes)| b.add_int(at, bytes)).collect()
+        })
     }
 
-    fn units(&self, b: &mut Builder, x: Value, w: Value, y: Value, together: usize) {
-        let (tiles, tile_bytes) = (together * self.epilogue.tiles(), self.format.tile_bytes(self.k));
-        let step = tiles.min(self.tuning.tiles);
+    fn units(&self, b: &mut Builder, x: Inputs, at: &[Value], together: usize) {
+        let (tiles, tile_bytes) = (together * self.epilogue.tiles(), self.tile_bytes());
+        let (step, kept) = (tiles.min(self.tuning.tiles), |i: usize| i as i64 * VECTOR);
         let mut sums = Vec::with_capacity(tiles * self.tokens);
         for first in (0..tiles).step_by(step) {
-            let w = b.add_int(w, (first * tile_bytes) as i64);
-            sums.extend(self.tiles(b, x, Tiles::together(w, step, tile_bytes)));
+            let w = b.add_int(at[0], (first * tile_bytes) as i64);
+            let before = (first * self.tokens..(first + step) * self.tokens)
+                .map(|i| match self.part {
+                    Some(part) if !part.first => load_f32(b, at[2], kept(i)),
+                    _ => zeros(b),
+                })
+                .collect();
+            sums.extend(self.tiles(b, x, Tiles::together(w, step, tile_bytes), before));
+        }
+        if self.part.is_some_and(|part| !part.last) {
+            sums.iter().enumerate().for_each(|(i, &sum)| store_f32(b, sum, at[2], kept(i)));
+            return;
         }
         let sums: Vec<&[Value]> = sums.chunks(self.tokens).collect();
         for (unit, sums) in sums.chunks(self.epilogue.tiles()).enumerate() {
-            self.finish(b, sums, y, unit as i64 * VECTOR);
+            self.finish(b, sums, at[1], unit as i64 * VECTOR);
         }
     }
 
@@ -265,9 +348,8 @@ impl Matmul {
         }
     }
 
-    /// The sums of row tiles.
-    fn tiles(&self, b: &mut Builder, x: Value, w: Tiles) -> Sums {
-        let sums = (0..w.count() * self.tokens).map(|_| zeros(b)).collect();
+    /// `sums` of row tiles, and the products with their columns.
+    fn tiles(&self, b: &mut Builder, x: Inputs, w: Tiles, sums: Sums) -> Sums {
         match widening(self.format) {
             Some(memory) => self.float_sums(b, memory, x, w, sums),
             None => self.quantized_sums(b, x, w, sums),
@@ -279,11 +361,11 @@ impl Matmul {
         4 * (word * self.tokens + t) as i64
     }
 
-    fn float_sums(&self, b: &mut Builder, memory: Memory, x: Value, w: Tiles, sums: Sums) -> Sums {
+    fn float_sums(&self, b: &mut Builder, memory: Memory, from: Inputs, w: Tiles, sums: Sums) -> Sums {
         let unroll = self.tuning.unroll;
         let column = (LANES * memory.bytes()) as i64;
         let steps = |b: &mut Builder, w: &Tiles, [x]: [Value; 1], mut sums: Sums, count: usize| {
-            self.prefetch(b, w, 0, count * column as usize);
+            self.prefetch(b, from, w, 0, count * column as usize);
             for k in 0..count {
                 let broadcast: Vec<_> =
                     (0..self.tokens).map(|t| b.load_splat(Memory::F32, x, self.word(k, t))).collect();
@@ -299,12 +381,20 @@ impl Matmul {
         };
         let (full, rest) = (self.k / unroll, self.k % unroll);
         let advance = (unroll as i64 * column, [self.word(unroll, 0)]);
-        let (w, at, sums) = walk(b, full, (w, [x]), advance, sums, |b, w, at, sums| steps(b, w, at, sums, unroll));
+        let (w, at, sums) = walk(b, full, (w, [from.x]), advance, sums, |b, w, at, sums| steps(b, w, at, sums, unroll));
         if rest == 0 { sums } else { steps(b, &w, at, sums, rest) }
     }
 
-    /// Prefetches ahead of bytes `first .. first + bytes` of each tile.
-    fn prefetch(&self, b: &mut Builder, w: &Tiles, first: i64, bytes: usize) {
+    /// Prefetches what lies ahead of bytes `first .. first + bytes` of each tile, or some of it.
+    fn prefetch(&self, b: &mut Builder, from: Inputs, w: &Tiles, first: i64, bytes: usize) {
+        if let Some(ahead) = from.ahead {
+            let next = w.at.iter().map(|&w| b.add(w, ahead)).collect();
+            let next = Tiles { at: next, each: w.each.clone() };
+            for tile in 0..w.count() {
+                let (at, offset) = next.address(tile, first);
+                prefetch(b, at, offset, bytes.min(64 * self.fetch) as i64);
+            }
+        }
         let Some(ahead) = self.tuning.prefetch else { return };
         for tile in 0..w.count() {
             let (w, at) = w.address(tile, ahead as i64 + first);

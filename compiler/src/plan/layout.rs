@@ -288,6 +288,15 @@ impl Format {
         self.scale_bytes(blocks) + blocks * self.block_bytes()
     }
 
+    /// Bytes of a tile before column `k`, a multiple of [`GROUP`].
+    pub const fn bytes_before(self, k: usize) -> usize {
+        assert!(k.is_multiple_of(GROUP), "columns are divided between groups");
+        match self.element_bytes() {
+            Some(bytes) => k * LANES * bytes,
+            None => k / GROUP * self.group_bytes(GROUP / BLOCK),
+        }
+    }
+
     /// Bytes from one tile of a matrix with `k` columns to the next.
     pub const fn tile_bytes(self, k: usize) -> usize {
         match self.element_bytes() {

@@ -156,10 +156,10 @@ impl Planner {
         }
     }
 
-    /// Memory of the worker's own for the current stage.
-    pub fn scratch(&mut self, name: &str, bytes: usize) -> BufferId {
+    /// Memory for the current stage: the worker's own, or shared by all, each of which must keep to its own part of it.
+    pub fn scratch(&mut self, name: &str, scope: Scope, bytes: usize) -> BufferId {
         let stage = self.program.stages.len();
-        let buffer = self.program.buffers.add(format!("s{stage}.{name}"), Scope::Worker, bytes);
+        let buffer = self.program.buffers.add(format!("s{stage}.{name}"), scope, bytes);
         self.program.buffers.touch(buffer, stage);
         buffer
     }

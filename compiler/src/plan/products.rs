@@ -5,7 +5,7 @@
 //! the same form for each expert ([`super::experts`]), and everything that is not a product ([`super::stages`]).
 
 use super::PlanError;
-use super::buffers::Scope;
+use super::buffers::{BufferId, Scope};
 use super::layout::Format;
 use super::planner::{Place, Share, Split, call};
 use super::program::{Action, Expr, Field, StageProduct};
@@ -109,6 +109,8 @@ impl Stages<'_> {
         Matmul {
             format: product.format,
             k: product.k,
+            part: None,
+            fetch: 0,
             tokens,
             row: self.graph.row_content(),
             epilogue: results.epilogue,
@@ -141,9 +143,11 @@ impl Stages<'_> {
         }
         let tuning = self.tuning(product, results.epilogue);
         let tile = tuning.tokens();
-        let chunk = tuning.walk_tokens(product.x.stride);
-        let bytes = chunk.min(self.row_limit(Rows::Slots(self.shape.experts_per_token.max(1)))) * product.x.stride;
-        let interleaved = self.planner.scratch("interleaved", bytes);
+        let chunk = tuning.walk_tokens(product.x.stride, product.k);
+        let most = chunk.min(self.row_limit(Rows::Slots(self.shape.experts_per_token.max(1))));
+        let interleaved = self.planner.scratch("interleaved", Scope::Worker, most * product.x.stride);
+        let kept = (tuning.parts(product.k).len() > 1)
+            .then(|| self.planner.scratch("sums", Scope::Shared, most * product.tiles * LANES * WORD));
         let var = self.planner.var();
         let mut inner = Vec::new();
         let first = Expr::from(var);
@@ -155,7 +159,7 @@ impl Stages<'_> {
         };
         let some = Operands { tokens, y, x, rows, ..all.clone() };
         self.interleave(&mut inner, product, tile, interleaved.into(), &some);
-        self.unit_loop(&mut inner, product, results, units, &Operands { x: interleaved.into(), ..some });
+        self.unit_loop(&mut inner, product, results, units, &Operands { x: interleaved.into(), ..some }, kept);
         actions.push(Action::Loop { var, from: Expr::Int(0), to: all.tokens.clone(), step: chunk as i64, body: inner });
     }
 
@@ -188,7 +192,8 @@ impl Stages<'_> {
         actions.push(Action::Switch { on: tokens.clone() - whole, cases });
     }
 
-    /// Goes through the units with all the interleaved tokens: those of one call of a kernel in that call, more of them a few units at a time.
+    /// Goes through the units with all the interleaved tokens: those of one call of a kernel in that call, more of them a few units at a time, and the columns in parts where there is
+    /// memory for their sums.
     fn unit_loop(
         &mut self,
         actions: &mut Vec<Action>,
@@ -196,13 +201,12 @@ impl Stages<'_> {
         results: Results,
         units: Share,
         all: &Operands,
+        kept: Option<BufferId>,
     ) {
         let unit_bytes = results.epilogue.tiles() * product.tile_bytes;
         let tuning = self.tuning(product, results.epilogue);
         let (tile, together) = (tuning.tokens(), tuning.block_units(results.epilogue));
-        let kernels: Vec<Matmul> = (1..=tile)
-            .map(|n| self.kernel(product, n, results, tuning.kernel_in_walk(n, together * unit_bytes)))
-            .collect();
+        let kernels: Vec<Matmul> = (1..=tile).map(|n| self.kernel(product, n, results, tuning.kernel(n))).collect();
         let at = |unit: Expr| [all.w.clone() + unit.clone() * unit_bytes, all.y.clone() + unit * (LANES * WORD)];
         let [w, y] = at(units.from.clone());
         let count = units.to.clone() - units.from.clone();
@@ -211,19 +215,36 @@ impl Stages<'_> {
         let mut cases = vec![Vec::new()];
         cases.extend(kernels.iter().map(one_call));
 
-        let mut inner = Vec::new();
-        let var = self.planner.var();
-        let unit = Expr::from(var);
-        let [w, y] = at(unit.clone()).map(|address| self.planner.bind(&mut inner, address));
-        let count = match together {
-            1 => Expr::Int(1),
-            _ => self.planner.bind(&mut inner, (units.to.clone() - unit).min(together)),
-        };
-        self.token_tiles(&mut inner, tile, &all.tokens, |tokens, t| {
-            let x = all.x.clone() + t.clone() * product.x.stride;
-            call(kernels[tokens - 1].clone(), [w.clone(), x, y.clone() + t * results.stride, count.clone()])
-        });
-        cases.push(vec![Action::Loop { var, from: units.from, to: units.to, step: together as i64, body: inner }]);
+        let mut walks = Vec::new();
+        for columns in tuning.parts(product.k) {
+            let mut inner = Vec::new();
+            let var = self.planner.var();
+            let unit = Expr::from(var);
+            let [w, y] = at(unit.clone()).map(|address| self.planner.bind(&mut inner, address));
+            let count = match together {
+                1 => Expr::Int(1),
+                _ => self.planner.bind(&mut inner, (units.to.clone() - unit.clone()).min(together)),
+            };
+            self.token_tiles(&mut inner, tile, &all.tokens, |tokens, t| {
+                let kernel = Matmul { fetch: tuning.ahead, ..kernels[tokens - 1].clone() };
+                let x = all.x.clone() + t.clone() * product.x.stride;
+                let y = y.clone() + t.clone() * results.stride;
+                // Of the next block, lines that no tile of tokens before this one has prefetched.
+                let ahead = (tuning.ahead > 0).then(|| t.clone() / tile * (64 * tuning.ahead) + together * unit_bytes);
+                let Some(kept) = kept else {
+                    return call(kernel, [w.clone(), x, y, count.clone()].into_iter().chain(ahead));
+                };
+                let tiles = t * product.tiles + unit.clone() * (results.epilogue.tiles() * tokens);
+                let sums = Expr::from(kept) + tiles * (LANES * WORD);
+                let (part, at) = kernel.in_part(&columns);
+                let [x, scales, row_sums] = at.map(|bytes| x.clone() + bytes);
+                let w = w.clone() + product.format.bytes_before(columns.start);
+                call(part, [w, x, scales, row_sums, y, count.clone(), sums].into_iter().chain(ahead))
+            });
+            let Share { from, to } = units.clone();
+            walks.push(Action::Loop { var, from, to, step: together as i64, body: inner });
+        }
+        cases.push(walks);
         actions.push(Action::Switch { on: all.tokens.clone().min(tile + 1), cases });
     }
 

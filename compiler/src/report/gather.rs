@@ -335,7 +335,8 @@ fn product_of(plan: &Plan, product: &StageProduct, kernels: &[Kernel], tuning: &
     let item = &plan.payload.items[product.weight];
     let matmuls = kernels.iter().filter_map(|kernel| match kernel {
         Kernel::Matmul(m)
-            if (m.format, m.k, m.epilogue) == (product.shape.format, product.shape.k, product.shape.epilogue) =>
+            if (m.format, m.part.map_or(m.k, |part| part.of), m.epilogue)
+                == (product.shape.format, product.shape.k, product.shape.epilogue) =>
         {
             Some(m)
         }
@@ -352,6 +353,9 @@ fn product_of(plan: &Plan, product: &StageProduct, kernels: &[Kernel], tuning: &
         let all = tuning.product(product.shape);
         let block = 16 * all.block_units(product.shape.epilogue) * product.shape.epilogue.tiles();
         choice += &format!("; {block} rows for a walk over {} KiB of activations", all.activation_bytes >> 10);
+        if all.parts(product.shape.k).len() > 1 {
+            choice += &format!(", {} columns at a time", all.parts(product.shape.k)[0].len());
+        }
     }
     Product {
         shape: product.shape.to_string(),

@@ -7,10 +7,11 @@
 
 use crate::kernels::{Epilogue, FEW_TOKENS, MatmulTuning};
 use crate::lower::wide::{Cpu, table::Width};
-use crate::plan::layout::Format;
+use crate::plan::layout::{Format, GROUP};
 use moec_abi::features::{AVX_VNNI, AVX512_BF16, AVX512_VBMI};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
 /// The shape of the sums that one call of a matrix product computes together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -48,8 +49,11 @@ pub struct ProductTuning {
     pub block: usize,
     /// Bytes of activations that are gone through for one block of rows, so that they stay in the cache.
     pub activation_bytes: usize,
-    /// Whether the walk over the tokens prefetches the weights of the next block while it computes this one, with the kernels for 4 tokens and more.
-    pub ahead: bool,
+    /// Columns, in whole groups, of which no more than so many are gone through at a time in a walk over tokens; 0 for all. All rows meet those before the next ones.
+    pub columns: usize,
+    /// Lines of the next block's weights that a walk over tokens prefetches with each tile of tokens, for each tile of rows and step of K: others each time. 0 leaves it
+    /// to the CPU.
+    pub ahead: usize,
 }
 
 impl ProductTuning {
@@ -63,20 +67,20 @@ impl ProductTuning {
         (self.block / epilogue.tiles()).max(1)
     }
 
-    /// Tokens of one walk, whose activation rows have `stride` bytes: whole tiles, at least one.
-    pub fn walk_tokens(&self, stride: usize) -> usize {
-        (self.activation_bytes / stride / self.tokens()).max(1) * self.tokens()
+    /// The parts of `k` columns that are gone through one after the other: of one size, but for the last.
+    pub fn parts(&self, k: usize) -> Vec<Range<usize>> {
+        let count = if self.columns == 0 { 1 } else { k.div_ceil(self.columns) };
+        let size = k.div_ceil(count).next_multiple_of(GROUP);
+        (0..k).step_by(size).map(|from| from..(from + size).min(k)).collect()
     }
 
-    /// How the kernel for `tokens` tokens at once is written in a walk over tokens, where a block of rows has so many bytes. Kernels that wait for weights
-    /// leave fetching ahead to the CPU, which does it by itself; prefetches would only take the place of other loads.
-    pub fn kernel_in_walk(&self, tokens: usize, block_bytes: usize) -> MatmulTuning {
-        let kernel = self.kernel(tokens);
-        let ahead = self.ahead && tokens > FEW_TOKENS;
-        MatmulTuning { prefetch: if ahead { Some(block_bytes) } else { kernel.prefetch }, ..kernel }
+    /// Tokens of one walk, whose activation rows of `k` columns have `stride` bytes: whole tiles, at least one.
+    pub fn walk_tokens(&self, stride: usize, k: usize) -> usize {
+        let bytes = (stride * self.parts(k)[0].len()).div_ceil(k);
+        (self.activation_bytes / bytes / self.tokens()).max(1) * self.tokens()
     }
 
-    /// How the kernel for `tokens` tokens at once is written where it goes through all rows by itself.
+    /// How the kernel for `tokens` tokens at once is written.
     pub fn kernel(&self, tokens: usize) -> MatmulTuning {
         self.kernels[tokens - 1]
     }
@@ -97,8 +101,10 @@ pub struct Tuning {
     pub attention_rows: usize,
     /// Bytes of activations that are gone through for one tile of rows, so that they stay in the cache.
     pub activation_bytes: usize,
-    /// Whether a product of several tokens prefetches the weights of the next tiles while it computes.
-    pub prefetch: bool,
+    /// Columns of which no more than so many are gone through at a time for all rows; 0 for all.
+    pub columns: usize,
+    /// Lines of the next rows' weights that are prefetched with each tile of tokens, for each tile of rows and step of K; 0 for none.
+    pub ahead: usize,
     /// For shapes that were measured, instead of all of the above.
     pub products: BTreeMap<ProductShape, ProductTuning>,
 }
@@ -112,7 +118,8 @@ impl Tuning {
         few_rows: 1,
         attention_rows: 2,
         activation_bytes: 2 << 20,
-        prefetch: false,
+        columns: 0,
+        ahead: 0,
         products: BTreeMap::new(),
     };
 
@@ -135,7 +142,7 @@ impl Tuning {
                 single_rows: 4,
                 few_rows: 2,
                 attention_rows: 8,
-                prefetch: true,
+                ahead: 2,
                 ..Tuning::NARROW
             },
         }
@@ -157,7 +164,8 @@ impl Tuning {
             kernels: (1..=tile.tokens).map(kernel).collect(),
             block: tile.rows.max(self.few_rows),
             activation_bytes: self.activation_bytes,
-            ahead: self.prefetch,
+            columns: self.columns,
+            ahead: self.ahead,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Tuning records: choices that were measured, as a file.
 //!
 //! ```toml
-//! version = 1                       # of this form
+//! version = 2                       # of this form
 //! moec = "0.1.0"                    # whose kernels were measured
 //! threads = 2
 //!
@@ -31,7 +31,8 @@
 //! prefetch = [0, 0, 0, 0, 0, 0]     # bytes ahead; 0 leaves it to the CPU
 //! block = 2                         # row tiles for one walk over the tokens
 //! activation_bytes = 2097152        # of one walk over the rows
-//! ahead = true                      # whether a walk over 4 tokens or more prefetches the next rows; then `prefetch` is for the other calls
+//! columns = 3584                    # of one walk over the rows, at most; 0, or nothing, for all
+//! ahead = 2                         # lines of the next rows that a walk over tokens prefetches each time, for each tile of rows and step of K
 //! measured = [{ step = 512, tokens = 128, default_share = 0.71, tuned_share = 0.74 }]
 //! ```
 //! What is not understood, or would not be legal for a kernel, is an error that names the key. Deliberately absent: which record is for which build
@@ -41,7 +42,7 @@ use super::limits::Limits;
 use super::search::{Found, Measured};
 use super::team_size::{Sized, TeamSize};
 use crate::kernels::{Epilogue, MAX_TOKENS, MatmulTuning};
-use crate::plan::layout::Format;
+use crate::plan::layout::{Format, GROUP};
 use crate::target::machine::Machine;
 use crate::target::{ProductShape, ProductTuning, feature_names};
 use moec_abi::features::NAMES;
@@ -51,7 +52,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The version of the form that this moec reads and writes.
-pub const VERSION: i64 = 1;
+pub const VERSION: i64 = 2;
 
 /// Most bytes of a record that are read.
 const MOST_BYTES: u64 = 4 << 20;
@@ -181,7 +182,9 @@ struct ProductTable {
     prefetch: Vec<usize>,
     block: usize,
     activation_bytes: usize,
-    ahead: bool,
+    #[serde(default)]
+    columns: usize,
+    ahead: usize,
     #[serde(default)]
     measured: Vec<MeasuredTable>,
 }
@@ -261,6 +264,7 @@ impl Record {
                 prefetch: kernels().map(|k| k.prefetch.unwrap_or(0)).collect(),
                 block: found.tuning.block,
                 activation_bytes: found.tuning.activation_bytes,
+                columns: found.tuning.columns,
                 ahead: found.tuning.ahead,
                 measured: found.measured.iter().map(MeasuredTable::from).collect(),
             }
@@ -401,6 +405,10 @@ impl ProductTable {
         within("k", self.k, 1..=1 << 24)?;
         within("block", self.block, 1..=64)?;
         within("activation_bytes", self.activation_bytes, 1 << 10..=1 << 30)?;
+        within("ahead", self.ahead, 0..=64)?;
+        if !self.columns.is_multiple_of(GROUP) || self.columns > 1 << 24 {
+            return Err(("columns".into(), format!("{} is no multiple of {GROUP}, as whole groups are", self.columns)));
+        }
         let tokens = self.rows.len();
         if !(1..=MAX_TOKENS).contains(&tokens) {
             return Err(("rows".to_string(), format!("{tokens} numbers; there must be 1 to {MAX_TOKENS}")));
@@ -437,8 +445,13 @@ impl ProductTable {
             default_share: m.default_share,
             tuned_share: m.tuned_share,
         };
-        let tuning =
-            ProductTuning { kernels, block: self.block, activation_bytes: self.activation_bytes, ahead: self.ahead };
+        let tuning = ProductTuning {
+            kernels,
+            block: self.block,
+            activation_bytes: self.activation_bytes,
+            columns: self.columns,
+            ahead: self.ahead,
+        };
         let found = Found { tuning, measured: self.measured.iter().map(measured).collect() };
         Ok((ProductShape { format, k: self.k, epilogue }, found))
     }

@@ -120,7 +120,7 @@ impl Search<'_> {
     /// The ways that the cost model thinks best, cheapest first, without those that spill more than the cheapest.
     fn propose(&self, ways: Vec<ProductTuning>, tokens: impl Fn(&ProductTuning) -> usize) -> Vec<ProductTuning> {
         let priced = |way: ProductTuning| {
-            let cost = cost(self.workload.compiler(), &kernel(self.product, &way, tokens(&way), false))?;
+            let cost = cost(self.workload.compiler(), &kernel(self.product, &way, tokens(&way)))?;
             Some((cost, way))
         };
         let mut priced: Vec<(Cost, ProductTuning)> = ways.into_iter().filter_map(priced).collect();
@@ -201,7 +201,7 @@ impl Search<'_> {
         self.choose(best, blocks.into_iter().filter(|way| way.block >= widest).collect(), &loads)?;
         let chunks = [256, 512, 1024, 2048, 4096].map(|n| ProductTuning { activation_bytes: n << 10, ..best.clone() });
         self.choose(best, chunks.to_vec(), &loads)?;
-        let ahead = [false, true].map(|ahead| ProductTuning { ahead, ..best.clone() });
+        let ahead = [0, 1, 2, 4].map(|ahead| ProductTuning { ahead, ..best.clone() });
         self.choose(best, ahead.to_vec(), &loads)
     }
 

@@ -83,6 +83,8 @@ mod tests {
             for (shape, found) in &record.products {
                 for tokens in 1..=found.tuning.tokens() {
                     let kernel = Matmul {
+                        part: None,
+                        fetch: 0,
                         format: shape.format,
                         k: shape.k,
                         tokens,

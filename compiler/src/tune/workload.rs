@@ -16,6 +16,7 @@ use crate::target::machine::{Machine, available_memory};
 use crate::target::{ProductShape, ProductTuning};
 use moec_abi::{LANES, ROW_ALIGN, round_up};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::time::Duration;
 
 /// Seconds that one run should take: long against the start of threads, short against what a busy machine does to a minute.
@@ -45,6 +46,8 @@ pub struct Workload {
     waited: f64,
     sweep: Sweep,
     arena: Arena,
+    /// Where sums begin that parts of columns leave, among the results.
+    sums: usize,
     /// Where each thread's next weights begin, from the start of its part.
     next: usize,
     codes: HashMap<Matmul, Code>,
@@ -59,13 +62,55 @@ fn activation_stride(shape: ProductShape) -> usize {
     }
 }
 
-/// The kernel of a product for `tokens` tokens at once, in a walk over tokens or as the one call of a single token.
-pub fn kernel(product: &Product, tuning: &ProductTuning, tokens: usize, walk: bool) -> Matmul {
+/// The kernel of a product for `tokens` tokens at once.
+pub fn kernel(product: &Product, tuning: &ProductTuning, tokens: usize) -> Matmul {
     let ProductShape { format, k, epilogue } = product.shape;
     let y_stride = if tokens > 1 { product.stride } else { 0 };
-    let block = tuning.block_units(epilogue) * epilogue.tiles();
-    let tuning = if walk { tuning.kernel_in_walk(tokens, block * product.tile_bytes()) } else { tuning.kernel(tokens) };
-    Matmul { format, k, tokens, row: format.row(), epilogue, y_stride, codebook: CODEBOOK, tuning }
+    let tuning = tuning.kernel(tokens);
+    Matmul {
+        format,
+        k,
+        part: None,
+        fetch: 0,
+        tokens,
+        row: format.row(),
+        epilogue,
+        y_stride,
+        codebook: CODEBOOK,
+        tuning,
+    }
+}
+
+/// The kernels for 1, 2, … tokens that go through the same columns.
+#[derive(Clone)]
+struct Calls {
+    kernels: Vec<Matmul>,
+    /// Bytes of a tile before the columns.
+    before: usize,
+    /// Where each kernel finds codes, scales and sums in its interleaved rows.
+    at: Vec<[usize; 3]>,
+}
+
+impl Calls {
+    fn whole(kernels: &[Matmul]) -> Calls {
+        Calls { kernels: kernels.to_vec(), before: 0, at: Vec::new() }
+    }
+
+    fn of_part(kernels: &[Matmul], columns: &Range<usize>) -> Calls {
+        let (kernels, at): (Vec<Matmul>, _) = kernels.iter().map(|kernel| kernel.in_part(columns)).unzip();
+        Calls { before: kernels[0].format.bytes_before(columns.start), kernels, at }
+    }
+
+    /// The arguments of the kernel for `tokens` tokens, out of those that all may have.
+    fn arguments(&self, tokens: usize, [w, x, y, units, sums, ahead]: [i64; 6]) -> Vec<i64> {
+        match self.at.get(tokens - 1) {
+            None => vec![w, x, y, units, ahead],
+            Some(at) => {
+                let [x, scales, row_sums] = at.map(|bytes| x + bytes as i64);
+                vec![w + self.before as i64, x, scales, row_sums, y, units, sums, ahead]
+            }
+        }
+    }
 }
 
 impl Workload {
@@ -85,7 +130,8 @@ impl Workload {
         let one_block = most(&|p| MOST_MATRICES * EVEN_TILES * p.tile_bytes());
         let weights = (4 * machine.largest_cache()).clamp(128 << 20, 1 << 30).max(threads * one_block);
         let activations = (threads * most(&|p| rows(p) * activation_stride(p.shape))).max(4096);
-        let results = most(&|p| rows(p) * p.stride.max(p.tiles * LANES * 4)) + threads * 64;
+        let sums = round_up(most(&|p| rows(p) * p.stride.max(p.tiles * LANES * 4)) + threads * 64, 64);
+        let results = sums + most(&|p| rows(p) * p.tiles.max(threads * EVEN_TILES) * 64);
         let bytes = weights + activations + results;
         let no_memory = |source| NoMemory { bytes, source };
         if bytes > available_memory() {
@@ -93,7 +139,7 @@ impl Workload {
         }
         let mut arena = Arena::new(weights, activations, results).map_err(no_memory)?;
         let limits::Found { limits, waited, sweep } = limits::measure(&compiler, &mut arena, threads)?;
-        Ok(Workload { compiler, threads, limits, waited, sweep, arena, next: 0, codes: HashMap::new() })
+        Ok(Workload { compiler, threads, limits, waited, sweep, arena, sums, next: 0, codes: HashMap::new() })
     }
 
     /// The machine's limits, as measured at the start.
@@ -174,15 +220,26 @@ impl Workload {
         load: &[usize],
     ) -> Result<Duration, CodeError> {
         assert!((1..=self.threads).contains(&threads), "the arena is for {} threads", self.threads);
-        let alone = load == [1];
-        let kernels: Vec<Matmul> = (1..=tuning.tokens()).map(|n| kernel(product, tuning, n, !alone)).collect();
-        let needed = |n: usize| load.iter().any(|&t| n == t.min(tuning.tokens()) || n == t % tuning.tokens());
-        for (i, kernel) in kernels.iter().enumerate() {
-            if needed(i + 1) && !self.codes.contains_key(kernel) {
+        // Few tokens have one call for all rows, more of them a walk for each part of the columns.
+        let tile = tuning.tokens();
+        let columns = if load.iter().any(|&t| t > tile) { tuning.parts(product.shape.k) } else { Vec::new() };
+        let needed = |n: usize| load.iter().any(|&t| n == t.min(tile) || n == t % tile);
+        let kernels: Vec<Matmul> = (1..=tile).map(|n| kernel(product, tuning, n)).collect();
+        let few = Calls::whole(&kernels);
+        let kernels: Vec<Matmul> = kernels.into_iter().map(|k| Matmul { fetch: tuning.ahead, ..k }).collect();
+        let walks: Vec<Calls> = match &columns[..] {
+            [] | [_] => vec![Calls::whole(&kernels)],
+            parts => parts.iter().map(|columns| Calls::of_part(&kernels, columns)).collect(),
+        };
+        for kernel in walks.iter().chain([&few]).flat_map(|calls| &calls.kernels).filter(|k| needed(k.tokens)) {
+            if !self.codes.contains_key(kernel) {
                 self.codes.insert(kernel.clone(), self.compiler.kernel(kernel.clone())?);
             }
         }
-        let codes: Vec<Option<&Code>> = kernels.iter().map(|kernel| self.codes.get(kernel)).collect();
+        let block = tuning.block_units(product.shape.epilogue);
+        let codes = |calls: &Calls| calls.kernels.iter().map(|kernel| self.codes.get(kernel)).collect::<Vec<_>>();
+        let few_codes = codes(&few);
+        let walks: Vec<(&Calls, Vec<Option<&Code>>)> = walks.iter().map(|calls| (calls, codes(calls))).collect();
 
         let tiles = self.tiles(threads, product, load);
         let (part, bytes) = (self.arena.weight_bytes() / threads, tiles * product.tile_bytes());
@@ -200,23 +257,30 @@ impl Workload {
         let units = tiles / shape.epilogue.tiles();
         let unit_bytes = shape.epilogue.tiles() * product.tile_bytes();
         assert!(most * product.stride + threads * units * 64 <= self.arena.result_bytes() + product.stride);
-        let chunk = tuning.walk_tokens(stride);
-        let block = tuning.block_units(shape.epilogue);
-        let (tile, y_stride) = (tuning.tokens(), product.stride);
+        let chunk = tuning.walk_tokens(stride, shape.k);
+        let y_stride = product.stride;
         let [weights, activations, results] = self.arena.addresses();
+        let sums = results + self.sums as i64;
+        assert!(self.sums + threads * most * tiles * 64 <= self.arena.result_bytes());
         let work = |worker: usize| {
             let first_matrix = weights + (worker * part + next) as i64;
             let x = activations + (worker * rows * stride) as i64;
             let y = results + (worker * units * 64) as i64;
-            let call = |w: i64, n: usize, unit: usize, at: usize, first: usize, count: usize| {
+            let sums = sums + (worker * most * tiles * 64) as i64;
+            // Of `n` tokens from `at` of a chunk on, which are those from `first` on of all, `count` units.
+            let call = |calls: &Calls,
+                        codes: &[Option<&Code>],
+                        w: i64,
+                        n: usize,
+                        unit: usize,
+                        [at, first, count]: [usize; 3]| {
                 let code = codes[n - 1].expect("compiled above");
-                let args = [
-                    w + (unit * unit_bytes) as i64,
-                    x + (at * stride) as i64,
-                    y + (first * y_stride + 64 * unit) as i64,
-                    count as i64,
-                ];
-                // SAFETY: the arena holds the weights of this thread's part from `next` on, a chunk of its activations, and results of all tokens, as asserted;
+                let kept = at * tiles + unit * shape.epilogue.tiles() * n;
+                let (w, x) = (w + (unit * unit_bytes) as i64, x + (at * stride) as i64);
+                let (y, sums) = (y + (first * y_stride + 64 * unit) as i64, sums + 64 * kept as i64);
+                let ahead = (block * unit_bytes + at / tile * 64 * tuning.ahead) as i64;
+                let args = calls.arguments(n, [w, x, y, count as i64, sums, ahead]);
+                // SAFETY: the arena holds the weights of this thread's part from `next` on, a chunk of its activations, its sums, and results of all tokens, as asserted;
                 // nobody reads the results.
                 unsafe { code.call(&args) };
             };
@@ -224,11 +288,16 @@ impl Workload {
                 let w = first_matrix + (matrix * bytes) as i64;
                 for first in (0..tokens).step_by(chunk) {
                     let some = chunk.min(tokens - first);
-                    let block = if some <= tile { units } else { block };
-                    for unit in (0..units).step_by(block) {
-                        let count = block.min(units - unit);
-                        for at in (0..some).step_by(tile) {
-                            call(w, tile.min(some - at), unit, at, first + at, count);
+                    if some <= tile {
+                        call(&few, &few_codes, w, some, 0, [0, first, units]);
+                        continue;
+                    }
+                    for (calls, codes) in &walks {
+                        for unit in (0..units).step_by(block) {
+                            for at in (0..some).step_by(tile) {
+                                let count = block.min(units - unit);
+                                call(calls, codes, w, tile.min(some - at), unit, [at, first + at, count]);
+                            }
                         }
                     }
                 }

@@ -20,10 +20,16 @@ pub struct Builder {
 impl Builder {
     /// Starts a function with Int parameters of the given names; returns their values in order.
     pub fn new<const N: usize>(name: impl Into<String>, params: [&str; N]) -> (Builder, [Value; N]) {
-        let values = std::array::from_fn(|i| Value(i as u32));
-        let named = params.iter().zip(values).map(|(n, v)| (v, (*n).to_string())).collect();
-        let builder = Builder { name: name.into(), params: named, types: vec![Type::Int; N], blocks: vec![Vec::new()] };
-        (builder, values)
+        let (builder, values) = Builder::with_params(name, &params);
+        (builder, values.try_into().expect("as many values as parameters"))
+    }
+
+    /// As [`Builder::new`], for a function whose parameters are not known before.
+    pub fn with_params(name: impl Into<String>, params: &[&str]) -> (Builder, Vec<Value>) {
+        let values: Vec<Value> = (0..params.len()).map(|i| Value(i as u32)).collect();
+        let named = params.iter().zip(&values).map(|(n, &v)| (v, (*n).to_string())).collect();
+        let types = vec![Type::Int; params.len()];
+        (Builder { name: name.into(), params: named, types, blocks: vec![Vec::new()] }, values)
     }
 
     /// The finished function, verified.

@@ -1,6 +1,7 @@
 //! Cases for every kernel family: odd and even shapes, with what the reference says they must give.
 
 mod attention;
+mod parts;
 
 use half::{bf16, f16};
 use moec::kernels::{
@@ -19,7 +20,7 @@ const HEAD_DIMS: [usize; 7] = [16, 20, 22, 24, 32, 64, 128];
 /// The cases of the family of this name.
 pub fn of(family: &str) -> Vec<Case> {
     match family {
-        "Matmul" => matmuls(),
+        "Matmul" => matmuls().into_iter().chain(parts::parts()).collect(),
         "Interleave" => interleaves(),
         "Norm" => norms(),
         "Quantize" => quantizes(),
@@ -68,10 +69,14 @@ pub fn matmul(r: &mut Random, kernel: Matmul, units: usize) -> Case {
             after[at..at + 4].copy_from_slice(&y.to_le_bytes());
         }
     }
+    let fetches = kernel.fetch > 0;
     let mut c = Case::new(kernel);
     let regions = [c.input("w", w.packed), c.input("x", xs), c.inout("y", before, after)];
     c.at(&regions);
     c.ints(&[units]);
+    if fetches {
+        c.ints(&[4096]);
+    }
     c
 }
 
@@ -88,7 +93,8 @@ fn matmuls() -> Vec<Case> {
             6 => format.row().and(Format::Q8.row()).and(Format::Q2K.row()),
             _ => format.row(),
         };
-        let kernel = Matmul { format, k, tokens, row, epilogue, y_stride, codebook, tuning };
+        let fetch = if tokens == 6 { 2 } else { 0 };
+        let kernel = Matmul { format, k, part: None, fetch, tokens, row, epilogue, y_stride, codebook, tuning };
         cases.push(matmul(&mut r, kernel, units));
     };
     let epilogues = [Epilogue::Store, Epilogue::Add, Epilogue::Gated(Activation::Silu)];

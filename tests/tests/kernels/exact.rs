@@ -129,6 +129,8 @@ fn kept_codes_are_the_weights_of_the_gguf_package() {
         let kernel = Matmul {
             format,
             k: SMALL_HIDDEN,
+            part: None,
+            fetch: 0,
             tokens: 1,
             row: format.row(),
             epilogue: Epilogue::Store,

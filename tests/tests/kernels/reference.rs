@@ -7,6 +7,7 @@ use moec::kernels::KvFormat;
 use moec::plan::layout::Format;
 use moec_ir::graph::{RowContent, RowSums};
 use moec_ir::math::{exp, soft_cap};
+use std::ops::Range;
 
 use crate::harness::Random;
 
@@ -197,34 +198,40 @@ impl Matrix {
 
     /// Row `row` times an activation row.
     pub fn dot(&self, row: usize, x: &Activations) -> f32 {
-        let mut acc = 0.0f32;
-        match x {
-            Activations::Float(x) => {
-                for (w, x) in self.floats[row].iter().zip(x) {
-                    acc = w.mul_add(*x, acc);
-                }
-            }
-            Activations::Quantized(x) => return self.quantized_dot(row, x),
-        }
-        acc
+        let columns = if self.floats.is_empty() { self.codes[row].len() } else { self.floats[row].len() };
+        self.dot_from(row, x, 0..columns, 0.0)
     }
 
-    fn quantized_dot(&self, row: usize, x: &QRow) -> f32 {
-        let (all, columns) = (self.codes[row].len(), self.codes[row].len() / self.scales[row].len());
+    /// `acc`, and some columns of row `row` times those of an activation row.
+    pub fn dot_from(&self, row: usize, x: &Activations, columns: Range<usize>, mut acc: f32) -> f32 {
+        match x {
+            Activations::Float(x) => {
+                for (w, x) in self.floats[row][columns.clone()].iter().zip(&x[columns]) {
+                    acc = w.mul_add(*x, acc);
+                }
+                acc
+            }
+            Activations::Quantized(x) => self.quantized_dot(row, x, columns, acc),
+        }
+    }
+
+    fn quantized_dot(&self, row: usize, x: &QRow, all: Range<usize>, mut acc: f32) -> f32 {
+        let columns = self.codes[row].len() / self.scales[row].len();
+        let end = all.end.min(self.codes[row].len()).next_multiple_of(32).min(self.codes[row].len());
         let sum = |first: usize| x.q[first..first + columns].iter().map(|&q| i32::from(q)).sum::<i32>();
         let dot = |first: usize| {
             let products = (first..first + columns).map(|k| i32::from(self.codes[row][k]) * i32::from(x.q[k]));
             products.sum::<i32>() - if self.offsets.is_empty() { 128 * sum(first) } else { 0 }
         };
-        let mut acc = 0.0f32;
-        for (first, xscale) in (0..all).step_by(x.span).zip(&x.scales) {
-            let runs = (first..all.min(first + x.span)).step_by(columns);
+        for first in (all.start..end).step_by(x.span) {
+            let xscale = x.scales[first / x.span];
+            let runs = (first..end.min(first + x.span)).step_by(columns);
             let mut t = None;
             for k in runs.clone() {
                 let (i, scale) = (dot(k) as f32, self.scales[row][k / columns]);
                 t = Some(t.map_or(i * scale, |t| i.mul_add(scale, t)));
             }
-            acc = t.expect("a span has columns").mul_add(*xscale, acc);
+            acc = t.expect("a span has columns").mul_add(xscale, acc);
             for k in runs.filter(|_| !self.offsets.is_empty()) {
                 acc = self.offsets[row][k / columns].mul_add(sum(k) as f32 * xscale, acc);
             }

@@ -8,7 +8,7 @@ use moec_ir::tile::{Memory, Value, build::Builder};
 use std::ops::Range;
 
 use super::super::scales::{Load, weight_codes, weight_offset, weight_scale};
-use super::{Matmul, Sums, Tiles, walk};
+use super::{Inputs, Matmul, Sums, Tiles, walk};
 use crate::plan::layout::{BLOCK, GROUP, QuantizedRow};
 use moec_abi::LANES;
 
@@ -33,12 +33,19 @@ struct Group {
 }
 
 impl Matmul {
-    pub(super) fn quantized_sums(&self, b: &mut Builder, x: Value, w: Tiles, sums: Sums) -> Sums {
+    pub(super) fn quantized_sums(&self, b: &mut Builder, from: Inputs, w: Tiles, sums: Sums) -> Sums {
         let row = QuantizedRow::new(self.k, self.row);
         let unroll = self.tuning.unroll;
         let blocks = self.k.div_ceil(BLOCK);
         let (groups, rest) = (blocks / BLOCKS, blocks % BLOCKS);
         let group = |b: &mut Builder, w: &Tiles, [codes, scales, sums]: [Value; 3], acc: Sums, number, blocks| {
+            self.prefetch(
+                b,
+                from,
+                w,
+                (number * self.format.group_bytes(BLOCKS)) as i64,
+                self.format.group_bytes(blocks),
+            );
             self.group(b, w, Row { codes, scales, sums }, Group { number, blocks }, acc)
         };
         let steps = |b: &mut Builder, w: &Tiles, at: [Value; 3], acc: Sums, count: usize| {
@@ -47,11 +54,12 @@ impl Matmul {
         let bytes = self.format.group_bytes(BLOCKS) as i64;
         let words = [GROUP / 4, GROUP / self.row.span, BLOCKS * self.format.parts()]
             .map(|words| self.word(words, 0) * unroll as i64);
-        let scales = b.add_int(x, (row.scales() * self.tokens) as i64);
-        let row_sums = b.add_int(x, (row.sums(self.format.row_sums()) * self.tokens) as i64);
-        let from = (w, [x, scales, row_sums]);
+        let [scales, row_sums] = from.scales_and_sums.unwrap_or_else(|| {
+            [row.scales(), row.sums(self.format.row_sums())].map(|at| b.add_int(from.x, (at * self.tokens) as i64))
+        });
+        let begin = (w, [from.x, scales, row_sums]);
         let (w, at, mut sums) =
-            walk(b, groups / unroll, from, (bytes * unroll as i64, words), sums, |b, w, at, sums| {
+            walk(b, groups / unroll, begin, (bytes * unroll as i64, words), sums, |b, w, at, sums| {
                 steps(b, w, at, sums, unroll)
             });
         let left = groups % unroll;
@@ -61,7 +69,6 @@ impl Matmul {
 
     /// Adds the products of a group of columns, whose weights' scales lie together.
     fn group(&self, b: &mut Builder, w: &Tiles, x: Row, group: Group, mut acc: Sums) -> Sums {
-        self.prefetch(b, w, self.group_at(group), self.format.group_bytes(group.blocks));
         let (span, runs) = (self.row.span, group.blocks * self.format.parts());
         let (mut of_span, mut first): (Sums, usize) = (vec![], 0);
         for run in 0..runs {
@@ -135,11 +142,6 @@ impl Matmul {
         group.number * BLOCKS * self.format.parts() + run
     }
 
-    /// Four codes of each token from element `k` on, a multiple of 4.
-    fn words(&self, b: &mut Builder, x: Row, k: usize) -> Vec<Value> {
-        (0..self.tokens).map(|t| b.load_splat_bytes(x.codes, self.word(k / 4, t))).collect()
-    }
-
     /// The integer products of a run of columns that share a scale: codes that stand for values less 128 begin with the activations' correction, those with
     /// an offset with 0, as that is added later.
     fn dots(&self, b: &mut Builder, w: &Tiles, x: Row, group: Group, run: usize) -> Sums {
@@ -159,21 +161,26 @@ impl Matmul {
         for v in 0..self.format.block_bytes() / 64 {
             // The columns of the low and of the high halves of a byte, or of a byte.
             let of_vector = if nibbles { vec![4 * v, BLOCK / 2 + 4 * v] } else { vec![4 * v] };
-            let wanted: Vec<(usize, Vec<Value>)> = of_vector
-                .into_iter()
-                .enumerate()
-                .filter(|(_, column)| columns.contains(column))
-                .map(|(half, column)| (half, self.words(b, x, group.number * GROUP + block * BLOCK + column)))
-                .collect();
+            let wanted: Vec<(usize, usize)> =
+                of_vector.into_iter().enumerate().filter(|(_, column)| columns.contains(column)).collect();
             if wanted.is_empty() {
                 continue;
             }
-            for (tile, dots) in dots.chunks_mut(self.tokens).enumerate() {
-                let (w, at) = w.address(tile, codes + 64 * v as i64);
-                let raw = b.load_bytes(w, at);
-                for (half, x) in &wanted {
-                    let weights = weight_codes(b, self.format, &self.codebook, raw, *half);
-                    for (dot, &x) in dots.iter_mut().zip(x) {
+            let raw: Vec<Value> = (0..w.count())
+                .map(|tile| {
+                    let (w, at) = w.address(tile, codes + 64 * v as i64);
+                    b.load_bytes(w, at)
+                })
+                .collect();
+            for (half, column) in wanted {
+                let weights: Vec<Value> =
+                    raw.iter().map(|&raw| weight_codes(b, self.format, &self.codebook, raw, half)).collect();
+                let element = group.number * GROUP + block * BLOCK + column;
+                // Each activation is in a register for as short as can be, which the sums need.
+                for t in 0..self.tokens {
+                    let x = b.load_splat_bytes(x.codes, self.word(element / 4, t));
+                    for (tile, &weights) in weights.iter().enumerate() {
+                        let dot = &mut dots[tile * self.tokens + t];
                         *dot = b.dot_u8s8(*dot, weights, x);
                     }
                 }

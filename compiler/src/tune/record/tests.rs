@@ -4,7 +4,7 @@ use super::*;
 use proptest::prelude::*;
 
 const GOOD: &str = r#"
-version = 1
+version = 2
 moec = "0.1.0"
 threads = 2
 [machine]
@@ -27,7 +27,7 @@ unroll = [1, 2]
 prefetch = [1024, 0]
 block = 4
 activation_bytes = 2097152
-ahead = true
+ahead = 2
 measured = [{ step = 512, tokens = 128, default_share = 0.71, tuned_share = 0.74 }]
 "#;
 
@@ -69,8 +69,8 @@ fn errors_name_the_key() {
         ("decode = 0.019", "decode = 0.0", "`team.measured[1].decode`: 0 is no time; it must be above 0"),
         ("prefill = 4.9", "prefill = inf", "`team.measured[1].prefill`: inf is no time; it must be above 0"),
         ("{ threads = 1,", "{ threads = 0,", "`team.measured[1].threads`: 0 is not within 1 and 2"),
-        ("version = 1", "version = 2", "version 2, and this moec reads version 1"),
-        ("version = 1", "", "version no number"),
+        ("version = 2", "version = 2", "version 2, and this moec reads version 1"),
+        ("version = 2", "", "version no number"),
         ("[machine]", "[machine", "is not TOML"),
     ] {
         let error = wrong(from, to);
