@@ -6,8 +6,9 @@
 
 use crate::emit::cache;
 use crate::emit::executable::{self, Objects, Placement};
+use crate::emit::level::LevelTarget;
 use crate::emit::library::{Contents, Library};
-use crate::emit::object::{LevelTarget, emit_main, emit_object};
+use crate::emit::object::{emit_main, emit_object};
 use crate::emit::pack::Packing;
 use crate::emit::{EmitError, library, payload};
 use crate::expert_bits::{self, BitsError, ByHeat};
