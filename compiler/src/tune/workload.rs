@@ -70,6 +70,11 @@ pub fn kernel(product: &Product, tuning: &ProductTuning, tokens: usize, walk: bo
     Matmul { format, k, tokens, row: format.row(), epilogue, y_stride, codebook: CODEBOOK, tuning }
 }
 
+/// Bytes of weights that no cache keeps from one reading to the next.
+pub fn beyond_caches(machine: &Machine) -> usize {
+    (4 * machine.largest_cache()).clamp(128 << 20, 1 << 30)
+}
+
 impl Workload {
     /// Memory for `products`, and the machine's limits.
     ///
@@ -85,7 +90,7 @@ impl Workload {
         let rows = |product: &Product| if product.multiply_adds > 0 { most_rows(product) } else { 1 };
         let most = |bytes: &dyn Fn(&Product) -> usize| products.iter().map(bytes).max().unwrap_or(0);
         let one_block = most(&|p| MOST_MATRICES * EVEN_TILES * p.tile_bytes());
-        let weights = (4 * machine.largest_cache()).clamp(128 << 20, 1 << 30).max(threads * one_block);
+        let weights = beyond_caches(machine).max(threads * one_block);
         let activations = (threads * most(&|p| rows(p) * activation_stride(p.shape))).max(4096);
         let results = most(&|p| rows(p) * p.stride.max(p.tiles * LANES * 4)) + threads * 64;
         let bytes = weights + activations + results;
