@@ -133,9 +133,9 @@ impl Tune {
             Tried::Done { given_up, choices } if given_up > 0 => say(format_args!(
                 "{given_up} of {choices} choices were faster alone, but not in whole steps, and were given up"
             )),
-            Tried::NoTime => {
-                say("the time was over before whole steps were compared; the same command goes on with them")
-            }
+            Tried::NoTime => say(
+                "the time was over before whole steps were compared; the same command goes on with them, and a longer --budget gives them more time",
+            ),
             Tried::Done { .. } | Tried::Nothing => {}
         }
         say(format_args!("wrote {}", self.output.display()));

@@ -128,7 +128,7 @@ fn decide<E>(
     compare: &mut impl FnMut(&[bool], &[bool], usize) -> Result<Compared, E>,
 ) -> Result<Verdict, E> {
     let none = vec![false; parts.len()];
-    let (all, loses) = against_default(vec![true; parts.len()], steps, compare)?;
+    let (all, loses) = against_default(vec![true; parts.len()], steps, false, compare)?;
     if !loses {
         return Ok(all);
     }
@@ -136,6 +136,10 @@ fn decide<E>(
     for (at, part) in parts.iter().enumerate() {
         let mut with = kept.clone();
         with[at] = true;
+        if with.iter().all(|taken| *taken) {
+            // All have lost together.
+            break;
+        }
         let (mut wins, mut loses) = (false, false);
         for &tokens in steps.iter().filter(|&&tokens| part.matters_to(tokens)) {
             let ratio = compare(&kept, &with, tokens)?.ratio;
@@ -149,7 +153,7 @@ fn decide<E>(
             kept = with;
         }
     }
-    let (verdict, loses) = against_default(kept, steps, compare)?;
+    let (verdict, loses) = against_default(kept, steps, true, compare)?;
     if !loses {
         return Ok(verdict);
     }
@@ -157,25 +161,29 @@ fn decide<E>(
     Ok(Verdict { kept: none, measured })
 }
 
-/// What all `steps` take with the parts that are `kept` and without, and whether one loses: what loses is compared once more, since among many comparisons one is off by chance.
+/// What `steps` take with the parts that are `kept` and without, and whether one loses: what loses is compared once more, since among many comparisons one is off by
+/// chance. With `all` the others are measured even then.
 fn against_default<E>(
     kept: Vec<bool>,
     steps: &[usize],
+    all: bool,
     compare: &mut impl FnMut(&[bool], &[bool], usize) -> Result<Compared, E>,
 ) -> Result<(Verdict, bool), E> {
     let none = vec![false; kept.len()];
-    let mut twice = |&tokens: &usize| match compare(&none, &kept, tokens)? {
-        lost if lost.ratio.loses() => compare(&none, &kept, tokens),
-        other => Ok(other),
-    };
-    let all = steps.iter().map(&mut twice).collect::<Result<Vec<_>, E>>()?;
-    let time = |(&tokens, Compared { seconds, ratio }): (&usize, &Compared)| StepTime {
-        tokens,
-        default: *seconds,
-        tuned: seconds * ratio.median,
-    };
-    let measured = steps.iter().zip(&all).map(time).collect();
-    Ok((Verdict { kept, measured }, all.iter().any(|compared| compared.ratio.loses())))
+    let (mut measured, mut loses) = (Vec::new(), false);
+    for &tokens in steps {
+        let mut compared = compare(&none, &kept, tokens)?;
+        if compared.ratio.loses() {
+            compared = compare(&none, &kept, tokens)?;
+        }
+        let Compared { seconds, ratio } = compared;
+        measured.push(StepTime { tokens, default: seconds, tuned: seconds * ratio.median });
+        loses |= ratio.loses();
+        if loses && !all {
+            break;
+        }
+    }
+    Ok((Verdict { kept, measured }, loses))
 }
 
 /// The layers of `plan` that make a step of the longest prompt take no longer than it should.
@@ -312,11 +320,10 @@ mod tests {
 
     /// What is decided where a step of 10 ms takes `factor` (of part and tokens) times as long with each part, on a machine with jitter of 2 % and stretches that are slower by
     /// up to 30 %.
-    fn decided(factor: impl Fn(usize, usize) -> f64, seed: u64) -> (Verdict, usize) {
+    fn decided(factor: impl Fn(usize, usize) -> f64, seed: u64) -> Verdict {
         let mut random = Xoshiro256PlusPlus::seed_from_u64(seed);
-        let (mut slow, mut left, mut asked) = (1.0, 0, 0);
+        let (mut slow, mut left) = (1.0, 0);
         let mut compare = |ours: &[bool], others: &[bool], tokens: usize| {
-            asked += 1;
             let time = |taken: &[bool]| {
                 taken
                     .iter()
@@ -340,15 +347,15 @@ mod tests {
             };
             Ok::<_, Infallible>(Compared { seconds: 0.01 * both[0], ratio })
         };
-        let verdict = decide(&all_parts(), &STEPS, &mut compare).unwrap_or_else(|never| match never {});
-        (verdict, asked)
+        decide(&all_parts(), &STEPS, &mut compare).unwrap_or_else(|never| match never {})
     }
 
     #[test]
     fn what_is_slower_in_no_step_stays_at_once() {
         for seed in 0..20 {
-            let (verdict, asked) = decided(|part, tokens| if part == 0 && tokens == 1 { 0.9 } else { 1.0 }, seed);
-            assert_eq!((verdict.kept, asked), (vec![true; 4], 4), "seed {seed}");
+            let verdict = decided(|part, tokens| if part == 0 && tokens == 1 { 0.9 } else { 1.0 }, seed);
+            // Gone through one by one, those that win nowhere would not stay.
+            assert_eq!(verdict.kept, [true; 4], "seed {seed}");
             let StepTime { tokens, default, tuned } = verdict.measured[0];
             assert_eq!((tokens, default), (1, 0.01));
             assert!((tuned / default - 0.9).abs() < 0.02, "{tuned}");
@@ -366,7 +373,7 @@ mod tests {
                 (3, 16..) => 0.95,
                 _ => 1.0,
             };
-            let (verdict, _) = decided(factor, seed);
+            let verdict = decided(factor, seed);
             assert_eq!(verdict.kept, [true, false, false, true], "seed {seed}");
             assert!(verdict.measured.iter().all(|step| step.tuned < 1.01 * step.default), "{:?}", verdict.measured);
         }
@@ -374,7 +381,7 @@ mod tests {
 
     #[test]
     fn what_helps_nowhere_is_not_kept_beside_a_loser() {
-        let (verdict, _) = decided(|part, tokens| if part == 2 && tokens == 1 { 1.1 } else { 1.0 }, 0);
+        let verdict = decided(|part, tokens| if part == 2 && tokens == 1 { 1.1 } else { 1.0 }, 0);
         assert_eq!(verdict.kept, [false; 4]);
         assert!(verdict.measured.iter().all(|step| step.tuned == step.default), "{:?}", verdict.measured);
     }
