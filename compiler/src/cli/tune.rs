@@ -217,15 +217,15 @@ fn steps_table(steps: &WholeSteps) -> String {
         n => format!("{n} layers"),
     };
     let mut text = format!(
-        "{:>6} {:>16} {:>16} {:>8}  whole steps of the first {layers}\n",
-        "tokens", "default tokens/s", "tuned", "faster"
+        "{:<8} {:>14} {:>17} {:>8}  tokens/s in whole steps of the first {layers}\n",
+        "tokens", "default", "tuned", "faster"
     );
     for step in &steps.measured {
         let rate = |seconds: f64| step.tokens as f64 / seconds;
         let faster = 100.0 * (step.default / step.tuned - 1.0);
         let _ = writeln!(
             text,
-            "{:>6} {:>16.1} {:>16.1} {faster:>6.1} %",
+            "{:<8} {:>14.1} {:>17.1} {faster:>6.1} %",
             step.tokens,
             rate(step.default),
             rate(step.tuned)

@@ -223,7 +223,7 @@ impl Trial<'_> {
     /// # Errors
     /// When the time ends before, or the steps cannot be run.
     pub fn run(&self) -> Result<Verdict, Ended<TuneError>> {
-        let first = self.plan(&[self.default.clone()])?;
+        let first = self.plan(std::slice::from_ref(self.default))?;
         let steps: Vec<usize> = STEPS.into_iter().filter(|&tokens| tokens <= first.model.max_tokens).collect();
         let weights = Rc::new(Weights::new(&first.payload, beyond_caches(&Machine::this()))?);
         drop(first);
