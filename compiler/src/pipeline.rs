@@ -237,8 +237,8 @@ pub fn compile(model: &Model, options: &Options) -> Result<Compiled, BuildError>
     Ok(Compiled { decode, batch, traces: [first, second], plan, heat, by_heat, tuned })
 }
 
-/// The plan of the model's first `layers` layers, of all if it has no more, with a level for each of `tunings`: in place of those of `options`, which `compiled` is by. Experts
-/// are those of the whole model.
+/// The plan of the model's first `layers` layers, of all if it has no more, with a level for each of `tunings`: in place of those of `options`, which
+/// `compiled` is by. Experts are those of the whole model.
 ///
 /// # Errors
 /// As for [`compile`].

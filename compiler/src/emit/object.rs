@@ -1,7 +1,7 @@
 //! The object file: kernels, entry points for each CPU level, and the model's descriptor.
 //!
-//! The object is freestanding: it calls nothing by name. Each level is compiled by itself ([`super::level`]), with its own kernels under names of its own, so that
-//! several levels live in one object over one payload. Deliberately absent: weights (they are the payload's) and linking.
+//! The object is freestanding: it calls nothing by name. Each level is compiled by itself ([`super::level`]), with its own kernels under names of its own, so
+//! that several levels live in one object over one payload. Deliberately absent: weights (they are the payload's) and linking.
 
 use super::EmitError;
 use super::level::{Entries, LevelTarget, define_level};

@@ -1,9 +1,9 @@
 //! The memory that kernels are measured on: weights larger than the caches, activations, results.
 //!
-//! One piece for all shapes, so that tuning a model of any size takes the same memory. As in an executable, activations and results are in large pages and weights in
-//! small ones, since those are a file's. It is filled so that every aligned 16 and 32 bits are a small
-//! normal number in each float format, and codes are arbitrary: kernels never meet the slow paths of denormal numbers or NaN, and the time of integer
-//! arithmetic does not depend on its operands. Deliberately absent: weights of a model, whose values would change nothing.
+//! One piece for all shapes, so that tuning a model of any size takes the same memory. As in an executable, activations and results are in large pages and
+//! weights in small ones, since those are a file's. It is filled so that every aligned 16 and 32 bits are a small normal number in each float format, and codes
+//! are arbitrary: kernels never meet the slow paths of denormal numbers or NaN, and the time of integer arithmetic does not depend on its operands.
+//! Deliberately absent: weights of a model, whose values would change nothing.
 
 use memmap2::MmapMut;
 use rand::{RngCore, SeedableRng};

@@ -2,9 +2,9 @@
 //!
 //! Shapes ([`products`]) come from the plan. For each, [`search`] proposes ways by a [`cost`] model and lets a [`contest`] decide, on a [`workload`] that runs
 //! kernels ([`code`]) in this process on memory of its own ([`arena`]): no linker, no model file, no weights. Then all shapes are measured on fewer threads
-//! ([`team_size`]). At last a [`trial`] compares whole [`steps`] of the model's first layers, over memory that lies as its [`weights`] do, and choices that make these slower
-//! are given up. The result is a [`record`], which [`apply`] gives to the levels of a build, as it does those that moec carries ([`shipped`]). Only speed depends
-//! on it. Deliberately absent: kernels other than products, which take little of a step.
+//! ([`team_size`]). At last a [`trial`] compares whole [`steps`] of the model's first layers, over memory that lies as its [`weights`] do, and choices that
+//! make these slower are given up. The result is a [`record`], which [`apply`] gives to the levels of a build, as it does those that moec carries
+//! ([`shipped`]). Only speed depends on it. Deliberately absent: kernels other than products, which take little of a step.
 
 pub mod apply;
 mod arena;
@@ -158,8 +158,8 @@ pub fn limits_here(level: CpuLevel, threads: usize) -> Result<(Limits, bool), Tu
     Ok((workload.limits(), workload.waited() > MOST_WAITED))
 }
 
-/// Measures what is not yet in the record at the output, shape by shape, and writes the record after each. With [`Request::confirm`] also what is. When all shapes are
-/// there, compares whole steps, unless that was done with these choices.
+/// Measures what is not yet in the record at the output, shape by shape, and writes the record after each. With [`Request::confirm`] also what is. When all
+/// shapes are there, compares whole steps, unless that was done with these choices.
 ///
 /// # Errors
 /// When kernels cannot be run, the first layers cannot be planned, or the record that is there is not one to go on with.

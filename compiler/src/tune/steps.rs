@@ -1,8 +1,8 @@
 //! Whole steps of a model in this process, with its kernels written in several ways.
 //!
 //! Everything is as in an executable: the programs of the plan with their barriers, machine code from the same back ends, weights where the payload has them
-//! ([`super::weights`]), scratch memory in large pages. Only the code is defined in memory instead of in an object. Deliberately absent: results that mean something,
-//! tokens before those of the step, and threads that sleep while they wait.
+//! ([`super::weights`]), scratch memory in large pages. Only the code is defined in memory instead of in an object. Deliberately absent: results that mean
+//! something, tokens before those of the step, and threads that sleep while they wait.
 
 use super::TuneError;
 use super::arena::large_pages;
@@ -158,8 +158,8 @@ impl Steps {
         let shared = Shared(&step);
         let work = |worker: usize| {
             for _ in 0..times {
-                // SAFETY: the step is as the ABI says: its memory is this one's and borrowed, ids and positions are within the model's, pages are there for all; the level's
-                // features are present, since code for another would not have been compiled; each worker calls once, with its own index.
+                // SAFETY: the step is as the ABI says: its memory is this one's and borrowed, ids and positions are within the model's, pages are there for
+                // all; the level's features are present, since code for another would not have been compiled; each worker calls once, with its own index.
                 unsafe { shared.work(entry, worker) };
                 meeting.meet();
             }

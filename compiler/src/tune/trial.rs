@@ -1,9 +1,10 @@
 //! Whether choices that are faster alone make whole steps faster: the last word on what a record keeps.
 //!
-//! A product alone meets a machine that does nothing else; in a step its activations were just written, its neighbours fill the caches, and all wait for the last thread. So
-//! steps of a model's first layers, written by the default and by all that was chosen, take turns ([`super::steps`]). If no length of a step is slower twice, all stays. Otherwise
-//! choices are added one by one to those that have proved themselves: one stays if it makes a step faster and none slower. What is left in the end is compared with the
-//! default as a whole once more, and if that is slower anywhere, the default stays. Deliberately absent: a search for choices, which are those of [`super::search`].
+//! A product alone meets a machine that does nothing else; in a step its activations were just written, its neighbours fill the caches, and all wait for the
+//! last thread. So steps of a model's first layers, written by the default and by all that was chosen, take turns ([`super::steps`]). If no length of a step is
+//! slower twice, all stays. Otherwise choices are added one by one to those that have proved themselves: one stays if it makes a step faster and none slower.
+//! What is left in the end is compared with the default as a whole once more, and if that is slower anywhere, the default stays. Deliberately absent: a search
+//! for choices, which are those of [`super::search`].
 
 use super::TuneError;
 use super::contest::{Ended, Ratio, TURNS, duel, median};
@@ -161,8 +162,8 @@ fn decide<E>(
     Ok(Verdict { kept: none, measured })
 }
 
-/// What `steps` take with the parts that are `kept` and without, and whether one loses: what loses is compared once more, since among many comparisons one is off by
-/// chance. With `all` the others are measured even then.
+/// What `steps` take with the parts that are `kept` and without, and whether one loses: what loses is compared once more, since among many comparisons one is
+/// off by chance. With `all` the others are measured even then.
 fn against_default<E>(
     kept: Vec<bool>,
     steps: &[usize],
@@ -318,8 +319,8 @@ mod tests {
         SHAPES.into_iter().flat_map(|shape| [true, false].map(|single| Part { shape, single })).collect()
     }
 
-    /// What is decided where a step of 10 ms takes `factor` (of part and tokens) times as long with each part, on a machine with jitter of 2 % and stretches that are slower by
-    /// up to 30 %.
+    /// What is decided where a step of 10 ms takes `factor` (of part and tokens) times as long with each part, on a machine with jitter of 2 % and stretches
+    /// that are slower by up to 30 %.
     fn decided(factor: impl Fn(usize, usize) -> f64, seed: u64) -> Verdict {
         let mut random = Xoshiro256PlusPlus::seed_from_u64(seed);
         let (mut slow, mut left) = (1.0, 0);
