@@ -6,17 +6,18 @@
 
 use crate::emit::cache;
 use crate::emit::executable::{self, Objects, Placement};
+use crate::emit::level::LevelTarget;
 use crate::emit::library::{Contents, Library};
-use crate::emit::object::{LevelTarget, emit_main, emit_object};
+use crate::emit::object::{emit_main, emit_object};
 use crate::emit::pack::Packing;
 use crate::emit::{EmitError, library, payload};
 use crate::expert_bits::{self, BitsError, ByHeat};
 use crate::expert_profile::{self, ExpertProfile, Heat, ProfileError};
 use crate::import::build::build_graph;
-use crate::import::{self, Model};
+use crate::import::{self, Model, ModelConfig};
 use crate::passes::{self, HotExperts, PassError, PassId, QuantConfig, Trace};
 use crate::plan::{ModelShape, Plan, PlanError, payload_map, plan};
-use crate::target::{self, CpuLevel, TargetError};
+use crate::target::{self, CpuLevel, TargetError, Tuning};
 use crate::tune::apply::{Ambiguous, Applied, apply};
 use crate::tune::{Record, worth_measuring};
 use moec_abi::KvType;
@@ -193,17 +194,18 @@ pub fn heat(model: &Model, options: &Options) -> Result<(Option<Heat>, Option<By
 /// A pass that cannot be disabled, a bug in one, or experts that cannot have the bits that are asked for.
 pub fn rewrite(model: &Model, options: &Options, mode: Mode) -> Result<(Graph, Trace), BuildError> {
     let (_, by_heat) = heat(model, options)?;
-    rewrite_with(model, options, by_heat.as_ref().map(|by_heat| &by_heat.hot), mode)
+    rewrite_with(model, &model.config, options, by_heat.as_ref().map(|by_heat| &by_heat.hot), mode)
 }
 
-/// [`rewrite`] with the experts that have more bits.
+/// [`rewrite`] of as many layers as `config`, otherwise the model's own, says, with the experts that have more bits.
 fn rewrite_with(
     model: &Model,
+    config: &ModelConfig,
     options: &Options,
     hot: Option<&HotExperts>,
     mode: Mode,
 ) -> Result<(Graph, Trace), BuildError> {
-    let mut graph = build_graph(&model.config, &model.tensors, mode);
+    let mut graph = build_graph(config, &model.tensors, mode);
     graph.set_context(context(model, options)?);
     let trace = passes::run(
         &mut graph,
@@ -225,9 +227,9 @@ fn rewrite_with(
 pub fn compile(model: &Model, options: &Options) -> Result<Compiled, BuildError> {
     let (heat, by_heat) = heat(model, options)?;
     let hot = by_heat.as_ref().map(|by_heat| &by_heat.hot);
-    let (decode, first) = rewrite_with(model, options, hot, Mode::Decode)?;
-    let (batch, second) = rewrite_with(model, options, hot, Mode::Batch)?;
-    let shape = shape(model, options, heat.as_ref())?;
+    let (decode, first) = rewrite_with(model, &model.config, options, hot, Mode::Decode)?;
+    let (batch, second) = rewrite_with(model, &model.config, options, hot, Mode::Batch)?;
+    let shape = shape(model, &model.config, options, heat.as_ref())?;
     let mut tuned = apply(&options.tuning, options.carried_tuning, &options.levels, &options.target)?;
     let mut plan = plan(&decode, &batch, shape, &tuned.tunings)?;
     tuned.compare(&worth_measuring(&plan));
@@ -235,8 +237,32 @@ pub fn compile(model: &Model, options: &Options) -> Result<Compiled, BuildError>
     Ok(Compiled { decode, batch, traces: [first, second], plan, heat, by_heat, tuned })
 }
 
-fn shape(model: &Model, options: &Options, heat: Option<&Heat>) -> Result<ModelShape, BuildError> {
-    let shape = ModelShape::new(&model.name, &model.config, options.kv, context(model, options)?);
+/// The plan of the model's first `layers` layers, of all if it has no more, with a level for each of `tunings`: in place of those of `options`, which
+/// `compiled` is by. Experts are those of the whole model.
+///
+/// # Errors
+/// As for [`compile`].
+pub fn plan_first_layers(
+    model: &Model,
+    options: &Options,
+    compiled: &Compiled,
+    layers: usize,
+    tunings: &[Tuning],
+) -> Result<Plan, BuildError> {
+    let config = ModelConfig { layers: layers.min(model.config.layers), ..model.config.clone() };
+    let hot = compiled.by_heat.as_ref().map(|by_heat| &by_heat.hot);
+    let graph = |mode| rewrite_with(model, &config, options, hot, mode);
+    let (decode, batch) = (graph(Mode::Decode)?.0, graph(Mode::Batch)?.0);
+    Ok(plan(&decode, &batch, shape(model, &config, options, compiled.heat.as_ref())?, tunings)?)
+}
+
+fn shape(
+    model: &Model,
+    config: &ModelConfig,
+    options: &Options,
+    heat: Option<&Heat>,
+) -> Result<ModelShape, BuildError> {
+    let shape = ModelShape::new(&model.name, config, options.kv, context(model, options)?);
     Ok(ModelShape { heat: heat.cloned(), ..shape })
 }
 
@@ -250,9 +276,9 @@ pub fn payload_bytes(
     heat: Option<&Heat>,
     hot: &HotExperts,
 ) -> Result<u64, BuildError> {
-    let graph = |mode| rewrite_with(model, options, Some(hot), mode);
+    let graph = |mode| rewrite_with(model, &model.config, options, Some(hot), mode);
     let (decode, batch) = (graph(Mode::Decode)?.0, graph(Mode::Batch)?.0);
-    let mut payload = payload_map(&decode, &batch, &shape(model, options, heat)?)?;
+    let mut payload = payload_map(&decode, &batch, &shape(model, &model.config, options, heat)?)?;
     payload::seal(&mut payload, model);
     Ok(payload.bytes as u64)
 }

@@ -6,15 +6,18 @@ use moec::pipeline::{self, Options};
 use moec::plan::layout::Format;
 use moec::synth::{self, Preset};
 use moec::target::machine::Machine;
-use moec::target::{self, ProductShape, ProductTuning, find_level};
+use moec::target::{self, ProductShape, ProductTuning, Tuning, find_level};
 use moec::tune::limits::Limits;
 use moec::tune::products::products;
 use moec::tune::search::Found;
-use moec::tune::{self, Progress, Record, Request, shipped};
+use moec::tune::steps::Steps;
+use moec::tune::weights::Weights;
+use moec::tune::{self, Progress, Record, Request, Tried, shipped};
 use moec_tests::{Golden, build_with, models};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 use target_lexicon::Triple;
 
@@ -61,6 +64,7 @@ fn record(choices: impl IntoIterator<Item = (ProductShape, ProductTuning)>) -> R
         threads: 1,
         limits: Limits::usual(4e11, 1e11, 3e10, 2),
         team: None,
+        steps: None,
         products: choices.into_iter().map(found).collect::<BTreeMap<_, _>>(),
     };
     // Through the file's form, so that what is tried is what a record can say.
@@ -176,6 +180,56 @@ fn a_record_that_moec_carries_is_used_unless_forbidden() {
     assert!(with.plan.to_string() != without.plan.to_string(), "kernels are those of the record");
 }
 
+/// Steps in process compute: finite logits, the same with any choices, and tokens choose all experts.
+#[test]
+fn whole_steps_in_process_are_steps_of_a_model() {
+    let mut random = Random(8);
+    for (name, quant) in [
+        ("mixtral-a", "q8"),
+        ("mixtral-a", "none"),
+        ("odd-fused-mixed", "q4"),
+        ("qwen2-moe-a", "experts=q4,attention=q8"),
+        ("llama-c", "q8"),
+    ] {
+        let opened = import::open(&model(name)).unwrap_or_else(|e| panic!("{e}"));
+        let options = Options { quant: quant.parse().expect("a --quant option"), ..Options::default() };
+        let compiled = pipeline::compile(&opened, &options).unwrap_or_else(|e| panic!("{e}"));
+        let default = compiled.tuned.tunings[0].clone();
+        let mut tuned = default.clone();
+        let shapes = products(&compiled.plan).into_iter().map(|product| product.shape);
+        tuned.products.extend(shapes.map(|shape| (shape, any(shape.format, &mut random))));
+        for layers in [1, opened.config.layers] {
+            let plan =
+                pipeline::plan_first_layers(&opened, &options, &compiled, layers, &[default.clone(), tuned.clone()]);
+            let plan = plan.unwrap_or_else(|e| panic!("{e}"));
+            let (experts, most) = (plan.model.experts, plan.model.max_tokens);
+            let weights = Rc::new(Weights::new(&plan.payload, 1 << 20).unwrap_or_else(|e| panic!("{e}")));
+            let mut steps = Steps::new(plan, options.levels[0], 2, weights).unwrap_or_else(|e| panic!("{e}"));
+            for tokens in [1, 3, 16, 64].into_iter().filter(|&tokens| tokens <= most) {
+                let mut both = Vec::new();
+                for way in [0, 1] {
+                    assert!(steps.run(way, tokens) > Duration::ZERO);
+                    assert!(steps.logits().iter().all(|logit| logit.is_finite()), "{name} {quant}");
+                    let bits: Vec<u32> = steps.logits().iter().map(|logit| logit.to_bits()).collect();
+                    assert!(bits.iter().any(|logit| *logit != bits[0]), "{name} {quant}: logits of something");
+                    let routes: Vec<Vec<u32>> =
+                        (0..layers.min(experts * layers)).map(|l| steps.routes(l, tokens)).collect();
+                    both.push((bits, routes));
+                }
+                assert!(both[0] == both[1], "{name} {quant}: {tokens} tokens, other results with other choices");
+                for routes in &both[0].1 {
+                    let chosen = |expert: usize| routes.iter().filter(|&&route| route as usize == expert).count();
+                    let counts: Vec<usize> = (0..experts).map(chosen).collect();
+                    assert_eq!(counts.iter().sum::<usize>(), routes.len(), "{name} {quant}");
+                    let mean = routes.len() / experts;
+                    let spread = counts.iter().all(|count| (mean / 3..=3 * mean).contains(count));
+                    assert!(tokens < 64 || spread, "{name} {quant}: experts are chosen {counts:?} times");
+                }
+            }
+        }
+    }
+}
+
 struct Silent;
 
 impl Progress for Silent {
@@ -191,8 +245,11 @@ fn what_is_tuned_is_a_record_that_goes_on_and_is_used() {
     let opened = import::open(&model("mixtral-a")).unwrap_or_else(|e| panic!("{e}"));
     let options = Options { quant: "q4".parse().expect("a --quant option"), ..Options::default() };
     let compiled = pipeline::compile(&opened, &options).unwrap_or_else(|e| panic!("{e}"));
+    let first_layers =
+        |layers: usize, tunings: &[Tuning]| pipeline::plan_first_layers(&opened, &options, &compiled, layers, tunings);
     let request = |seconds| Request {
         plan: &compiled.plan,
+        first_layers: &first_layers,
         level: options.levels[0],
         default: &compiled.tuned.tunings[0],
         threads: 2,
@@ -209,7 +266,15 @@ fn what_is_tuned_is_a_record_that_goes_on_and_is_used() {
     assert_eq!(written.products.len(), all.products.len());
     let team = written.team.as_ref().expect("measured after all shapes");
     assert_eq!(team.measured.iter().map(|sized| sized.threads).collect::<Vec<_>>(), [2, 1]);
+    let steps = written.steps.as_ref().expect("compared after all shapes");
+    let most = compiled.plan.model.max_tokens;
+    assert_eq!(steps.layers, opened.config.layers, "a step of all layers takes no time");
+    let lengths: Vec<usize> = [1, 16, 64, 512].into_iter().filter(|&tokens| tokens <= most).collect();
+    assert_eq!(steps.measured.iter().map(|step| step.tokens).collect::<Vec<_>>(), lengths);
+    let Tried::Done { choices, given_up } = all.trial else { panic!("{:?}", all.trial) };
+    assert!(given_up <= choices && choices <= 2 * products(&compiled.plan).len(), "{given_up} of {choices}");
     let again = tune::tune(&request(0), &Silent).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!(again.trial, Tried::Nothing, "nothing new is on trial");
     assert_eq!((again.left(), again.earlier), (0, all.products.len()), "nothing is measured twice");
 
     let confirmed = tune::tune(&Request { confirm: true, ..request(600) }, &Silent).unwrap_or_else(|e| panic!("{e}"));
@@ -220,6 +285,14 @@ fn what_is_tuned_is_a_record_that_goes_on_and_is_used() {
         assert!(now.0 == before.0 || now.0 == default.0, "{shape}: confirming finds nothing new");
         assert!(now.1 == before.1 || now.1 == default.1, "{shape}: confirming finds nothing new");
     }
+
+    // Without its steps a record is on trial again, as one is that was out of time.
+    let untried = Record { steps: None, ..written.clone() };
+    std::fs::write(&output, untried.to_toml()).expect("writable");
+    let none = tune::tune(&request(0), &Silent).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!((none.trial, none.left()), (Tried::NoTime, 0));
+    let tried = tune::tune(&request(600), &Silent).unwrap_or_else(|e| panic!("{e}"));
+    assert!(matches!(tried.trial, Tried::Done { .. }) && tried.record.steps.is_some(), "{:?}", tried.trial);
 
     let used = pipeline::compile(&opened, &Options { tuning: vec![written], ..options.clone() });
     assert_eq!(used.unwrap_or_else(|e| panic!("{e}")).tuned.notes, Vec::<String>::new());

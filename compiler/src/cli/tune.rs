@@ -9,9 +9,10 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use moec::import;
 use moec::pipeline;
-use moec::target::machine;
+use moec::target::{Tuning, machine};
 use moec::tune::team_size::{ANSWER, PROMPT, TeamSize};
-use moec::tune::{self, Outcome, Progress, Request};
+use moec::tune::trial::WholeSteps;
+use moec::tune::{self, Outcome, Progress, Request, Tried};
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,7 +24,8 @@ use target_lexicon::Triple;
     after_help = "Give the same --quant as to the build: what is tuned are the shapes and formats of the model's products. \
     The record is text; `moec build MODEL --tuning FILE` uses it. Stopped or out of time, it keeps the shapes that are done, and the next run goes on; \
     a run for another model on the same record adds that one's shapes. Choices must beat what the build would do without the record: those that moec carries for \
-    this CPU, or with --tuning none the defaults. Nothing else should run meanwhile."
+    this CPU, or with --tuning none the defaults. In the end whole steps of the model's first layers are compared, and what makes them slower is given up. \
+    Nothing else should run meanwhile."
 )]
 pub struct Tune {
     /// The model's directory, or a .gguf file; its weights are not read
@@ -32,7 +34,7 @@ pub struct Tune {
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
     /// Stop after this time, e.g. 60s or 5m, and keep what is done
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = time)]
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = time)]
     budget: Duration,
     /// Compare what the record has with the default once more, and give up what is not faster again
     ///
@@ -85,8 +87,12 @@ impl Tune {
         let compiled = pipeline::compile(&model, &options)?;
         let bar = ProgressBar::new(1000)
             .with_style(ProgressStyle::with_template("{bar:40} {elapsed} {wide_msg}").expect("a valid template"));
+        let first_layers = |layers: usize, tunings: &[Tuning]| {
+            pipeline::plan_first_layers(&model, &options, &compiled, layers, tunings)
+        };
         let request = Request {
             plan: &compiled.plan,
+            first_layers: &first_layers,
             level: options.levels[0],
             default: &compiled.tuned.tunings[0],
             threads: self.threads.map_or_else(machine::cores, usize::from),
@@ -122,6 +128,15 @@ impl Tune {
                 "the time was over before {} of the shapes; the same command goes on with them",
                 outcome.left()
             ));
+        }
+        match outcome.trial {
+            Tried::Done { given_up, choices } if given_up > 0 => say(format_args!(
+                "{given_up} of {choices} choices were faster alone, but not in whole steps, and were given up"
+            )),
+            Tried::NoTime => say(
+                "the time was over before whole steps were compared; the same command goes on with them, and a longer --budget gives them more time",
+            ),
+            Tried::Done { .. } | Tried::Nothing => {}
         }
         say(format_args!("wrote {}", self.output.display()));
         Ok(0)
@@ -189,6 +204,33 @@ fn table(outcome: &Outcome) -> String {
     text += "default and tuned are shares of the machine's limit: reading the weights, or the multiply-adds, whichever takes longer\n";
     if let Some(team) = &outcome.record.team {
         text += &team_table(team);
+    }
+    if let Some(steps) = &outcome.record.steps {
+        text += &steps_table(steps);
+    }
+    text
+}
+
+/// Whole steps, default against tuned.
+fn steps_table(steps: &WholeSteps) -> String {
+    let layers = match steps.layers {
+        1 => "layer".to_string(),
+        n => format!("{n} layers"),
+    };
+    let mut text = format!(
+        "{:<8} {:>14} {:>17} {:>8}  tokens/s in whole steps of the first {layers}\n",
+        "tokens", "default", "tuned", "faster"
+    );
+    for step in &steps.measured {
+        let rate = |seconds: f64| step.tokens as f64 / seconds;
+        let faster = 100.0 * (step.default / step.tuned - 1.0);
+        let _ = writeln!(
+            text,
+            "{:<8} {:>14.1} {:>17.1} {faster:>6.1} %",
+            step.tokens,
+            rate(step.default),
+            rate(step.tuned)
+        );
     }
     text
 }

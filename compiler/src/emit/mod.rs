@@ -6,6 +6,7 @@ pub mod cache;
 pub mod executable;
 pub mod files;
 pub mod header;
+pub mod level;
 pub mod library;
 mod linker;
 mod loader_path;
@@ -20,7 +21,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum EmitError {
     /// Cranelift's module refused something.
-    #[error("bug in moec: the object cannot be assembled: {0}")]
+    #[error("bug in moec: the code cannot be put together: {0}")]
     Module(String),
     /// The object writer refused something.
     #[error("bug in moec: the object cannot be written: {0}")]
@@ -66,7 +67,7 @@ pub enum EmitError {
 }
 
 impl EmitError {
-    fn module(error: cranelift_module::ModuleError) -> EmitError {
+    pub(crate) fn module(error: cranelift_module::ModuleError) -> EmitError {
         EmitError::Module(error.to_string())
     }
 

@@ -1,33 +1,19 @@
 //! The object file: kernels, entry points for each CPU level, and the model's descriptor.
 //!
-//! The object is freestanding: it calls nothing by name. Each level is compiled by itself, with its own kernels under names of its own, so that
-//! several levels live in one object over one payload. Deliberately absent: weights (they are the payload's) and linking.
+//! The object is freestanding: it calls nothing by name. Each level is compiled by itself ([`super::level`]), with its own kernels under names of its own, so
+//! that several levels live in one object over one payload. Deliberately absent: weights (they are the payload's) and linking.
 
 use super::EmitError;
-use crate::kernels::Kernel;
-use crate::lower::backend::KernelBackend;
-use crate::lower::step::{ScratchSizes, build_step, entry_signature, kernel_signature};
-use crate::plan::program::{self, Program};
-use crate::plan::{Plan, Programs};
-use crate::target::CpuLevel;
-use cranelift_codegen::Context;
-use cranelift_codegen::control::ControlPlane;
+use super::level::{Entries, LevelTarget, define_level};
+use crate::plan::{Plan, Programs, program};
 use cranelift_codegen::ir::{Function, UserFuncName};
-use cranelift_codegen::isa::{OwnedTargetIsa, TargetIsa};
+use cranelift_codegen::isa::OwnedTargetIsa;
 use cranelift_frontend::FunctionBuilderContext;
-use cranelift_module::{DataDescription, DataId, FuncId, Linkage, Module, ModuleReloc};
+use cranelift_module::{DataDescription, DataId, Linkage, Module};
 use cranelift_object::{ObjectBuilder, ObjectModule};
 use moec_abi::{ABI_VERSION, DESCRIPTOR_MAGIC, LANES, Level, ModelDescriptor, PAGE_TOKENS, Stage, round_up};
 use std::collections::HashMap;
 use std::mem::{offset_of, size_of};
-
-/// A CPU level and the code generator set up for it.
-pub struct LevelTarget {
-    /// The level.
-    pub level: CpuLevel,
-    /// Cranelift, with the level's features.
-    pub isa: OwnedTargetIsa,
-}
 
 /// Compiles `plan` for every level of `targets` (best first) into one object file. `prefix` starts the name of the exported descriptor, `<prefix>_model`.
 ///
@@ -37,10 +23,16 @@ pub fn emit_object(plan: &Plan, targets: &[LevelTarget], prefix: &str, key: [u8;
     let first = targets.first().expect("at least one CPU level");
     let libcalls = cranelift_module::default_libcall_names();
     let builder = ObjectBuilder::new(first.isa.clone(), prefix, libcalls).map_err(EmitError::module)?;
-    let mut object = Object { module: ObjectModule::new(builder), context: FunctionBuilderContext::new() };
+    let mut object = Object { module: ObjectModule::new(builder) };
     let mut levels = Vec::new();
     for (index, target) in targets.iter().enumerate() {
-        levels.push(object.level(plan, &plan.levels[index], target, &format!("{prefix}_l{index}"))?);
+        levels.push(define_level(
+            &mut object.module,
+            plan,
+            &plan.levels[index],
+            target,
+            &format!("{prefix}_l{index}"),
+        )?);
     }
     object.descriptor(plan, targets, &levels, prefix, key)?;
     object.module.finish().emit().map_err(|e| EmitError::Object(e.to_string()))
@@ -84,89 +76,11 @@ pub fn emit_main(isa: &OwnedTargetIsa, prefix: &str) -> Result<Vec<u8>, EmitErro
     module.finish().emit().map_err(|e| EmitError::Object(e.to_string()))
 }
 
-/// The entry points of one level.
-struct Entries {
-    decode: FuncId,
-    batch: FuncId,
-}
-
 struct Object {
     module: ObjectModule,
-    context: FunctionBuilderContext,
 }
 
 impl Object {
-    fn level(
-        &mut self,
-        plan: &Plan,
-        programs: &Programs,
-        target: &LevelTarget,
-        prefix: &str,
-    ) -> Result<Entries, EmitError> {
-        let isa = &*target.isa;
-        let mut kernels = HashMap::new();
-        for kernel in programs.kernels() {
-            let id = self.kernel(&kernel, target, prefix)?;
-            kernels.insert(kernel, id);
-        }
-        let decode = self.entry(&programs.decode, plan, isa, &kernels, &format!("{prefix}_decode"))?;
-        let batch = self.entry(&programs.batch, plan, isa, &kernels, &format!("{prefix}_batch"))?;
-        Ok(Entries { decode, batch })
-    }
-
-    fn kernel(&mut self, kernel: &Kernel, target: &LevelTarget, prefix: &str) -> Result<FuncId, EmitError> {
-        let isa = &*target.isa;
-        let tile = kernel.generate();
-        let name = format!("{prefix}_{}", tile.name);
-        let signature = kernel_signature(isa.default_call_conv(), tile.params.len());
-        let id = self.module.declare_function(&name, Linkage::Local, &signature).map_err(EmitError::module)?;
-        let backend = KernelBackend::choose(target.level.features, isa.triple());
-        let compiled = backend
-            .compile(&tile, isa)
-            .map_err(|error| EmitError::Compile { function: name.clone(), error: error.to_string() })?;
-        let alignment = u64::from(compiled.alignment);
-        self.module.define_function_bytes(id, alignment, &compiled.code, &[]).map_err(EmitError::module)?;
-        Ok(id)
-    }
-
-    fn entry(
-        &mut self,
-        program: &Program,
-        plan: &Plan,
-        isa: &dyn TargetIsa,
-        kernels: &HashMap<Kernel, FuncId>,
-        name: &str,
-    ) -> Result<FuncId, EmitError> {
-        let signature = entry_signature(isa.default_call_conv());
-        let id = self.module.declare_function(name, Linkage::Local, &signature).map_err(EmitError::module)?;
-        let sizes = ScratchSizes { shared: plan.scratch_bytes, worker: plan.worker_scratch_bytes };
-        let Object { module, context } = self;
-        let function = build_step(
-            UserFuncName::user(0, id.as_u32()),
-            program,
-            sizes,
-            isa.frontend_config(),
-            context,
-            |kernel, function| module.declare_func_in_func(kernels[kernel], function),
-        );
-        self.define(id, name, function, isa)?;
-        Ok(id)
-    }
-
-    /// Compiles for `isa`, which may have other features than the module's own.
-    fn define(&mut self, id: FuncId, name: &str, function: Function, isa: &dyn TargetIsa) -> Result<(), EmitError> {
-        let mut context = Context::for_function(function);
-        let compiled = context
-            .compile(isa, &mut ControlPlane::default())
-            .map_err(|e| EmitError::Compile { function: name.to_string(), error: format!("{:?}", e.inner) })?;
-        let alignment = u64::from(compiled.buffer.alignment).max(64);
-        let bytes = compiled.buffer.data().to_vec();
-        let relocs = compiled.buffer.relocs().to_vec();
-        let relocs: Vec<ModuleReloc> =
-            relocs.iter().map(|r| ModuleReloc::from_mach_reloc(r, &context.func, id)).collect();
-        self.module.define_function_bytes(id, alignment, &bytes, &relocs).map_err(EmitError::module)
-    }
-
     fn text(&mut self, name: &str, text: &str) -> Result<DataId, EmitError> {
         let id = self.module.declare_data(name, Linkage::Local, false, false).map_err(EmitError::module)?;
         let mut data = DataDescription::new();

@@ -171,6 +171,7 @@ mod tests {
             threads: 2,
             limits: Limits::usual(4e11, 1e11, 3e10, 2),
             team: None,
+            steps: None,
             products: [(SHAPE, Found { tuning, measured: Vec::new() })].into(),
         }
     }

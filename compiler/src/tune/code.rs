@@ -37,6 +37,21 @@ pub enum CodeError {
     Memory(std::io::Error),
 }
 
+impl CodeError {
+    /// Fails when this machine lacks a feature of `level`.
+    ///
+    /// # Errors
+    /// Which features are missing.
+    pub fn unless_runnable(level: CpuLevel) -> Result<(), CodeError> {
+        let missing = level.features & !target::host();
+        if missing == 0 {
+            return Ok(());
+        }
+        let missing = target::feature_names(missing).join(", ");
+        Err(CodeError::CannotRun { level: level.name, missing })
+    }
+}
+
 /// Compiles kernels for one level and runs them here.
 pub struct Compiler {
     level: CpuLevel,
@@ -50,11 +65,7 @@ impl Compiler {
     /// # Errors
     /// When it has not, or there is no code generator.
     pub fn new(level: CpuLevel) -> Result<Compiler, CodeError> {
-        let missing = level.features & !target::host();
-        if missing != 0 {
-            let missing = target::feature_names(missing).join(", ");
-            return Err(CodeError::CannotRun { level: level.name, missing });
-        }
+        CodeError::unless_runnable(level)?;
         let triple = Triple::host();
         let backend = KernelBackend::choose(level.features, &triple);
         Ok(Compiler { level, backend, isa: target::isa_for(level.features, &triple)? })

@@ -5,13 +5,14 @@
 //! measured anew, since the best of many is also the luckiest, and must win by more than the noise; otherwise the incumbent stays.
 //! Deliberately absent: what is measured.
 
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 /// Turns before the slower half leaves.
 const ROUNDS: usize = 5;
 
-/// Turns of the last two, at least and at most.
-const FINAL: std::ops::RangeInclusive<usize> = 15..=61;
+/// Turns of two that are compared, at least and at most, when a run takes some milliseconds.
+pub const TURNS: RangeInclusive<usize> = 15..=61;
 
 /// A gain less than this is none: it would not be worth an entry in a record.
 const LEAST_GAIN: f64 = 0.01;
@@ -86,26 +87,27 @@ pub fn contest<E>(
         left = ranked.into_iter().map(|(_, way)| way).collect();
     }
     let Some(&last) = left.first() else { return Ok(0) };
-    Ok(if duel(last, until, run)?.wins() { last } else { 0 })
+    Ok(if duel(last, TURNS, until, run)?.wins() { last } else { 0 })
 }
 
-/// Compares a way with the incumbent until it is certain which is faster, or that it does not matter.
+/// Compares a way with the incumbent until it is certain which is faster, or that it does not matter: in so many turns at least and at most.
 ///
 /// # Errors
 /// As [`contest`].
 pub fn duel<E>(
     way: usize,
+    turns: RangeInclusive<usize>,
     until: Instant,
     run: &mut impl FnMut(usize) -> Result<Duration, E>,
 ) -> Result<Ratio, Ended<E>> {
     let (mut ours, mut incumbent) = (Vec::new(), Vec::new());
     loop {
-        let times = rounds(&[way], *FINAL.start(), until, run)?;
+        let times = rounds(&[way], (*turns.start()).min(*turns.end() - ours.len()), until, run)?;
         incumbent.extend(&times[0]);
         ours.extend(&times[1]);
         let ratio = Ratio::of(&ours, &incumbent);
         let clear = ratio.wins() || ratio.loses() || CERTAIN * ratio.error < LEAST_GAIN;
-        if clear || ours.len() >= *FINAL.end() {
+        if clear || ours.len() >= *turns.end() {
             return Ok(ratio);
         }
     }

@@ -6,7 +6,7 @@
 use super::arena::Arena;
 use super::code::{Code, CodeError, Compiler};
 use super::contest::median;
-use super::team::{Took, together};
+use super::team::{Meeting, Took, together};
 use moec_abi::LANES;
 use moec_ir::tile::build::Builder;
 use moec_ir::tile::{Binary, Function, Memory, Shift, Value};
@@ -88,8 +88,7 @@ pub fn simple_loop(sums: usize) -> Function {
     b.finish()
 }
 
-/// Seconds in which `threads` threads meet, each with a little that the next one must see: each says that it is there and looks until all are, as a model's workers
-/// do, whose stages then read what others have written.
+/// Seconds in which `threads` threads meet, each with a little that the next one must see, as the stages of a model's workers read what others have written.
 fn barrier_seconds(threads: usize) -> f64 {
     const MEETINGS: usize = 1000;
     /// Words that each writes and another reads: of 16 cache lines.
@@ -97,18 +96,12 @@ fn barrier_seconds(threads: usize) -> f64 {
     let written: Vec<Line> = (0..threads * WORDS).map(|_| Line::default()).collect();
     let mut seconds: Vec<f64> = (0..9)
         .map(|_| {
-            let arrived = AtomicUsize::new(0);
+            let meeting = Meeting::new(threads);
             let meet = |worker: usize| {
                 let lines = |of: usize| &written[of % threads * WORDS..][..WORDS];
-                for meeting in 1..=MEETINGS {
-                    lines(worker).iter().for_each(|line| line.0.store(meeting, Ordering::Relaxed));
-                    arrived.fetch_add(1, Ordering::AcqRel);
-                    let mut looks = 0u32;
-                    while arrived.load(Ordering::Acquire) < meeting * threads {
-                        looks += 1;
-                        // A thread whose partner has no CPU must not keep it from getting one.
-                        if looks.is_multiple_of(4096) { std::thread::yield_now() } else { std::hint::spin_loop() }
-                    }
+                for count in 1..=MEETINGS {
+                    lines(worker).iter().for_each(|line| line.0.store(count, Ordering::Relaxed));
+                    meeting.meet();
                     lines(worker + 1).iter().for_each(|line| {
                         black_box(line.0.load(Ordering::Relaxed));
                     });
@@ -182,6 +175,42 @@ impl Sweep {
     }
 }
 
+/// Multiply-adds out of registers, as many as can be.
+pub struct Peak {
+    code: Code,
+    /// Multiply-adds of one iteration.
+    adds: usize,
+}
+
+impl Peak {
+    /// Of bytes or of f32, with so many sums in flight.
+    ///
+    /// # Errors
+    /// A bug of a back end, or no memory for code.
+    pub fn new(compiler: &Compiler, bytes: bool, sums: usize) -> Result<Peak, CodeError> {
+        let lanes = if bytes { 64 } else { LANES };
+        Ok(Peak { code: compiler.function(&peak_loop(bytes, sums))?, adds: lanes * sums })
+    }
+
+    /// Once, by `threads` threads, in less than a millisecond: multiply-adds a second.
+    pub fn once(&self, arena: &mut Arena, threads: usize) -> f64 {
+        self.adds as f64 * iterations(&self.code, arena, threads)
+    }
+}
+
+/// Iterations of a loop with the parameters of [`peak_loop`] that all threads together do in a second.
+fn iterations(code: &Code, arena: &mut Arena, threads: usize) -> f64 {
+    const CALLS: usize = 20;
+    let [_, activations, results] = arena.addresses();
+    let work = |worker: usize| {
+        for _ in 0..CALLS {
+            // SAFETY: the arena has at least so many activations and a line of results for each worker.
+            unsafe { code.call(&[activations, results + 64 * worker as i64]) };
+        }
+    };
+    (CALLS * PEAK_LOOPS * threads) as f64 / together(threads, &work).cpu.as_secs_f64()
+}
+
 /// What [`measure`] finds.
 pub struct Found {
     /// The limits.
@@ -190,6 +219,8 @@ pub struct Found {
     pub waited: f64,
     /// The faster way of reading.
     pub sweep: Sweep,
+    /// The fastest multiply-adds of bytes, and of f32.
+    pub peaks: [Peak; 2],
 }
 
 /// Measures the limits with `threads` threads on the memory of `arena`. The peak is the best of several runs, since nothing but disturbance makes
@@ -199,27 +230,26 @@ pub struct Found {
 /// A bug of a back end, or no memory for code.
 pub fn measure(compiler: &Compiler, arena: &mut Arena, threads: usize) -> Result<Found, CodeError> {
     const PASSES: usize = 9;
-    let [_, activations, results] = arena.addresses();
-    // The most iterations of a loop that all threads together do in a second.
-    let best = |function: &Function| -> Result<f64, CodeError> {
-        const CALLS: usize = 20;
-        let code = compiler.function(function)?;
-        let work = |worker: usize| {
-            for _ in 0..CALLS {
-                // SAFETY: the arena has at least so many activations and a line of results for each worker.
-                unsafe { code.call(&[activations, results + 64 * worker as i64]) };
+    let mut best = |once: &dyn Fn(&mut Arena) -> f64| (0..PASSES).map(|_| once(arena)).fold(0.0, f64::max);
+    let mut peak = |bytes: bool| -> Result<(f64, Peak), CodeError> {
+        let mut fastest: Option<(f64, Peak)> = None;
+        for sums in PEAK_SUMS {
+            let peak = Peak::new(compiler, bytes, sums)?;
+            let rate = best(&|arena| peak.once(arena, threads));
+            if fastest.as_ref().is_none_or(|(most, _)| rate > *most) {
+                fastest = Some((rate, peak));
             }
-        };
-        let once = || (CALLS * PEAK_LOOPS * threads) as f64 / together(threads, &work).cpu.as_secs_f64();
-        Ok((0..PASSES).map(|_| once()).fold(0.0, f64::max))
+        }
+        Ok(fastest.expect("some numbers of sums are tried"))
     };
-    let (mut dots, mut fmas, mut ops) = (0f64, 0f64, 0f64);
+    let ((dots, of_bytes), (fmas, of_f32)) = (peak(true)?, peak(false)?);
+    let mut ops = 0f64;
     for sums in PEAK_SUMS {
-        dots = dots.max(best(&peak_loop(true, sums))? * (64 * sums) as f64);
-        fmas = fmas.max(best(&peak_loop(false, sums))? * (LANES * sums) as f64);
-        ops = ops.max(best(&simple_loop(sums))? * sums as f64);
+        let code = compiler.function(&simple_loop(sums))?;
+        ops = ops.max(best(&|arena| iterations(&code, arena, threads)) * sums as f64);
     }
-    let latency = threads as f64 / best(&peak_loop(false, 1))?;
+    let one = compiler.function(&peak_loop(false, 1))?;
+    let latency = threads as f64 / best(&|arena| iterations(&one, arena, threads));
     let mut waited = Vec::new();
     let mut rate = |sweep: &Sweep| {
         let (mut rates, took): (Vec<f64>, Vec<Took>) = (0..PASSES).map(|_| sweep.once(arena, threads)).unzip();
@@ -230,5 +260,5 @@ pub fn measure(compiler: &Compiler, arena: &mut Arena, threads: usize) -> Result
     let rates = [rate(&one), rate(&several)];
     let (read, sweep) = if rates[0] > rates[1] { (rates[0], one) } else { (rates[1], several) };
     let limits = Limits { dots, fmas, read, ops, latency, barrier: barrier_seconds(threads) };
-    Ok(Found { limits, waited: median(&mut waited), sweep })
+    Ok(Found { limits, waited: median(&mut waited), sweep, peaks: [of_bytes, of_f32] })
 }

@@ -2,8 +2,9 @@
 //!
 //! Shapes ([`products`]) come from the plan. For each, [`search`] proposes ways by a [`cost`] model and lets a [`contest`] decide, on a [`workload`] that runs
 //! kernels ([`code`]) in this process on memory of its own ([`arena`]): no linker, no model file, no weights. Then all shapes are measured on fewer threads
-//! ([`team_size`]). The result is a [`record`], which [`apply`] gives to the levels of a build, as it does those that moec carries ([`shipped`]). Only speed depends
-//! on it. Deliberately absent: kernels other than products, which take little of a step.
+//! ([`team_size`]). At last a [`trial`] compares whole [`steps`] of the model's first layers, over memory that lies as its [`weights`] do, and choices that
+//! make these slower are given up. The result is a [`record`], which [`apply`] gives to the levels of a build, as it does those that moec carries
+//! ([`shipped`]). Only speed depends on it. Deliberately absent: kernels other than products, which take little of a step.
 
 pub mod apply;
 mod arena;
@@ -15,14 +16,18 @@ pub mod products;
 pub mod record;
 pub mod search;
 pub mod shipped;
+pub mod steps;
 pub mod team;
 pub mod team_size;
+pub mod trial;
+pub mod weights;
 mod workload;
 
 pub use record::{Record, RecordError};
 
 use crate::emit::EmitError;
 use crate::emit::files::Unfinished;
+use crate::pipeline::BuildError;
 use crate::plan::Plan;
 use crate::target::machine::Machine;
 use crate::target::{CpuLevel, Tuning};
@@ -34,6 +39,7 @@ use search::Search;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use trial::{FirstLayers, Trial, WholeSteps};
 use workload::Workload;
 
 /// Products below this share of a step's bytes and multiply-adds are not worth measuring.
@@ -51,6 +57,9 @@ pub enum TuneError {
     /// No memory.
     #[error(transparent)]
     Memory(#[from] workload::NoMemory),
+    /// The model's first layers cannot be planned.
+    #[error(transparent)]
+    Plan(Box<BuildError>),
     /// The record that is there cannot be read.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -65,10 +74,11 @@ pub enum TuneError {
 }
 
 /// What to measure.
-#[derive(Debug)]
 pub struct Request<'a> {
     /// The model, planned for `level`.
     pub plan: &'a Plan,
+    /// Plans its first layers.
+    pub first_layers: &'a FirstLayers<'a>,
     /// The level.
     pub level: CpuLevel,
     /// How kernels are written without the record: what must be beaten.
@@ -100,8 +110,26 @@ pub struct Outcome {
     pub earlier: usize,
     /// Those of them whose choices were not confirmed, and given up at least in part.
     pub given_up: usize,
+    /// What came of comparing whole steps, when that was to be done.
+    pub trial: Tried,
     /// Whether other programs wanted the same cores, which makes what is measured doubtful.
     pub busy: bool,
+}
+
+/// What came of comparing whole steps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tried {
+    /// There was nothing new to compare, or not all shapes were measured.
+    Nothing,
+    /// The time was over before.
+    NoTime,
+    /// Of so many choices — the kernel of a single token or all the rest, for each shape — some were given up.
+    Done {
+        /// All that were on trial.
+        choices: usize,
+        /// Those that were given up.
+        given_up: usize,
+    },
 }
 
 impl Outcome {
@@ -130,12 +158,13 @@ pub fn limits_here(level: CpuLevel, threads: usize) -> Result<(Limits, bool), Tu
     Ok((workload.limits(), workload.waited() > MOST_WAITED))
 }
 
-/// Measures what is not yet in the record at the output, shape by shape, and writes the record after each. With [`Request::confirm`] also what is.
+/// Measures what is not yet in the record at the output, shape by shape, and writes the record after each. With [`Request::confirm`] also what is. When all
+/// shapes are there, compares whole steps, unless that was done with these choices.
 ///
 /// # Errors
-/// When kernels cannot be run, or the record that is there is not one to go on with.
+/// When kernels cannot be run, the first layers cannot be planned, or the record that is there is not one to go on with.
 pub fn tune(request: &Request, progress: &dyn Progress) -> Result<Outcome, TuneError> {
-    let Request { plan, level, default, threads, budget, output, confirm } = *request;
+    let Request { plan, first_layers, level, default, threads, budget, output, confirm } = *request;
     let until = Instant::now() + budget;
     let machine = Machine::this();
     let wanted = worth_measuring(plan);
@@ -151,6 +180,7 @@ pub fn tune(request: &Request, progress: &dyn Progress) -> Result<Outcome, TuneE
         threads,
         limits: workload.limits(),
         team: None,
+        steps: None,
         products: BTreeMap::new(),
     };
     let (mut found_before, mut given_up) = (0, 0);
@@ -163,8 +193,8 @@ pub fn tune(request: &Request, progress: &dyn Progress) -> Result<Outcome, TuneE
         record = earlier;
     }
     let write = |record: &Record| Unfinished::with_content(output, record.to_toml().as_bytes())?.finish(0o666);
-    // The last part is the team's size.
-    let part = |index: usize, share: f64| (index as f64 + share) / (wanted.len() + 1) as f64;
+    // The last parts are the team's size and the whole steps.
+    let part = |index: usize, share: f64| (index as f64 + share) / (wanted.len() + 2) as f64;
     for (index, product) in wanted.iter().enumerate() {
         let shape = product.shape.to_string();
         let at = |what: &str, share: f64| progress.at(part(index, share), &shape, what);
@@ -180,6 +210,7 @@ pub fn tune(request: &Request, progress: &dyn Progress) -> Result<Outcome, TuneE
             Ok(found) => {
                 given_up += usize::from(earlier.is_some_and(|earlier| earlier.tuning != found.tuning));
                 record.products.insert(product.shape, found);
+                record.steps = None;
                 write(&record)?;
             }
             Err(Ended::Time) => break,
@@ -200,8 +231,40 @@ pub fn tune(request: &Request, progress: &dyn Progress) -> Result<Outcome, TuneE
             Err(Ended::Failed(error)) => return Err(error.into()),
         }
     }
+    let mut tried = Tried::Nothing;
+    if whole && record.steps.is_none() {
+        let limits = workload.limits();
+        drop(workload);
+        let all = products(plan);
+        let parts = trial::parts(&all, default, &record.products);
+        let layers = trial::layers(plan, &limits);
+        let at = |tokens: usize, share: f64| {
+            progress.at(part(wanted.len() + 1, share), "whole steps", &format!("{tokens} tokens at once"));
+        };
+        let trial = Trial {
+            first_layers,
+            layers,
+            level,
+            threads,
+            default,
+            found: &record.products,
+            parts: &parts,
+            until,
+            progress: &at,
+        };
+        match trial.run() {
+            Ok(verdict) => {
+                let given_up = trial::give_up(&mut record.products, default, &parts, &verdict.kept);
+                tried = Tried::Done { choices: parts.len(), given_up };
+                record.steps = Some(WholeSteps { layers, measured: verdict.measured });
+                write(&record)?;
+            }
+            Err(Ended::Time) => tried = Tried::NoTime,
+            Err(Ended::Failed(error)) => return Err(error),
+        }
+    }
     if !output.exists() {
         write(&record)?;
     }
-    Ok(Outcome { record, products: wanted, earlier: found_before, given_up, busy })
+    Ok(Outcome { record, products: wanted, earlier: found_before, given_up, trial: tried, busy })
 }

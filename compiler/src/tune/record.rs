@@ -22,6 +22,10 @@
 //! best = 2                          # all, unless fewer were faster for certain
 //! measured = [{ threads = 2, decode = 0.021, prefill = 2.3 }, …]   # seconds of the products of the model that was measured first
 //!
+//! [steps]                           # of a whole model; absent where nobody compared them since a shape was measured
+//! layers = 1                        # so many of its layers, the first
+//! measured = [{ tokens = 64, default = 0.0412, tuned = 0.0405 }, …]   # seconds without the record and with it
+//!
 //! [[product]]                       # one for each shape
 //! format = "q4"
 //! k = 4096
@@ -41,7 +45,9 @@
 use super::limits::Limits;
 use super::search::{Found, Measured};
 use super::team_size::{Sized, TeamSize};
+use super::trial::{StepTime, WholeSteps};
 use crate::kernels::{Epilogue, MAX_TOKENS, MatmulTuning};
+use crate::plan::MAX_STEP_TOKENS;
 use crate::plan::layout::{Format, GROUP};
 use crate::target::machine::Machine;
 use crate::target::{ProductShape, ProductTuning, feature_names};
@@ -60,6 +66,9 @@ const MOST_BYTES: u64 = 4 << 20;
 /// Most sums that a kernel may keep: far more than registers, and few enough to compile in no time.
 const MOST_SUMS: usize = 64;
 
+/// Most layers of a model that a record may speak of: far more than any has.
+const MOST_LAYERS: usize = 1 << 16;
+
 /// What was measured on one machine for one CPU level.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Record {
@@ -77,6 +86,8 @@ pub struct Record {
     pub limits: Limits,
     /// How many threads a model is fastest with.
     pub team: Option<TeamSize>,
+    /// What whole steps of a model take without the choices and with them.
+    pub steps: Option<WholeSteps>,
     /// The choices, by shape.
     pub products: BTreeMap<ProductShape, Found>,
 }
@@ -133,6 +144,8 @@ struct File {
     limits: LimitsTable,
     #[serde(skip_serializing_if = "Option::is_none")]
     team: Option<TeamTable>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    steps: Option<StepsTable>,
     #[serde(default)]
     product: Vec<ProductTable>,
 }
@@ -169,6 +182,21 @@ struct SizedTable {
     threads: usize,
     decode: f64,
     prefill: f64,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StepsTable {
+    layers: usize,
+    measured: Vec<StepTable>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StepTable {
+    tokens: usize,
+    default: f64,
+    tuned: f64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -287,6 +315,7 @@ impl Record {
                 barrier: Some(self.limits.barrier),
             },
             team: self.team.as_ref().map(TeamTable::from),
+            steps: self.steps.as_ref().map(StepsTable::from),
             product: self.products.iter().map(product).collect(),
         };
         let text = toml::to_string(&file).expect("a record is plain tables and numbers");
@@ -298,10 +327,26 @@ impl Record {
 
 impl From<&TeamSize> for TeamTable {
     fn from(team: &TeamSize) -> TeamTable {
-        let round = |x: f64| (x * 1e9).round() / 1e9;
-        let sized = |s: &Sized| SizedTable { threads: s.threads, decode: round(s.decode), prefill: round(s.prefill) };
+        let sized = |s: &Sized| SizedTable {
+            threads: s.threads,
+            decode: nanoseconds(s.decode),
+            prefill: nanoseconds(s.prefill),
+        };
         TeamTable { best: team.best, measured: team.measured.iter().map(sized).collect() }
     }
+}
+
+impl From<&WholeSteps> for StepsTable {
+    fn from(steps: &WholeSteps) -> StepsTable {
+        let step =
+            |s: &StepTime| StepTable { tokens: s.tokens, default: nanoseconds(s.default), tuned: nanoseconds(s.tuned) };
+        StepsTable { layers: steps.layers, measured: steps.measured.iter().map(step).collect() }
+    }
+}
+
+/// Seconds without what is less than a billionth.
+fn nanoseconds(seconds: f64) -> f64 {
+    (seconds * 1e9).round() / 1e9
 }
 
 impl From<&Measured> for MeasuredTable {
@@ -359,6 +404,7 @@ impl File {
             threads: self.threads,
             limits,
             team: self.team.map(|team| team.check(self.threads)).transpose()?,
+            steps: self.steps.map(StepsTable::check).transpose()?,
             products,
         })
     }
@@ -375,6 +421,20 @@ impl TeamTable {
         };
         let measured = self.measured.into_iter().enumerate().map(sized).collect::<Result<_, Wrong>>()?;
         Ok(TeamSize { best: self.best, measured })
+    }
+}
+
+impl StepsTable {
+    fn check(self) -> Result<WholeSteps, Wrong> {
+        within("steps.layers", self.layers, 1..=MOST_LAYERS)?;
+        let step = |(i, s): (usize, StepTable)| {
+            within(format!("steps.measured[{i}].tokens"), s.tokens, 1..=MAX_STEP_TOKENS)?;
+            above_zero(format!("steps.measured[{i}].default"), s.default, "time")?;
+            above_zero(format!("steps.measured[{i}].tuned"), s.tuned, "time")?;
+            Ok(StepTime { tokens: s.tokens, default: s.default, tuned: s.tuned })
+        };
+        let measured = self.measured.into_iter().enumerate().map(step).collect::<Result<_, Wrong>>()?;
+        Ok(WholeSteps { layers: self.layers, measured })
     }
 }
 

@@ -6,7 +6,7 @@
 //! Deliberately absent: what is known of other shapes.
 
 use super::code::CodeError;
-use super::contest::{Ended, Ratio, contest, duel, median};
+use super::contest::{Ended, Ratio, TURNS, contest, duel, median};
 use super::cost::{Cost, cost};
 use super::limits::Limits;
 use super::products::Product;
@@ -53,6 +53,13 @@ pub struct Search<'a> {
     pub until: Instant,
     /// Told what is tried, and what share of the search is behind it.
     pub progress: &'a dyn Fn(&str, f64),
+}
+
+/// `default` with parts of `best`: the kernel of a single token if `single`, all the rest if `several`.
+pub fn merged(default: &ProductTuning, best: &ProductTuning, single: bool, several: bool) -> ProductTuning {
+    let mut kept = if several { best.clone() } else { default.clone() };
+    kept.kernels[0] = if single { best.kernels[0] } else { default.kernels[0] };
+    kept
 }
 
 type Result<T> = std::result::Result<T, Ended<CodeError>>;
@@ -102,8 +109,8 @@ impl Search<'_> {
     fn choose(&mut self, best: &mut ProductTuning, ways: Vec<ProductTuning>, loads: &[Vec<usize>]) -> Result<()> {
         let mut all = vec![best.clone()];
         all.extend(ways.into_iter().filter(|way| way != best));
+        let limits = self.limits_now();
         let Search { workload, product, until, .. } = self;
-        let limits = workload.limits();
         let mut run = |way: usize| {
             let mut took = Duration::ZERO;
             for load in loads {
@@ -115,6 +122,15 @@ impl Search<'_> {
         let winner = contest(all.len(), *until, &mut run)?;
         *best = all.swap_remove(winner);
         Ok(())
+    }
+
+    /// The machine's limits of this moment, which may not be those of the start.
+    fn limits_now(&mut self) -> Limits {
+        const LOOKS: usize = 3;
+        let (workload, quantized) = (&mut *self.workload, self.product.shape.format.is_quantized());
+        let (mut reads, mut peaks): (Vec<f64>, Vec<f64>) =
+            (0..LOOKS).map(|_| (workload.read_rate(), workload.peak_rate(quantized))).unzip();
+        workload.limits_of(quantized, &mut reads, &mut peaks)
     }
 
     /// The ways that the cost model thinks best, cheapest first, without those that spill more than the cheapest.
@@ -215,20 +231,7 @@ impl Search<'_> {
         let differs = best.kernels[0] != default.kernels[0];
         let loads = if self.product.decode_bytes > 0 && differs { vec![vec![1]] } else { Vec::new() };
         let single = self.faster(default, &best, &loads)?;
-        Ok(match (single, several) {
-            (true, true) => best,
-            (false, false) => default.clone(),
-            (true, false) => {
-                let mut kept = default.clone();
-                kept.kernels[0] = best.kernels[0];
-                kept
-            }
-            (false, true) => {
-                let mut kept = best;
-                kept.kernels[0] = default.kernels[0];
-                kept
-            }
-        })
+        Ok(merged(default, &best, single, several))
     }
 
     /// Whether `best` is faster than `default` with one of `loads`, and slower with none.
@@ -237,7 +240,7 @@ impl Search<'_> {
         let mut wins = false;
         for load in loads {
             let Search { workload, product, until, .. } = self;
-            let ratio = duel(1, *until, &mut |way| workload.run(product, both[way], load))?;
+            let ratio = duel(1, TURNS, *until, &mut |way| workload.run(product, both[way], load))?;
             if ratio.loses() {
                 return Ok(false);
             }
@@ -260,12 +263,14 @@ impl Search<'_> {
         STEPS.iter().copied().filter(part).map(|step| (step, self.product.tokens(step))).collect()
     }
 
-    /// What share of the limit default and choices reach. The rate of reading is that of the same moments.
+    /// What share of the limit default and choices reach. The rates of reading and of multiply-adds are those of the same moments.
     fn measure(&mut self, default: &ProductTuning, tuning: &ProductTuning) -> Result<Vec<Measured>> {
+        let quantized = self.product.shape.format.is_quantized();
         let mut all = Vec::new();
         for (step, tokens) in self.steps() {
             let load = &self.product.load(step);
-            let (mut times, mut tuned_times, mut rates) = (Vec::new(), Vec::new(), Vec::new());
+            let (mut times, mut tuned_times) = (Vec::new(), Vec::new());
+            let (mut reads, mut peaks) = (Vec::new(), Vec::new());
             for _ in 0..15 {
                 if Instant::now() >= self.until {
                     return Err(Ended::Time);
@@ -274,11 +279,12 @@ impl Search<'_> {
                 let tuned = self.workload.run(self.product, tuning, load)?.as_secs_f64();
                 times.push(default);
                 tuned_times.push(tuned);
-                rates.push(self.workload.read_rate());
+                reads.push(self.workload.read_rate());
+                peaks.push(self.workload.peak_rate(quantized));
             }
             let same = if step == 1 { default.kernels[0] == tuning.kernels[0] } else { default == tuning };
             let ratio = if same { 1.0 } else { Ratio::of(&tuned_times, &times).median };
-            let limits = Limits { read: median(&mut rates), ..self.workload.limits() };
+            let limits = self.workload.limits_of(quantized, &mut reads, &mut peaks);
             let default_share = self.workload.limit_of_run(&limits, self.product, load) / median(&mut times);
             all.push(Measured { step, tokens, default_share, tuned_share: default_share / ratio });
         }

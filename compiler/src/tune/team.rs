@@ -4,6 +4,7 @@
 //! Deliberately absent: what is done.
 
 use std::sync::Barrier;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long work took.
@@ -13,6 +14,33 @@ pub struct Took {
     pub cpu: Duration,
     /// From the first beginning to the last end.
     pub wall: Duration,
+}
+
+/// Where threads wait for each other, as often as they like: each says that it is there and looks until all are, as a model's workers do.
+#[derive(Debug)]
+pub struct Meeting {
+    threads: usize,
+    /// How often a thread has come, over all meetings.
+    arrived: AtomicUsize,
+}
+
+impl Meeting {
+    /// Of so many threads.
+    pub fn new(threads: usize) -> Meeting {
+        Meeting { threads, arrived: AtomicUsize::new(0) }
+    }
+
+    /// Waits until all threads are here. What each wrote before is seen by all after.
+    pub fn meet(&self) {
+        let ticket = self.arrived.fetch_add(1, Ordering::AcqRel);
+        let all = (ticket / self.threads + 1) * self.threads;
+        let mut looks = 0u32;
+        while self.arrived.load(Ordering::Acquire) < all {
+            looks = looks.wrapping_add(1);
+            // A thread whose partner has no CPU must not keep it from getting one.
+            if looks.is_multiple_of(4096) { std::thread::yield_now() } else { std::hint::spin_loop() }
+        }
+    }
 }
 
 /// The time that this thread has had a CPU.
@@ -47,7 +75,19 @@ pub fn together(threads: usize, work: &(impl Fn(usize) + Sync)) -> Took {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn nobody_leaves_a_meeting_before_all_have_come() {
+        let (meeting, came) = (Meeting::new(3), AtomicUsize::new(0));
+        together(3, &|_| {
+            for round in 1..=100 {
+                came.fetch_add(1, Ordering::Relaxed);
+                meeting.meet();
+                assert_eq!(came.load(Ordering::Relaxed), 3 * round);
+                meeting.meet();
+            }
+        });
+    }
 
     #[test]
     fn every_thread_works_once_and_waiting_is_no_work() {

@@ -6,7 +6,8 @@
 
 use super::arena::Arena;
 use super::code::{Code, CodeError, Compiler};
-use super::limits::{self, Limits, Sweep};
+use super::contest::median;
+use super::limits::{self, Limits, Peak, Sweep};
 use super::products::{MOST_MATRICES, Product};
 use super::team::together;
 use crate::kernels::Matmul;
@@ -34,8 +35,8 @@ const EVEN_TILES: usize = 16;
     "cannot get {bytes} bytes of memory to measure on: {source}; close other programs, or tune on a machine that has them"
 )]
 pub struct NoMemory {
-    bytes: usize,
-    source: std::io::Error,
+    pub(super) bytes: usize,
+    pub(super) source: std::io::Error,
 }
 
 /// Runs products on `threads` threads.
@@ -45,6 +46,7 @@ pub struct Workload {
     limits: Limits,
     waited: f64,
     sweep: Sweep,
+    peaks: [Peak; 2],
     arena: Arena,
     /// Where sums begin that parts of columns leave, among the results.
     sums: usize,
@@ -113,6 +115,11 @@ impl Calls {
     }
 }
 
+/// Bytes of weights that no cache keeps from one reading to the next.
+pub fn beyond_caches(machine: &Machine) -> usize {
+    (4 * machine.largest_cache()).clamp(128 << 20, 1 << 30)
+}
+
 impl Workload {
     /// Memory for `products`, and the machine's limits.
     ///
@@ -128,7 +135,7 @@ impl Workload {
         let rows = |product: &Product| if product.multiply_adds > 0 { most_rows(product) } else { 1 };
         let most = |bytes: &dyn Fn(&Product) -> usize| products.iter().map(bytes).max().unwrap_or(0);
         let one_block = most(&|p| MOST_MATRICES * EVEN_TILES * p.tile_bytes());
-        let weights = (4 * machine.largest_cache()).clamp(128 << 20, 1 << 30).max(threads * one_block);
+        let weights = beyond_caches(machine).max(threads * one_block);
         let activations = (threads * most(&|p| rows(p) * activation_stride(p.shape))).max(4096);
         let sums = round_up(most(&|p| rows(p) * p.stride.max(p.tiles * LANES * 4)) + threads * 64, 64);
         let results = sums + most(&|p| rows(p) * p.tiles.max(threads * EVEN_TILES) * 64);
@@ -138,8 +145,8 @@ impl Workload {
             return Err(no_memory(std::io::ErrorKind::OutOfMemory.into()).into());
         }
         let mut arena = Arena::new(weights, activations, results).map_err(no_memory)?;
-        let limits::Found { limits, waited, sweep } = limits::measure(&compiler, &mut arena, threads)?;
-        Ok(Workload { compiler, threads, limits, waited, sweep, arena, sums, next: 0, codes: HashMap::new() })
+        let limits::Found { limits, waited, sweep, peaks } = limits::measure(&compiler, &mut arena, threads)?;
+        Ok(Workload { compiler, threads, limits, waited, sweep, peaks, arena, sums, next: 0, codes: HashMap::new() })
     }
 
     /// The machine's limits, as measured at the start.
@@ -150,6 +157,19 @@ impl Workload {
     /// Bytes that can be read from memory in a second at this moment.
     pub fn read_rate(&mut self) -> f64 {
         self.sweep.once(&mut self.arena, self.threads).0
+    }
+
+    /// Multiply-adds of a second at this moment: of bytes with `quantized`, or else of f32.
+    pub fn peak_rate(&mut self, quantized: bool) -> f64 {
+        self.peaks[usize::from(!quantized)].once(&mut self.arena, self.threads)
+    }
+
+    /// The limits, with what was measured just now of reading and of the multiply-adds that count: the medians.
+    pub fn limits_of(&self, quantized: bool, reads: &mut [f64], peaks: &mut [f64]) -> Limits {
+        let (read, peak) = (median(reads), median(peaks));
+        let Limits { dots, fmas, .. } = self.limits;
+        let (dots, fmas) = if quantized { (peak, fmas) } else { (dots, peak) };
+        Limits { dots, fmas, read, ..self.limits }
     }
 
     /// How much longer threads took than they had a CPU.

@@ -18,6 +18,16 @@ read = 5e10
 [team]
 best = 1
 measured = [{ threads = 2, decode = 0.02, prefill = 2.5 }, { threads = 1, decode = 0.019, prefill = 4.9 }]
+[steps]
+layers = 2
+[[steps.measured]]
+tokens = 1
+default = 0.011
+tuned = 0.0105
+[[steps.measured]]
+tokens = 64
+default = 0.0412
+tuned = 0.0405
 [[product]]
 format = "q4"
 k = 4096
@@ -44,7 +54,12 @@ fn a_record_survives_being_written_and_read() {
     let found = &record.products[&shape];
     assert_eq!(found.tuning.kernel(2), MatmulTuning { tiles: 4, unroll: 2, prefetch: None });
     assert_eq!(found.tuning.kernel(1).prefetch, Some(1024));
+    let steps = record.steps.as_ref().unwrap();
+    assert_eq!((steps.layers, steps.measured.len()), (2, 2));
+    assert_eq!(steps.measured[1], StepTime { tokens: 64, default: 0.0412, tuned: 0.0405 });
     assert_eq!(Record::parse(&record.to_toml(), "r.toml").unwrap(), record);
+    let none = Record { steps: None, ..record };
+    assert_eq!(Record::parse(&none.to_toml(), "r.toml").unwrap(), none);
 }
 
 #[test]
@@ -69,7 +84,12 @@ fn errors_name_the_key() {
         ("decode = 0.019", "decode = 0.0", "`team.measured[1].decode`: 0 is no time; it must be above 0"),
         ("prefill = 4.9", "prefill = inf", "`team.measured[1].prefill`: inf is no time; it must be above 0"),
         ("{ threads = 1,", "{ threads = 0,", "`team.measured[1].threads`: 0 is not within 1 and 2"),
-        ("version = 2", "version = 2", "version 2, and this moec reads version 1"),
+        ("layers = 2", "layers = 0", "`steps.layers`: 0 is not within 1 and 65536"),
+        ("layers = 2", "", "`steps`: missing field `layers`"),
+        ("tokens = 64", "tokens = 0", "`steps.measured[1].tokens`: 0 is not within 1 and 512"),
+        ("default = 0.0412", "default = -1.0", "`steps.measured[1].default`: -1 is no time; it must be above 0"),
+        ("tuned = 0.0105", "tuned = nan", "`steps.measured[0].tuned`: NaN is no time; it must be above 0"),
+        ("version = 2", "version = 1", "version 1, and this moec reads version 2"),
         ("version = 2", "", "version no number"),
         ("[machine]", "[machine", "is not TOML"),
     ] {
