@@ -49,7 +49,7 @@ fn any(format: Format, random: &mut Random) -> ProductTuning {
         block: 1 + random.below(17),
         activation_bytes: 1 << (10 + random.below(12)),
         columns: [0, 128, 256][random.below(3)],
-        ahead: random.below(4),
+        ahead: random.below(2) == 0,
     }
 }
 

@@ -34,7 +34,7 @@ fn defaults(level: &CpuLevel, triple: &Triple) -> String {
         rows(single_rows),
         activation_bytes >> 10,
         if columns > 0 { format!(" and {columns} columns") } else { String::new() },
-        if ahead > 0 { ", the next weights prefetched" } else { "" }
+        if ahead { ", the next weights prefetched" } else { "" }
     )
 }
 

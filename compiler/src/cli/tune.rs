@@ -185,9 +185,9 @@ fn table(outcome: &Outcome) -> String {
                     m.tokens.min(found.tuning.tokens()),
                     kernel.unroll,
                     found.tuning.block,
-                    some(" ahead", found.tuning.ahead),
+                    if found.tuning.ahead { " ahead" } else { "" },
                     found.tuning.activation_bytes >> 10,
-                    some(" columns", found.tuning.columns)
+                    columns(found.tuning.columns)
                 ),
             };
             let _ = writeln!(
@@ -235,9 +235,9 @@ fn steps_table(steps: &WholeSteps) -> String {
     text
 }
 
-/// A choice that may be none.
-fn some(what: &str, n: usize) -> String {
-    if n > 0 { format!("{what} {n}") } else { String::new() }
+/// How many columns are gone through at a time, if not all.
+fn columns(n: usize) -> String {
+    if n > 0 { format!(", columns {n}") } else { String::new() }
 }
 
 /// Teams of fewer threads beside that of all.

@@ -8,14 +8,17 @@ mod codes;
 
 use moec_abi::LANES;
 use moec_ir::graph::{Activation, RowContent};
-use moec_ir::tile::{Binary, Function, Memory, Value, build::Builder};
+use moec_ir::tile::{Binary, Function, Memory, Shift, Value, build::Builder};
 
 use super::common::{VECTOR, build_activation, counted, load_f32, prefetch, store_f32, zeros};
-use crate::plan::layout::{Format, GROUP, QuantizedRow};
+use crate::plan::layout::{BLOCK, Format, GROUP, QuantizedRow};
 use std::ops::Range;
 
 /// Most activation rows of one call.
 pub const MAX_TOKENS: usize = 16;
+
+/// Bytes that a kernel with [`Matmul::fetch`] prefetches in one go.
+pub const FETCH: usize = 128;
 
 /// Tokens so few that their kernels wait for weights, not for arithmetic.
 pub const FEW_TOKENS: usize = 3;
@@ -93,8 +96,7 @@ pub struct Part {
 /// Unit `u` of token `t` is written at `y + t × y_stride + 64 u` bytes. `y` overlaps neither `w` nor `x`. `x` needs only f32 (quantized: 64-byte)
 /// alignment.
 ///
-/// Of a [`Part`], `w` is where its columns begin in the first tile, `x`, `scales` and `row_sums` are where its codes (or f32), scales and sums begin, each word by word
-/// interleaved, and `sums` is the address of 16 f32 for each unit, tile of it and token, in this order: read unless it is the first, written unless it is the last, 64-byte aligned, overlapping nothing.
+/// Of a [`Part`], `w` is where its columns begin in the first tile, `x` is still the address of whole rows, `start` the number of columns before the part, times tokens, and `sums` is the address of 16 f32 for each unit, tile of it and token, in this order: read unless it is the first, written unless it is the last, 64-byte aligned, overlapping nothing.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Matmul {
     /// The weight's format.
@@ -103,8 +105,9 @@ pub struct Matmul {
     pub k: usize,
     /// Which part, if not all.
     pub part: Option<Part>,
-    /// Lines that are prefetched for each tile and step of K: those that lie `ahead`, one more parameter, of the weights of the step, in bytes. 0 for none.
-    pub fetch: usize,
+    /// Whether it prefetches weights that come later: for each tile and step of K (a group of columns, or those of [`MatmulTuning::unroll`]) as many times [`FETCH`] bytes as
+    /// `fetches` says, one more parameter, which lie `ahead` bytes, another, from the weights of the step on.
+    pub fetch: bool,
     /// Activation rows, 1 ..= [`MAX_TOKENS`].
     pub tokens: usize,
     /// What the activation rows hold, of quantized formats at least [`Format::row`]; means nothing for float formats.
@@ -122,12 +125,13 @@ pub struct Matmul {
 /// Sums of some row tiles, a vector for each: `[tile][token]`.
 type Sums = Vec<Value>;
 
-/// Where activations lie: of a part each kind by itself, of whole rows all follow from the first. And how far ahead of weights are those that are prefetched, if any are.
+/// Where codes (or f32), scales and sums of the activations begin; and how far ahead of weights how often something is prefetched, if it is.
 #[derive(Clone, Copy, Debug)]
 struct Inputs {
     x: Value,
-    scales_and_sums: Option<[Value; 2]>,
-    ahead: Option<Value>,
+    scales: Value,
+    sums: Value,
+    fetched: Option<(Value, Value)>,
 }
 
 /// Where the row tiles lie that are computed together.
@@ -175,8 +179,8 @@ impl Matmul {
         if let Some(Part { of, first, last }) = self.part {
             name += &format!("_of{of}{}{}", if first { "_first" } else { "" }, if last { "_last" } else { "" });
         }
-        if self.fetch > 0 {
-            name += &format!("_f{}", self.fetch);
+        if self.fetch {
+            name += "_ahead";
         }
         if *tuning != MatmulTuning::plain(*format) {
             let prefetch = tuning.prefetch.map_or(String::new(), |n| format!("_p{n}"));
@@ -187,11 +191,11 @@ impl Matmul {
 
     /// The parameters' names.
     pub fn params(&self) -> &'static [&'static str] {
-        match (self.part.is_some(), self.fetch > 0) {
+        match (self.part.is_some(), self.fetch) {
             (false, false) => &["w", "x", "y", "units"],
-            (false, true) => &["w", "x", "y", "units", "ahead"],
-            (true, false) => &["w", "x", "scales", "row_sums", "y", "units", "sums"],
-            (true, true) => &["w", "x", "scales", "row_sums", "y", "units", "sums", "ahead"],
+            (false, true) => &["w", "x", "y", "units", "ahead", "fetches"],
+            (true, false) => &["w", "x", "start", "y", "units", "sums"],
+            (true, true) => &["w", "x", "start", "y", "units", "sums", "ahead", "fetches"],
         }
     }
 
@@ -205,21 +209,23 @@ impl Matmul {
         self.epilogue.tiles() * self.tile_bytes()
     }
 
-    /// The kernel for some of its columns, and where codes (or f32), scales and sums of these begin in whole interleaved rows, in bytes.
+    /// The kernel for some of its columns.
     ///
     /// # Panics
     /// When they do not begin with a group.
-    pub fn in_part(&self, columns: &Range<usize>) -> (Matmul, [usize; 3]) {
+    pub fn in_part(&self, columns: &Range<usize>) -> Matmul {
         assert!(columns.start.is_multiple_of(GROUP), "columns are divided between groups");
         let part = Part { of: self.k, first: columns.start == 0, last: columns.end == self.k };
-        let at = if self.format.is_quantized() {
-            let (row, sums) = (QuantizedRow::new(self.k, self.row), self.format.row_sums());
-            let scales = row.scales() + 4 * (columns.start / self.row.span);
-            [columns.start, scales, row.sums(sums) + 4 * (columns.start / sums.columns())]
-        } else {
-            [4 * columns.start, 0, 0]
+        Matmul { k: columns.len(), part: Some(part), ..self.clone() }
+    }
+
+    /// Times [`FETCH`] bytes that each tile has in a step of K.
+    pub fn step_fetches(&self) -> usize {
+        let bytes = match self.format.element_bytes() {
+            Some(bytes) => self.tuning.unroll * LANES * bytes,
+            None => self.format.group_bytes(GROUP / BLOCK),
         };
-        (Matmul { k: columns.len(), part: Some(part), ..self.clone() }, at.map(|bytes| bytes * self.tokens))
+        bytes.div_ceil(FETCH)
     }
 
     /// The code.
@@ -230,8 +236,8 @@ impl Matmul {
         let b = &mut builder;
         let param = |name: &str| self.params().iter().position(|&param| param == name).map(|i| params[i]);
         let [w, x, y, units] = ["w", "x", "y", "units"].map(|name| param(name).expect("all kernels have it"));
-        let scales_and_sums = param("scales").zip(param("row_sums")).map(|(scales, sums)| [scales, sums]);
-        let from = Inputs { x, scales_and_sums, ahead: param("ahead") };
+        let [x, scales, sums] = self.activations(b, x, param("start"));
+        let from = Inputs { x, scales, sums, fetched: param("ahead").zip(param("fetches")) };
         let start = b.int(0);
         let together = (self.tuning.tiles / self.epilogue.tiles()).max(1);
         let (main_end, at) = if self.part.is_none() && self.tuning.tiles > 1 && self.tokens <= FEW_TOKENS {
@@ -245,6 +251,32 @@ impl Matmul {
         };
         self.unit_loop(b, from, [main_end, units], at, 1);
         builder.finish()
+    }
+
+    /// Where codes (or f32), scales and sums of the activations begin, after those of so many columns times tokens.
+    fn activations(&self, b: &mut Builder, x: Value, before: Option<Value>) -> [Value; 3] {
+        let Some(before) = before else {
+            if !self.format.is_quantized() {
+                return [x; 3];
+            }
+            let row = QuantizedRow::new(self.k, self.row);
+            let [scales, sums] =
+                [row.scales(), row.sums(self.format.row_sums())].map(|at| b.add_int(x, (at * self.tokens) as i64));
+            return [x, scales, sums];
+        };
+        if !self.format.is_quantized() {
+            let before = b.mul_int(before, 4);
+            return [b.add(x, before); 3];
+        }
+        let row = QuantizedRow::new(self.part.map_or(self.k, |part| part.of), self.row);
+        let sums = self.format.row_sums();
+        // So many columns have a word of each kind.
+        [(0, 4), (row.scales(), self.row.span), (row.sums(sums), sums.columns())].map(|(first, columns)| {
+            let words = b.shift(Shift::RightUnsigned, before, columns.trailing_zeros() as u8);
+            let bytes = b.mul_int(words, 4);
+            let at = b.add(x, bytes);
+            b.add_int(at, (first * self.tokens) as i64)
+        })
     }
 
     /// The first of the units, as many as can be shared out evenly to as many streams as there are tiles together; returns how many these are, and
@@ -387,13 +419,18 @@ impl Matmul {
 
     /// Prefetches what lies ahead of bytes `first .. first + bytes` of each tile, or some of it.
     fn prefetch(&self, b: &mut Builder, from: Inputs, w: &Tiles, first: i64, bytes: usize) {
-        if let Some(ahead) = from.ahead {
+        if let Some((ahead, fetches)) = from.fetched {
             let next = w.at.iter().map(|&w| b.add(w, ahead)).collect();
             let next = Tiles { at: next, each: w.each.clone() };
-            for tile in 0..w.count() {
-                let (at, offset) = next.address(tile, first);
-                prefetch(b, at, offset, bytes.min(64 * self.fetch) as i64);
-            }
+            let start = b.int(0);
+            b.for_loop(start, fetches, 1, &next.at, |b, _, at| {
+                let next = Tiles { at: at.to_vec(), each: next.each.clone() };
+                for tile in 0..next.each.len() {
+                    let (at, offset) = next.address(tile, first);
+                    prefetch(b, at, offset, FETCH as i64);
+                }
+                advanced(b, at, FETCH as i64)
+            });
         }
         let Some(ahead) = self.tuning.prefetch else { return };
         for tile in 0..w.count() {

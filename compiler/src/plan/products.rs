@@ -11,7 +11,7 @@ use super::planner::{Place, Share, Split, call};
 use super::program::{Action, Expr, Field, StageProduct};
 use super::quant::CODEBOOK;
 use super::stages::{Rows, Stages, WORD};
-use crate::kernels::{Epilogue, Interleave, Matmul, MatmulTuning};
+use crate::kernels::{Epilogue, FETCH, Interleave, Matmul, MatmulTuning};
 use crate::target::{ProductShape, ProductTuning};
 use moec_abi::LANES;
 use moec_ir::graph::{Activation, Mode, NodeId, Role, ValueId, WeightId};
@@ -110,7 +110,7 @@ impl Stages<'_> {
             format: product.format,
             k: product.k,
             part: None,
-            fetch: 0,
+            fetch: false,
             tokens,
             row: self.graph.row_content(),
             epilogue: results.epilogue,
@@ -216,6 +216,12 @@ impl Stages<'_> {
         cases.extend(kernels.iter().map(one_call));
 
         let mut walks = Vec::new();
+        // What of the next block is prefetched with each tile of tokens, so that all is once.
+        let fetches = tuning.ahead.then(|| {
+            let times = (all.tokens.clone() + (tile - 1)) / tile;
+            let fetches = (times.clone() + (kernels[0].step_fetches() - 1)) / times;
+            self.planner.bind(&mut walks, fetches)
+        });
         for columns in tuning.parts(product.k) {
             let mut inner = Vec::new();
             let var = self.planner.var();
@@ -226,20 +232,22 @@ impl Stages<'_> {
                 _ => self.planner.bind(&mut inner, (units.to.clone() - unit.clone()).min(together)),
             };
             self.token_tiles(&mut inner, tile, &all.tokens, |tokens, t| {
-                let kernel = Matmul { fetch: tuning.ahead, ..kernels[tokens - 1].clone() };
+                let written = tuning.kernel_in_walk(tokens);
+                let kernel = Matmul { fetch: tuning.ahead, tuning: written, ..kernels[tokens - 1].clone() };
                 let x = all.x.clone() + t.clone() * product.x.stride;
                 let y = y.clone() + t.clone() * results.stride;
-                // Of the next block, lines that no tile of tokens before this one has prefetched.
-                let ahead = (tuning.ahead > 0).then(|| t.clone() / tile * (64 * tuning.ahead) + together * unit_bytes);
+                let fetched = fetches.iter().flat_map(|fetches| {
+                    let before = t.clone() / tile * fetches.clone() * FETCH;
+                    [before + together * unit_bytes, fetches.clone()]
+                });
                 let Some(kept) = kept else {
-                    return call(kernel, [w.clone(), x, y, count.clone()].into_iter().chain(ahead));
+                    return call(kernel, [w.clone(), x, y, count.clone()].into_iter().chain(fetched));
                 };
-                let tiles = t * product.tiles + unit.clone() * (results.epilogue.tiles() * tokens);
+                let tiles = t.clone() * product.tiles + unit.clone() * (results.epilogue.tiles() * tokens);
                 let sums = Expr::from(kept) + tiles * (LANES * WORD);
-                let (part, at) = kernel.in_part(&columns);
-                let [x, scales, row_sums] = at.map(|bytes| x.clone() + bytes);
                 let w = w.clone() + product.format.bytes_before(columns.start);
-                call(part, [w, x, scales, row_sums, y, count.clone(), sums].into_iter().chain(ahead))
+                let args = [w, x, (columns.start * tokens).into(), y, count.clone(), sums];
+                call(kernel.in_part(&columns), args.into_iter().chain(fetched))
             });
             let Share { from, to } = units.clone();
             walks.push(Action::Loop { var, from, to, step: together as i64, body: inner });

@@ -13,6 +13,15 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
+/// How far ahead a kernel prefetches that goes through all rows with a few tokens, in bytes: it computes too long with each line for a CPU to fetch far enough ahead by itself.
+pub const CALL_AHEAD: usize = 2048;
+
+/// Columns of a row so long that the second cache does not hold the activations of a few hundred tokens.
+const LONG_ROW: usize = 8192;
+
+/// Tiles of rows for one walk over the tokens where columns are gone through in parts, which makes tiles short.
+const PART_BLOCK: usize = 8;
+
 /// The shape of the sums that one call of a matrix product computes together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tile {
@@ -51,9 +60,8 @@ pub struct ProductTuning {
     pub activation_bytes: usize,
     /// Columns, in whole groups, of which no more than so many are gone through at a time in a walk over tokens; 0 for all. All rows meet those before the next ones.
     pub columns: usize,
-    /// Lines of the next block's weights that a walk over tokens prefetches with each tile of tokens, for each tile of rows and step of K: others each time. 0 leaves it
-    /// to the CPU.
-    pub ahead: usize,
+    /// Whether a walk over tokens prefetches the next block's weights, some of them with each tile of tokens.
+    pub ahead: bool,
 }
 
 impl ProductTuning {
@@ -80,7 +88,13 @@ impl ProductTuning {
         (self.activation_bytes / bytes / self.tokens()).max(1) * self.tokens()
     }
 
-    /// How the kernel for `tokens` tokens at once is written.
+    /// How the kernel for `tokens` tokens at once is written in a walk over tokens, which prefetches as a whole if it does.
+    pub fn kernel_in_walk(&self, tokens: usize) -> MatmulTuning {
+        let kernel = self.kernel(tokens);
+        MatmulTuning { prefetch: kernel.prefetch.filter(|_| !self.ahead), ..kernel }
+    }
+
+    /// How the kernel for `tokens` tokens at once is written where it goes through all rows by itself.
     pub fn kernel(&self, tokens: usize) -> MatmulTuning {
         self.kernels[tokens - 1]
     }
@@ -101,10 +115,10 @@ pub struct Tuning {
     pub attention_rows: usize,
     /// Bytes of activations that are gone through for one tile of rows, so that they stay in the cache.
     pub activation_bytes: usize,
-    /// Columns of which no more than so many are gone through at a time for all rows; 0 for all.
+    /// Columns, of more than [`LONG_ROW`], of which no more than so many are gone through at a time for all rows; 0 for all.
     pub columns: usize,
-    /// Lines of the next rows' weights that are prefetched with each tile of tokens, for each tile of rows and step of K; 0 for none.
-    pub ahead: usize,
+    /// Whether products of several tokens prefetch weights: a walk over tokens those of the next block, one call for all rows those [`CALL_AHEAD`] bytes ahead.
+    pub ahead: bool,
     /// For shapes that were measured, instead of all of the above.
     pub products: BTreeMap<ProductShape, ProductTuning>,
 }
@@ -119,7 +133,7 @@ impl Tuning {
         attention_rows: 2,
         activation_bytes: 2 << 20,
         columns: 0,
-        ahead: 0,
+        ahead: false,
         products: BTreeMap::new(),
     };
 
@@ -138,11 +152,13 @@ impl Tuning {
                     // Two row tiles share each broadcast, for which there are as many ports as for multiply-adds.
                     Core::Wide => Tile { rows: 2, tokens: 6 },
                 },
+                // A core that computes twice as fast waits for what its second cache does not hold.
+                columns: if core == Core::Wide { 1024 } else { 0 },
                 float: Tile { rows: 2, tokens: 6 },
                 single_rows: 4,
                 few_rows: 2,
                 attention_rows: 8,
-                ahead: 2,
+                ahead: true,
                 ..Tuning::NARROW
             },
         }
@@ -159,12 +175,17 @@ impl Tuning {
             2..=FEW_TOKENS => tile.rows.max(self.few_rows),
             _ => tile.rows,
         };
-        let kernel = |tokens| MatmulTuning { tiles: rows(tokens), ..MatmulTuning::plain(shape.format) };
+        let kernel = |tokens| MatmulTuning {
+            tiles: rows(tokens),
+            prefetch: (self.ahead && tokens > FEW_TOKENS).then_some(CALL_AHEAD),
+            ..MatmulTuning::plain(shape.format)
+        };
+        let columns = if shape.k > LONG_ROW { self.columns } else { 0 };
         ProductTuning {
             kernels: (1..=tile.tokens).map(kernel).collect(),
-            block: tile.rows.max(self.few_rows),
+            block: if columns > 0 { PART_BLOCK } else { tile.rows.max(self.few_rows) },
             activation_bytes: self.activation_bytes,
-            columns: self.columns,
+            columns,
             ahead: self.ahead,
         }
     }

@@ -162,7 +162,7 @@ mod tests {
     /// A record for `level` in which a product takes `block` row tiles.
     fn record(source: &str, level: &str, block: usize) -> Record {
         let kernels = vec![MatmulTuning::plain(Format::Q4)];
-        let tuning = ProductTuning { kernels, block, activation_bytes: 4096, columns: 0, ahead: 0 };
+        let tuning = ProductTuning { kernels, block, activation_bytes: 4096, columns: 0, ahead: false };
         Record {
             source: source.to_string(),
             moec: env!("CARGO_PKG_VERSION").to_string(),

@@ -1,7 +1,7 @@
 //! Tuning records: choices that were measured, as a file.
 //!
 //! ```toml
-//! version = 2                       # of this form
+//! version = 1                       # of this form
 //! moec = "0.1.0"                    # whose kernels were measured
 //! threads = 2
 //!
@@ -36,7 +36,7 @@
 //! block = 2                         # row tiles for one walk over the tokens
 //! activation_bytes = 2097152        # of one walk over the rows
 //! columns = 3584                    # of one walk over the rows, at most; 0, or nothing, for all
-//! ahead = 2                         # lines of the next rows that a walk over tokens prefetches each time, for each tile of rows and step of K
+//! ahead = true                      # whether a walk over tokens prefetches the next rows; `prefetch` is for those that one call goes through
 //! measured = [{ step = 512, tokens = 128, default_share = 0.71, tuned_share = 0.74 }]
 //! ```
 //! What is not understood, or would not be legal for a kernel, is an error that names the key. Deliberately absent: which record is for which build
@@ -58,7 +58,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The version of the form that this moec reads and writes.
-pub const VERSION: i64 = 2;
+pub const VERSION: i64 = 1;
 
 /// Most bytes of a record that are read.
 const MOST_BYTES: u64 = 4 << 20;
@@ -212,7 +212,7 @@ struct ProductTable {
     activation_bytes: usize,
     #[serde(default)]
     columns: usize,
-    ahead: usize,
+    ahead: bool,
     #[serde(default)]
     measured: Vec<MeasuredTable>,
 }
@@ -465,7 +465,6 @@ impl ProductTable {
         within("k", self.k, 1..=1 << 24)?;
         within("block", self.block, 1..=64)?;
         within("activation_bytes", self.activation_bytes, 1 << 10..=1 << 30)?;
-        within("ahead", self.ahead, 0..=64)?;
         if !self.columns.is_multiple_of(GROUP) || self.columns > 1 << 24 {
             return Err(("columns".into(), format!("{} is no multiple of {GROUP}, as whole groups are", self.columns)));
         }

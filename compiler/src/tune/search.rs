@@ -11,8 +11,8 @@ use super::cost::{Cost, cost};
 use super::limits::Limits;
 use super::products::Product;
 use super::workload::{MOST_TOKENS, Workload, kernel};
-use crate::kernels::MatmulTuning;
-use crate::target::ProductTuning;
+use crate::kernels::{FEW_TOKENS, MatmulTuning};
+use crate::target::{CALL_AHEAD, ProductTuning};
 use std::time::{Duration, Instant};
 
 /// Tokens of the steps that are measured: one, and prompts.
@@ -177,8 +177,8 @@ impl Search<'_> {
         for tokens in 2..=12 {
             for tiles in [1, 2, 4] {
                 for unroll in self.unrolls() {
-                    let several = MatmulTuning { tiles, unroll, prefetch: None };
-                    let mut kernels = vec![several; tokens];
+                    let mut kernels: Vec<MatmulTuning> =
+                        (1..=tokens).map(|n| MatmulTuning { tiles, unroll, prefetch: call_ahead(n) }).collect();
                     kernels[0] = single;
                     ways.push(ProductTuning { kernels, block: best.block.max(tiles), ..best.clone() });
                 }
@@ -197,7 +197,7 @@ impl Search<'_> {
             for tiles in [1, 2, 4, 8] {
                 for unroll in self.unrolls() {
                     let mut way = best.clone();
-                    way.kernels[tokens - 1] = MatmulTuning { tiles, unroll, prefetch: None };
+                    way.kernels[tokens - 1] = MatmulTuning { tiles, unroll, prefetch: call_ahead(tokens) };
                     way.block = way.block.max(tiles);
                     ways.push(way);
                 }
@@ -217,7 +217,13 @@ impl Search<'_> {
         self.choose(best, blocks.into_iter().filter(|way| way.block >= widest).collect(), &loads)?;
         let chunks = [256, 512, 1024, 2048, 4096].map(|n| ProductTuning { activation_bytes: n << 10, ..best.clone() });
         self.choose(best, chunks.to_vec(), &loads)?;
-        let ahead = [0, 1, 2, 4].map(|ahead| ProductTuning { ahead, ..best.clone() });
+        let k = self.product.shape.k;
+        let parts = [0, 512, 1024, 2048].into_iter().filter(|&columns| columns < k);
+        let parts = parts.flat_map(|columns| {
+            [2, 8].map(|block| ProductTuning { columns, block: block.max(widest), ..best.clone() })
+        });
+        self.choose(best, parts.collect(), &loads)?;
+        let ahead = [false, true].map(|ahead| ProductTuning { ahead, ..best.clone() });
         self.choose(best, ahead.to_vec(), &loads)
     }
 
@@ -290,4 +296,9 @@ impl Search<'_> {
         }
         Ok(all)
     }
+}
+
+/// How far ahead a kernel for so many tokens prefetches in the ways that are tried: fewer wait for weights alone, and a CPU fetches these by itself.
+fn call_ahead(tokens: usize) -> Option<usize> {
+    (tokens > FEW_TOKENS).then_some(CALL_AHEAD)
 }

@@ -84,7 +84,7 @@ mod tests {
                 for tokens in 1..=found.tuning.tokens() {
                     let kernel = Matmul {
                         part: None,
-                        fetch: 0,
+                        fetch: false,
                         format: shape.format,
                         k: shape.k,
                         tokens,

@@ -10,7 +10,7 @@ use super::contest::median;
 use super::limits::{self, Limits, Peak, Sweep};
 use super::products::{MOST_MATRICES, Product};
 use super::team::together;
-use crate::kernels::Matmul;
+use crate::kernels::{FETCH, Matmul};
 use crate::plan::layout::QuantizedRow;
 use crate::plan::quant::CODEBOOK;
 use crate::target::machine::{Machine, available_memory};
@@ -73,7 +73,7 @@ pub fn kernel(product: &Product, tuning: &ProductTuning, tokens: usize) -> Matmu
         format,
         k,
         part: None,
-        fetch: 0,
+        fetch: false,
         tokens,
         row: format.row(),
         epilogue,
@@ -87,29 +87,23 @@ pub fn kernel(product: &Product, tuning: &ProductTuning, tokens: usize) -> Matmu
 #[derive(Clone)]
 struct Calls {
     kernels: Vec<Matmul>,
-    /// Bytes of a tile before the columns.
-    before: usize,
-    /// Where each kernel finds codes, scales and sums in its interleaved rows.
-    at: Vec<[usize; 3]>,
+    /// Columns before these; `None` where these are all.
+    start: Option<usize>,
 }
 
 impl Calls {
-    fn whole(kernels: &[Matmul]) -> Calls {
-        Calls { kernels: kernels.to_vec(), before: 0, at: Vec::new() }
-    }
-
     fn of_part(kernels: &[Matmul], columns: &Range<usize>) -> Calls {
-        let (kernels, at): (Vec<Matmul>, _) = kernels.iter().map(|kernel| kernel.in_part(columns)).unzip();
-        Calls { before: kernels[0].format.bytes_before(columns.start), kernels, at }
+        let kernels = kernels.iter().map(|kernel| kernel.in_part(columns)).collect();
+        Calls { kernels, start: Some(columns.start) }
     }
 
-    /// The arguments of the kernel for `tokens` tokens, out of those that all may have.
-    fn arguments(&self, tokens: usize, [w, x, y, units, sums, ahead]: [i64; 6]) -> Vec<i64> {
-        match self.at.get(tokens - 1) {
-            None => vec![w, x, y, units, ahead],
-            Some(at) => {
-                let [x, scales, row_sums] = at.map(|bytes| x + bytes as i64);
-                vec![w + self.before as i64, x, scales, row_sums, y, units, sums, ahead]
+    /// The arguments of the kernel for `tokens` tokens, out of those that all may have; surplus ones are ignored.
+    fn arguments(&self, tokens: usize, [w, x, y, units, sums, ahead, fetches]: [i64; 7]) -> Vec<i64> {
+        match self.start {
+            None => vec![w, x, y, units, ahead, fetches],
+            Some(start) => {
+                let before = self.kernels[0].format.bytes_before(start) as i64;
+                vec![w + before, x, (start * tokens) as i64, y, units, sums, ahead, fetches]
             }
         }
     }
@@ -245,10 +239,11 @@ impl Workload {
         let columns = if load.iter().any(|&t| t > tile) { tuning.parts(product.shape.k) } else { Vec::new() };
         let needed = |n: usize| load.iter().any(|&t| n == t.min(tile) || n == t % tile);
         let kernels: Vec<Matmul> = (1..=tile).map(|n| kernel(product, tuning, n)).collect();
-        let few = Calls::whole(&kernels);
-        let kernels: Vec<Matmul> = kernels.into_iter().map(|k| Matmul { fetch: tuning.ahead, ..k }).collect();
+        let few = Calls { kernels: kernels.clone(), start: None };
+        let in_walk = |k: Matmul| Matmul { fetch: tuning.ahead, tuning: tuning.kernel_in_walk(k.tokens), ..k };
+        let kernels: Vec<Matmul> = kernels.into_iter().map(in_walk).collect();
         let walks: Vec<Calls> = match &columns[..] {
-            [] | [_] => vec![Calls::whole(&kernels)],
+            [] | [_] => vec![Calls { kernels, start: None }],
             parts => parts.iter().map(|columns| Calls::of_part(&kernels, columns)).collect(),
         };
         for kernel in walks.iter().chain([&few]).flat_map(|calls| &calls.kernels).filter(|k| needed(k.tokens)) {
@@ -293,13 +288,13 @@ impl Workload {
                         w: i64,
                         n: usize,
                         unit: usize,
-                        [at, first, count]: [usize; 3]| {
+                        [at, first, count, fetches]: [usize; 4]| {
                 let code = codes[n - 1].expect("compiled above");
                 let kept = at * tiles + unit * shape.epilogue.tiles() * n;
                 let (w, x) = (w + (unit * unit_bytes) as i64, x + (at * stride) as i64);
                 let (y, sums) = (y + (first * y_stride + 64 * unit) as i64, sums + 64 * kept as i64);
-                let ahead = (block * unit_bytes + at / tile * 64 * tuning.ahead) as i64;
-                let args = calls.arguments(n, [w, x, y, count as i64, sums, ahead]);
+                let ahead = (block * unit_bytes + at / tile * FETCH * fetches) as i64;
+                let args = calls.arguments(n, [w, x, y, count as i64, sums, ahead, fetches as i64]);
                 // SAFETY: the arena holds the weights of this thread's part from `next` on, a chunk of its activations, its sums, and results of all tokens, as asserted;
                 // nobody reads the results.
                 unsafe { code.call(&args) };
@@ -309,14 +304,15 @@ impl Workload {
                 for first in (0..tokens).step_by(chunk) {
                     let some = chunk.min(tokens - first);
                     if some <= tile {
-                        call(&few, &few_codes, w, some, 0, [0, first, units]);
+                        call(&few, &few_codes, w, some, 0, [0, first, units, 0]);
                         continue;
                     }
                     for (calls, codes) in &walks {
+                        let fetches = calls.kernels[0].step_fetches().div_ceil(some.div_ceil(tile));
                         for unit in (0..units).step_by(block) {
                             for at in (0..some).step_by(tile) {
                                 let count = block.min(units - unit);
-                                call(calls, codes, w, tile.min(some - at), unit, [at, first + at, count]);
+                                call(calls, codes, w, tile.min(some - at), unit, [at, first + at, count, fetches]);
                             }
                         }
                     }

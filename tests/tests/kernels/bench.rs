@@ -83,7 +83,7 @@ fn matmul(format: Format, tokens: usize, epilogue: Epilogue, tuning: MatmulTunin
     let y_stride = 64 * units;
     let codebook = [1, 25, 45, 63, 79, 93, 106, 118, 130, 141, 154, 167, 182, 199, 218, 241];
     let row = format.row();
-    let kernel = Matmul { format, k, part: None, fetch: 0, tokens, row, epilogue, y_stride, codebook, tuning };
+    let kernel = Matmul { format, k, part: None, fetch: false, tokens, row, epilogue, y_stride, codebook, tuning };
     let bytes = units * kernel.unit_bytes();
     let memory = vec![pattern(bytes), pattern(tokens * x_stride), pattern(tokens * y_stride)];
     let mut args: Vec<i64> = memory.iter().map(Guarded::address).collect();

@@ -69,13 +69,13 @@ pub fn matmul(r: &mut Random, kernel: Matmul, units: usize) -> Case {
             after[at..at + 4].copy_from_slice(&y.to_le_bytes());
         }
     }
-    let fetches = kernel.fetch > 0;
+    let fetches = kernel.fetch;
     let mut c = Case::new(kernel);
     let regions = [c.input("w", w.packed), c.input("x", xs), c.inout("y", before, after)];
     c.at(&regions);
     c.ints(&[units]);
     if fetches {
-        c.ints(&[4096]);
+        c.ints(&[4096, tokens / 2]);
     }
     c
 }
@@ -93,7 +93,7 @@ fn matmuls() -> Vec<Case> {
             6 => format.row().and(Format::Q8.row()).and(Format::Q2K.row()),
             _ => format.row(),
         };
-        let fetch = if tokens == 6 { 2 } else { 0 };
+        let fetch = tokens == 6;
         let kernel = Matmul { format, k, part: None, fetch, tokens, row, epilogue, y_stride, codebook, tuning };
         cases.push(matmul(&mut r, kernel, units));
     };

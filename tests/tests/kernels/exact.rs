@@ -130,7 +130,7 @@ fn kept_codes_are_the_weights_of_the_gguf_package() {
             format,
             k: SMALL_HIDDEN,
             part: None,
-            fetch: 0,
+            fetch: false,
             tokens: 1,
             row: format.row(),
             epilogue: Epilogue::Store,

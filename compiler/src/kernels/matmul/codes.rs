@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::super::scales::{Load, weight_codes, weight_offset, weight_scale};
 use super::{Inputs, Matmul, Sums, Tiles, walk};
-use crate::plan::layout::{BLOCK, GROUP, QuantizedRow};
+use crate::plan::layout::{BLOCK, GROUP};
 use moec_abi::LANES;
 
 /// Blocks of a whole group.
@@ -34,7 +34,6 @@ struct Group {
 
 impl Matmul {
     pub(super) fn quantized_sums(&self, b: &mut Builder, from: Inputs, w: Tiles, sums: Sums) -> Sums {
-        let row = QuantizedRow::new(self.k, self.row);
         let unroll = self.tuning.unroll;
         let blocks = self.k.div_ceil(BLOCK);
         let (groups, rest) = (blocks / BLOCKS, blocks % BLOCKS);
@@ -54,10 +53,7 @@ impl Matmul {
         let bytes = self.format.group_bytes(BLOCKS) as i64;
         let words = [GROUP / 4, GROUP / self.row.span, BLOCKS * self.format.parts()]
             .map(|words| self.word(words, 0) * unroll as i64);
-        let [scales, row_sums] = from.scales_and_sums.unwrap_or_else(|| {
-            [row.scales(), row.sums(self.format.row_sums())].map(|at| b.add_int(from.x, (at * self.tokens) as i64))
-        });
-        let begin = (w, [from.x, scales, row_sums]);
+        let begin = (w, [from.x, from.scales, from.sums]);
         let (w, at, mut sums) =
             walk(b, groups / unroll, begin, (bytes * unroll as i64, words), sums, |b, w, at, sums| {
                 steps(b, w, at, sums, unroll)

@@ -4,7 +4,7 @@ use super::*;
 use proptest::prelude::*;
 
 const GOOD: &str = r#"
-version = 2
+version = 1
 moec = "0.1.0"
 threads = 2
 [machine]
@@ -37,7 +37,7 @@ unroll = [1, 2]
 prefetch = [1024, 0]
 block = 4
 activation_bytes = 2097152
-ahead = 2
+ahead = true
 measured = [{ step = 512, tokens = 128, default_share = 0.71, tuned_share = 0.74 }]
 "#;
 
@@ -89,8 +89,8 @@ fn errors_name_the_key() {
         ("tokens = 64", "tokens = 0", "`steps.measured[1].tokens`: 0 is not within 1 and 512"),
         ("default = 0.0412", "default = -1.0", "`steps.measured[1].default`: -1 is no time; it must be above 0"),
         ("tuned = 0.0105", "tuned = nan", "`steps.measured[0].tuned`: NaN is no time; it must be above 0"),
-        ("version = 2", "version = 1", "version 1, and this moec reads version 2"),
-        ("version = 2", "", "version no number"),
+        ("version = 1", "version = 2", "version 2, and this moec reads version 1"),
+        ("version = 1", "", "version no number"),
         ("[machine]", "[machine", "is not TOML"),
     ] {
         let error = wrong(from, to);

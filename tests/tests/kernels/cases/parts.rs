@@ -16,7 +16,7 @@ fn part(r: &mut Random, whole: &Matmul, columns: &Range<usize>, units: usize) ->
     let w = Matrix::random(r, format, 16 * n, k, &whole.codebook);
     let x: Vec<Activations> = (0..tokens).map(|_| Activations::of(format, &r.f32s(k), row)).collect();
     let xs = interleaved(&x.iter().map(Activations::bytes).collect::<Vec<_>>());
-    let (kernel, at) = whole.in_part(columns);
+    let kernel = whole.in_part(columns);
     let (first, last) = (columns.start == 0, columns.end == k);
 
     // Sums lie by unit, tile, token and row of the tile.
@@ -53,10 +53,10 @@ fn part(r: &mut Random, whole: &Matmul, columns: &Range<usize>, units: usize) ->
         (_, true) => c.input("sums", f32s(&before)),
     };
     c.args.push(Arg::At(w, format.bytes_before(columns.start)));
-    c.args.extend(at.map(|at| Arg::At(x, at)));
-    c.args.extend([Arg::At(y, 0), Arg::Int(units as i64), Arg::At(sums, 0)]);
-    if whole.fetch > 0 {
-        c.ints(&[4096]);
+    c.args.extend([Arg::At(x, 0), Arg::Int((columns.start * tokens) as i64), Arg::At(y, 0)]);
+    c.args.extend([Arg::Int(units as i64), Arg::At(sums, 0)]);
+    if whole.fetch {
+        c.ints(&[4096, units % 3]);
     }
     c
 }
@@ -75,7 +75,7 @@ pub fn parts() -> Vec<Case> {
                 format,
                 k,
                 part: None,
-                fetch: (i + j) % 3,
+                fetch: (i + j) % 3 > 0,
                 tokens,
                 row: format.row(),
                 epilogue,
