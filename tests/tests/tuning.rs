@@ -3,7 +3,7 @@
 use moec::import;
 use moec::kernels::{Kernel, MatmulTuning};
 use moec::pipeline::{self, Options};
-use moec::plan::layout::Format;
+use moec::plan::layout::{Format, GROUP};
 use moec::synth::{self, Preset};
 use moec::target::machine::Machine;
 use moec::target::{self, ProductShape, ProductTuning, Tuning, find_level};
@@ -13,6 +13,7 @@ use moec::tune::search::Found;
 use moec::tune::steps::Steps;
 use moec::tune::weights::Weights;
 use moec::tune::{self, Progress, Record, Request, Tried, shipped};
+use moec_tests::simulate::Simulation;
 use moec_tests::{Golden, build_with, models};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -123,6 +124,28 @@ fn no_record_changes_a_bit() {
     }
 }
 
+/// On the evaluator, which checks the bounds of every access: the sums that wait for the next columns, and the rows of activations that these begin in the middle of.
+#[test]
+fn columns_in_parts_keep_to_their_memory() {
+    for (name, quant) in [("mixtral-b", "q4"), ("llama-c", "q8"), ("mixtral-a", "none")] {
+        let path = model(name);
+        let opened = import::open(&path).unwrap_or_else(|e| panic!("{e}"));
+        let options = Options { quant: quant.parse().expect("a --quant option"), ..Options::default() };
+        let default = pipeline::compile(&opened, &options).unwrap_or_else(|e| panic!("{e}"));
+        let in_parts = |shape: ProductShape| {
+            let kernels = (1..=3).map(|_| MatmulTuning::plain(shape.format)).collect();
+            (shape, ProductTuning { kernels, block: 2, activation_bytes: 4096, columns: GROUP, ahead: true })
+        };
+        let shapes = products(&default.plan).into_iter().map(|product| product.shape);
+        let tuned = Options { tuning: vec![record(shapes.map(in_parts))], ..options.clone() };
+        let compiled = pipeline::compile(&opened, &tuned).unwrap_or_else(|e| panic!("{e}"));
+        assert!(compiled.plan.to_string().contains("_first"), "{name} has columns for two parts");
+        let ids = Golden::read(&path).full_ids;
+        let bits = Simulation::new(&opened, &compiled, ids.len()).step(&ids, false);
+        assert!(bits == build_with(&path, &options).logits(&ids, &[]).bits(), "{name} {quant}");
+    }
+}
+
 /// Its shapes are those of models too large for a test: their choices are taken for products of the same formats and epilogues.
 #[test]
 fn no_record_that_moec_carries_changes_a_bit() {
@@ -169,7 +192,8 @@ fn a_record_that_moec_carries_is_used_unless_forbidden() {
     let opened = import::open(&path).unwrap_or_else(|e| panic!("{e}"));
     let (name, record) = &shipped::records()[0];
     let level = find_level(name, &Triple::host()).unwrap_or_else(|e| panic!("{e}"));
-    let options = Options { levels: vec![level], ..Options::default() };
+    let quant = "q8".parse().expect("a --quant option");
+    let options = Options { levels: vec![level], quant, ..Options::default() };
     let compile = |options: &Options| pipeline::compile(&opened, options).unwrap_or_else(|e| panic!("{e}"));
     let with = compile(&options);
     let used = with.tuned.records[0].as_ref().expect("it is for these shapes");

@@ -76,8 +76,8 @@ impl MatmulTuning {
     }
 }
 
-/// Some of the columns, whose products are added to the sums of those before them: the same additions in the same order as in one go. All rows meet the columns of one part
-/// before the next, so that the activations of many tokens stay in the cache.
+/// Some of the columns, whose products are added to the sums of those before them: the same additions in the same order as in one go. All rows
+/// meet the columns of one part before the next, so that the activations of many tokens stay in the cache.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Part {
     /// Columns of the whole weight.
@@ -96,7 +96,9 @@ pub struct Part {
 /// Unit `u` of token `t` is written at `y + t × y_stride + 64 u` bytes. `y` overlaps neither `w` nor `x`. `x` needs only f32 (quantized: 64-byte)
 /// alignment.
 ///
-/// Of a [`Part`], `w` is where its columns begin in the first tile, `x` is still the address of whole rows, `start` the number of columns before the part, times tokens, and `sums` is the address of 16 f32 for each unit, tile of it and token, in this order: read unless it is the first, written unless it is the last, 64-byte aligned, overlapping nothing.
+/// Of a [`Part`], `w` is where its columns begin in the first tile, `x` is still the address of whole rows, `start` the number of columns before the
+/// part, times tokens, and `sums` is the address of 16 f32 for each unit, tile of it and token, in this order: read unless it is the first, written
+/// unless it is the last, 64-byte aligned, overlapping nothing.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Matmul {
     /// The weight's format.
@@ -105,8 +107,8 @@ pub struct Matmul {
     pub k: usize,
     /// Which part, if not all.
     pub part: Option<Part>,
-    /// Whether it prefetches weights that come later: for each tile and step of K (a group of columns, or those of [`MatmulTuning::unroll`]) as many times [`FETCH`] bytes as
-    /// `fetches` says, one more parameter, which lie `ahead` bytes, another, from the weights of the step on.
+    /// Whether it prefetches weights that come later: for each tile and step of K (a group of columns, or those of [`MatmulTuning::unroll`]) as many
+    /// times [`FETCH`] bytes as `fetches` says, one more parameter, which lie `ahead` bytes, another, from the weights of the step on.
     pub fetch: bool,
     /// Activation rows, 1 ..= [`MAX_TOKENS`].
     pub tokens: usize,
@@ -125,7 +127,7 @@ pub struct Matmul {
 /// Sums of some row tiles, a vector for each: `[tile][token]`.
 type Sums = Vec<Value>;
 
-/// Where codes (or f32), scales and sums of the activations begin; and how far ahead of weights how often something is prefetched, if it is.
+/// Where codes (or f32), scales and sums of the activations begin; and how far ahead of weights, and how often, something is prefetched if it is.
 #[derive(Clone, Copy, Debug)]
 struct Inputs {
     x: Value,

@@ -192,8 +192,8 @@ impl Stages<'_> {
         actions.push(Action::Switch { on: tokens.clone() - whole, cases });
     }
 
-    /// Goes through the units with all the interleaved tokens: those of one call of a kernel in that call, more of them a few units at a time, and the columns in parts where there is
-    /// memory for their sums.
+    /// Goes through the units with all the interleaved tokens: those of one call of a kernel in that call, more of them a few units at a time, and the
+    /// columns in parts where there is memory for their sums.
     fn unit_loop(
         &mut self,
         actions: &mut Vec<Action>,

@@ -13,7 +13,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
-/// How far ahead a kernel prefetches that goes through all rows with a few tokens, in bytes: it computes too long with each line for a CPU to fetch far enough ahead by itself.
+/// How far ahead a kernel prefetches that goes through all rows with a few tokens, in bytes: it computes too long with each line for a CPU to fetch
+/// far enough ahead by itself.
 pub const CALL_AHEAD: usize = 2048;
 
 /// Columns of a row so long that the second cache does not hold the activations of a few hundred tokens.
@@ -58,7 +59,8 @@ pub struct ProductTuning {
     pub block: usize,
     /// Bytes of activations that are gone through for one block of rows, so that they stay in the cache.
     pub activation_bytes: usize,
-    /// Columns, in whole groups, of which no more than so many are gone through at a time in a walk over tokens; 0 for all. All rows meet those before the next ones.
+    /// Columns, in whole groups, of which no more than so many are gone through at a time in a walk over tokens; 0 for all. All rows meet those before
+    /// the next ones.
     pub columns: usize,
     /// Whether a walk over tokens prefetches the next block's weights, some of them with each tile of tokens.
     pub ahead: bool,
@@ -117,7 +119,8 @@ pub struct Tuning {
     pub activation_bytes: usize,
     /// Columns, of more than [`LONG_ROW`], of which no more than so many are gone through at a time for all rows; 0 for all.
     pub columns: usize,
-    /// Whether products of several tokens prefetch weights: a walk over tokens those of the next block, one call for all rows those [`CALL_AHEAD`] bytes ahead.
+    /// Whether products of several tokens prefetch weights: a walk over tokens those of the next block, one call for all rows those [`CALL_AHEAD`]
+    /// bytes ahead.
     pub ahead: bool,
     /// For shapes that were measured, instead of all of the above.
     pub products: BTreeMap<ProductShape, ProductTuning>,

@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_level_without_a_record_has_that_of_moec() {
-        let levels = find_levels("sapphirerapids,x86-64-v3", &x86()).unwrap();
+        let levels = find_levels("znver5,x86-64-v3", &x86()).unwrap();
         let carried = shipped::record(&levels[0], &x86()).unwrap();
         let applied = apply(&[], true, &levels, &x86()).unwrap();
         assert_eq!(
@@ -220,7 +220,7 @@ mod tests {
         assert_eq!(applied.tunings[0].product(*shape), found.tuning);
         let off = apply(&[], false, &levels, &x86()).unwrap();
         assert_eq!(off.records, [None, None]);
-        let own = apply(&[record("mine.toml", "sapphirerapids", 5)], true, &levels, &x86()).unwrap();
+        let own = apply(&[record("mine.toml", "znver5", 5)], true, &levels, &x86()).unwrap();
         assert!(own.records[0].as_ref().is_some_and(|used| !used.shipped));
         assert_eq!(own.tunings[0].product(*shape), backend::tuning(&levels[0], &x86()).product(*shape), "not both");
     }
