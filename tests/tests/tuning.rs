@@ -143,6 +143,12 @@ fn columns_in_parts_keep_to_their_memory() {
         let ids = Golden::read(&path).full_ids;
         let bits = Simulation::new(&opened, &compiled, ids.len()).step(&ids, false);
         assert!(bits == build_with(&path, &options).logits(&ids, &[]).bits(), "{name} {quant}");
+        // Workers that are at different experts have sums of their own.
+        let built = build_with(&path, &tuned);
+        for threads in ["2", "3", "3", "3"] {
+            let found = built.logits(&ids, &["--threads", threads]);
+            assert!(bits == found.bits(), "{name} {quant} on {threads} threads");
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //! the same form for each expert ([`super::experts`]), and everything that is not a product ([`super::stages`]).
 
 use super::PlanError;
-use super::buffers::{BufferId, Scope};
+use super::buffers::Scope;
 use super::layout::Format;
 use super::planner::{Place, Share, Split, call};
 use super::program::{Action, Expr, Field, StageProduct};
@@ -146,8 +146,12 @@ impl Stages<'_> {
         let chunk = tuning.walk_tokens(product.x.stride, product.k);
         let most = chunk.min(self.row_limit(Rows::Slots(self.shape.experts_per_token.max(1))));
         let interleaved = self.planner.scratch("interleaved", Scope::Worker, most * product.x.stride);
-        let kept = (tuning.parts(product.k).len() > 1)
-            .then(|| self.planner.scratch("sums", Scope::Shared, most * product.tiles * LANES * WORD));
+        // A row of sums for each tile of the weight, so that workers that are at different experts keep apart.
+        let stride = most * LANES * WORD;
+        let kept = (tuning.parts(product.k).len() > 1).then(|| {
+            let buffer = self.planner.scratch("sums", Scope::Shared, product.tiles * stride);
+            Place { buffer, offset: 0, stride }
+        });
         let var = self.planner.var();
         let mut inner = Vec::new();
         let first = Expr::from(var);
@@ -201,7 +205,7 @@ impl Stages<'_> {
         results: Results,
         units: Share,
         all: &Operands,
-        kept: Option<BufferId>,
+        kept: Option<Place>,
     ) {
         let unit_bytes = results.epilogue.tiles() * product.tile_bytes;
         let tuning = self.tuning(product, results.epilogue);
@@ -243,8 +247,8 @@ impl Stages<'_> {
                 let Some(kept) = kept else {
                     return call(kernel, [w.clone(), x, y, count.clone()].into_iter().chain(fetched));
                 };
-                let tiles = t.clone() * product.tiles + unit.clone() * (results.epilogue.tiles() * tokens);
-                let sums = Expr::from(kept) + tiles * (LANES * WORD);
+                let before = t.clone() * count.clone() * (results.epilogue.tiles() * LANES * WORD);
+                let sums = kept.row(unit.clone() * results.epilogue.tiles()) + before;
                 let w = w.clone() + product.format.bytes_before(columns.start);
                 let args = [w, x, (columns.start * tokens).into(), y, count.clone(), sums];
                 call(kernel.in_part(&columns), args.into_iter().chain(fetched))

@@ -290,7 +290,7 @@ impl Workload {
                         unit: usize,
                         [at, first, count, fetches]: [usize; 4]| {
                 let code = codes[n - 1].expect("compiled above");
-                let kept = at * tiles + unit * shape.epilogue.tiles() * n;
+                let kept = shape.epilogue.tiles() * (unit * most + at * count);
                 let (w, x) = (w + (unit * unit_bytes) as i64, x + (at * stride) as i64);
                 let (y, sums) = (y + (first * y_stride + 64 * unit) as i64, sums + 64 * kept as i64);
                 let ahead = (block * unit_bytes + at / tile * FETCH * fetches) as i64;
