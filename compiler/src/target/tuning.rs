@@ -158,7 +158,8 @@ impl Tuning {
                 // A core that computes twice as fast waits for what its second cache does not hold.
                 columns: if core == Core::Wide { 1024 } else { 0 },
                 float: Tile { rows: 2, tokens: 6 },
-                single_rows: 4,
+                // Of memory that is fast for a core, two streams are read faster than four.
+                single_rows: if core == Core::Wide { 2 } else { 4 },
                 few_rows: 2,
                 attention_rows: 8,
                 ahead: true,
