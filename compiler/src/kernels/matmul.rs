@@ -247,9 +247,12 @@ impl Matmul {
             (main_end, vec![w, y])
         } else {
             let at = [w, y].into_iter().chain(param("sums")).collect();
-            let main_end = if together > 1 { whole(b, units, together) } else { start };
-            let main = together > 1;
-            (main_end, if main { self.unit_loop(b, from, [start, main_end], at, together) } else { at })
+            if together > 1 {
+                let main_end = whole(b, units, together);
+                (main_end, self.unit_loop(b, from, [start, main_end], at, together))
+            } else {
+                (start, at)
+            }
         };
         self.unit_loop(b, from, [main_end, units], at, 1);
         builder.finish()

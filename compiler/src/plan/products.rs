@@ -236,8 +236,7 @@ impl Stages<'_> {
                 _ => self.planner.bind(&mut inner, (units.to.clone() - unit.clone()).min(together)),
             };
             self.token_tiles(&mut inner, tile, &all.tokens, |tokens, t| {
-                let written = tuning.kernel_in_walk(tokens);
-                let kernel = Matmul { fetch: tuning.ahead, tuning: written, ..kernels[tokens - 1].clone() };
+                let kernel = tuning.in_walk(kernels[tokens - 1].clone());
                 let x = all.x.clone() + t.clone() * product.x.stride;
                 let y = y.clone() + t.clone() * results.stride;
                 let fetched = fetches.iter().flat_map(|fetches| {

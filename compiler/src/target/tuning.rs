@@ -5,7 +5,7 @@
 //! kinds of products, and for shapes that were measured choices of their own. Deliberately absent: measuring, and what the
 //! numbers of a model are.
 
-use crate::kernels::{Epilogue, FEW_TOKENS, MatmulTuning};
+use crate::kernels::{Epilogue, FEW_TOKENS, Matmul, MatmulTuning};
 use crate::lower::wide::{Cpu, table::Width};
 use crate::plan::layout::{Format, GROUP};
 use moec_abi::features::{AVX_VNNI, AVX512_BF16, AVX512_VBMI};
@@ -90,10 +90,10 @@ impl ProductTuning {
         (self.activation_bytes / bytes / self.tokens()).max(1) * self.tokens()
     }
 
-    /// How the kernel for `tokens` tokens at once is written in a walk over tokens, which prefetches as a whole if it does.
-    pub fn kernel_in_walk(&self, tokens: usize) -> MatmulTuning {
-        let kernel = self.kernel(tokens);
-        MatmulTuning { prefetch: kernel.prefetch.filter(|_| !self.ahead), ..kernel }
+    /// A kernel as it is in a walk over tokens, which prefetches as a whole if it does.
+    pub fn in_walk(&self, kernel: Matmul) -> Matmul {
+        let prefetch = kernel.tuning.prefetch.filter(|_| !self.ahead);
+        Matmul { fetch: self.ahead, tuning: MatmulTuning { prefetch, ..kernel.tuning }, ..kernel }
     }
 
     /// How the kernel for `tokens` tokens at once is written where it goes through all rows by itself.

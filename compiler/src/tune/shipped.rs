@@ -94,14 +94,9 @@ mod tests {
                         codebook: CODEBOOK,
                         tuning: found.tuning.kernel(tokens),
                     };
-                    let in_walk = |kernel: Matmul| Matmul {
-                        fetch: found.tuning.ahead,
-                        tuning: found.tuning.kernel_in_walk(tokens),
-                        ..kernel
-                    };
                     let parts = found.tuning.parts(shape.k);
-                    let walks = parts.iter().map(|columns| in_walk(kernel.in_part(columns)));
-                    for kernel in walks.chain([kernel.clone(), in_walk(kernel.clone())]) {
+                    let walks = parts.iter().map(|columns| found.tuning.in_walk(kernel.in_part(columns)));
+                    for kernel in walks.chain([kernel.clone(), found.tuning.in_walk(kernel.clone())]) {
                         let compiled = backend.compile(&kernel.generate(), &*isa);
                         compiled.unwrap_or_else(|e| panic!("{name}: {shape}, {}: {e}", kernel.name()));
                     }

@@ -91,12 +91,7 @@ fn with_parts(default: &Tuning, found: &BTreeMap<ProductShape, Found>, parts: &[
     let mut tuning = default.clone();
     for (part, _) in parts.iter().zip(taken).filter(|(_, taken)| **taken) {
         let (now, best) = (tuning.product(part.shape), &found[&part.shape].tuning);
-        let kept = match part.single {
-            true => merged(&now, best, true, false),
-            // The kernel of a single token is that of before.
-            false => merged(&now, best, false, true),
-        };
-        tuning.products.insert(part.shape, kept);
+        tuning.products.insert(part.shape, merged(&now, best, part.single, !part.single));
     }
     tuning
 }

@@ -240,8 +240,7 @@ impl Workload {
         let needed = |n: usize| load.iter().any(|&t| n == t.min(tile) || n == t % tile);
         let kernels: Vec<Matmul> = (1..=tile).map(|n| kernel(product, tuning, n)).collect();
         let few = Calls { kernels: kernels.clone(), start: None };
-        let in_walk = |k: Matmul| Matmul { fetch: tuning.ahead, tuning: tuning.kernel_in_walk(k.tokens), ..k };
-        let kernels: Vec<Matmul> = kernels.into_iter().map(in_walk).collect();
+        let kernels: Vec<Matmul> = kernels.into_iter().map(|kernel| tuning.in_walk(kernel)).collect();
         let walks: Vec<Calls> = match &columns[..] {
             [] | [_] => vec![Calls { kernels, start: None }],
             parts => parts.iter().map(|columns| Calls::of_part(&kernels, columns)).collect(),
