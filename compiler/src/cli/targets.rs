@@ -33,7 +33,7 @@ fn defaults(level: &CpuLevel, triple: &Triple) -> String {
         float.tokens,
         rows(single_rows),
         activation_bytes >> 10,
-        if columns > 0 { format!(" and {columns} columns") } else { String::new() },
+        if columns > 0 { format!(" and {columns} columns of long rows") } else { String::new() },
         if ahead { ", the next weights prefetched" } else { "" }
     )
 }
