@@ -53,6 +53,15 @@ impl Epilogue {
     }
 }
 
+/// The operation that products of codes are made of; never what they are.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Dot {
+    /// `dot_u8s8`, of codes with their bias, for which the sums begin with what corrects it.
+    Unsigned,
+    /// `dot_s8s8`, of codes less their bias.
+    Signed,
+}
+
 /// How a [`Matmul`] is written; never what it computes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct MatmulTuning {
@@ -114,6 +123,8 @@ pub struct Matmul {
     pub tokens: usize,
     /// What the activation rows hold, of quantized formats at least [`Format::row`]; means nothing for float formats.
     pub row: RowContent,
+    /// By which operation codes are multiplied; means nothing for float formats.
+    pub dot: Dot,
     /// What becomes of the sums.
     pub epilogue: Epilogue,
     /// Bytes between output rows.
@@ -177,6 +188,9 @@ impl Matmul {
         }
         if format.is_quantized() && self.row != format.row() {
             name += &format!("_{}", self.row);
+        }
+        if format.is_quantized() && self.dot == Dot::Signed {
+            name += "_signed";
         }
         if let Some(Part { of, first, last }) = self.part {
             name += &format!("_of{of}{}{}", if first { "_first" } else { "" }, if last { "_last" } else { "" });

@@ -3,7 +3,7 @@
 //! Deliberately absent: products with them ([`super::matmul`]), and addresses, which the callers' loads know.
 
 use moec_abi::LANES;
-use moec_ir::tile::{Memory, Value, build::Builder};
+use moec_ir::tile::{Binary, Memory, Type, Value, build::Builder};
 
 use crate::plan::layout::{Codes, Format, Scales};
 
@@ -45,17 +45,35 @@ fn step_times_factor(b: &mut Builder, offsets: bool, (which, run): (usize, usize
 /// The unsigned bytes that the codes `raw` stand for: of part `part`, which is 0, or 1 for the high halves of bytes. `book` has the values + 128
 /// of the codes of [`Codes::Book`].
 pub(super) fn weight_codes(b: &mut Builder, format: Format, book: &[u8; 16], raw: Value, part: usize) -> Value {
-    let mut nibbles = || if part == 0 { b.nibble_low(raw) } else { b.nibble_high(raw) };
     match format.codes().expect("a quantized format") {
         Codes::Bytes | Codes::PlainBytes => raw,
-        Codes::Nibbles => nibbles(),
-        Codes::Book => {
-            let places = nibbles();
-            b.lookup(*book, places)
-        }
-        Codes::FixedBook(book) => {
-            let places = nibbles();
-            b.lookup(book, places)
-        }
+        Codes::Nibbles => nibbles(b, raw, part),
+        Codes::Book => looked_up(b, *book, raw, part),
+        Codes::FixedBook(book) => looked_up(b, book, raw, part),
     }
+}
+
+/// The same without the bias of 128 that some have, as signed bytes.
+pub(super) fn signed_codes(b: &mut Builder, format: Format, book: &[u8; 16], raw: Value, part: usize) -> Value {
+    const BIAS: u8 = 128;
+    let unbiased = |book: &[u8; 16]| book.map(|value| value ^ BIAS);
+    match format.codes().expect("a quantized format") {
+        Codes::Bytes => {
+            let bias = b.lanes([i32::from_ne_bytes([BIAS; 4]); LANES]);
+            let bias = b.bitcast(Type::VecI8, bias);
+            b.binary(Binary::Xor, raw, bias)
+        }
+        Codes::PlainBytes | Codes::Nibbles => weight_codes(b, format, book, raw, part),
+        Codes::Book => looked_up(b, unbiased(book), raw, part),
+        Codes::FixedBook(book) => looked_up(b, unbiased(&book), raw, part),
+    }
+}
+
+fn nibbles(b: &mut Builder, raw: Value, part: usize) -> Value {
+    if part == 0 { b.nibble_low(raw) } else { b.nibble_high(raw) }
+}
+
+fn looked_up(b: &mut Builder, book: [u8; 16], raw: Value, part: usize) -> Value {
+    let places = nibbles(b, raw, part);
+    b.lookup(book, places)
 }

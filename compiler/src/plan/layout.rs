@@ -92,7 +92,7 @@ impl Scales {
 pub enum Codes {
     /// A byte is the value plus 128.
     Bytes,
-    /// A byte is the value: the format has offsets.
+    /// A byte is the value, below 128: the format has offsets.
     PlainBytes,
     /// A nibble is the place of the value plus 128 in a code book of moec.
     Book,

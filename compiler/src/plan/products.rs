@@ -113,6 +113,7 @@ impl Stages<'_> {
             fetch: false,
             tokens,
             row: self.graph.row_content(),
+            dot: self.tuning.dot,
             epilogue: results.epilogue,
             // An immediate only where there is more than one row.
             y_stride: if tokens > 1 { results.stride } else { 0 },

@@ -293,7 +293,7 @@ impl Run<'_> {
                 time.arithmetic += 1.0;
                 (vec![*a, *b, *c], latency)
             }
-            Op::DotU8S8(a, w, x) => {
+            Op::DotU8S8(a, w, x) | Op::DotS8S8(a, w, x) => {
                 other(time, 1.0);
                 time.arithmetic += dot;
                 (vec![*a, *w, *x], latency * dot.max(1.0))

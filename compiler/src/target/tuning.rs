@@ -5,7 +5,7 @@
 //! kinds of products, and for shapes that were measured choices of their own. Deliberately absent: measuring, and what the
 //! numbers of a model are.
 
-use crate::kernels::{Epilogue, FEW_TOKENS, Matmul, MatmulTuning};
+use crate::kernels::{Dot, Epilogue, FEW_TOKENS, Matmul, MatmulTuning};
 use crate::lower::wide::{Cpu, table::Width};
 use crate::plan::layout::{Format, GROUP};
 use moec_abi::features::{AVX_VNNI, AVX512_BF16, AVX512_VBMI};
@@ -105,6 +105,8 @@ impl ProductTuning {
 /// Choices for one CPU level.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Tuning {
+    /// What products of codes are made of.
+    pub dot: Dot,
     /// For products of quantized weights.
     pub quantized: Tile,
     /// For products of float weights.
@@ -129,6 +131,7 @@ pub struct Tuning {
 impl Tuning {
     /// For kernels in 128-bit registers, by Cranelift.
     pub const NARROW: Tuning = Tuning {
+        dot: Dot::Unsigned,
         quantized: Tile { rows: 1, tokens: 2 },
         float: Tile { rows: 1, tokens: 2 },
         single_rows: 1,
@@ -142,11 +145,18 @@ impl Tuning {
 
     /// For kernels of the wide x86 back end on a CPU with such a core.
     pub fn wide(cpu: Cpu, core: Core) -> Tuning {
+        let dot = if cpu.signs_bytes() { Dot::Signed } else { Dot::Unsigned };
         match cpu.width {
-            Width::Ymm => {
-                Tuning { quantized: Tile { rows: 1, tokens: 6 }, float: Tile { rows: 1, tokens: 6 }, ..Tuning::NARROW }
-            }
+            Width::Ymm => Tuning {
+                dot,
+                // Four instructions for a dot product keep more in registers than one.
+                quantized: Tile { rows: 1, tokens: if cpu.dot { 6 } else { 4 } },
+                float: Tile { rows: 1, tokens: 6 },
+                single_rows: if cpu.dot { 1 } else { 2 },
+                ..Tuning::NARROW
+            },
             Width::Zmm => Tuning {
+                dot,
                 quantized: match core {
                     // Sums that need no spilling are worth more than what sharing saves.
                     Core::TwoPasses => Tile { rows: 1, tokens: 8 },

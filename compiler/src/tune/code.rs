@@ -2,8 +2,8 @@
 //!
 //! Deliberately absent: memory for what they work on ([`super::workload`]).
 
-use crate::kernels::Kernel;
-use crate::lower::backend::{CompileError, KernelBackend};
+use crate::kernels::{Dot, Kernel};
+use crate::lower::backend::{self, CompileError, KernelBackend};
 use crate::target::{self, CpuLevel, TargetError};
 use cranelift_codegen::isa::OwnedTargetIsa;
 use memmap2::{Mmap, MmapMut};
@@ -84,6 +84,11 @@ impl Compiler {
     /// The back end that models get for this level.
     pub fn backend(&self) -> KernelBackend {
         self.backend
+    }
+
+    /// What products of codes are made of at this level.
+    pub fn dot(&self) -> Dot {
+        backend::tuning(&self.level, &Triple::host()).dot
     }
 
     /// Compiles a kernel.

@@ -7,6 +7,7 @@ use super::arena::Arena;
 use super::code::{Code, CodeError, Compiler};
 use super::contest::median;
 use super::team::{Meeting, Took, together};
+use crate::kernels::Dot;
 use moec_abi::LANES;
 use moec_ir::tile::build::Builder;
 use moec_ir::tile::{Binary, Function, Memory, Shift, Value};
@@ -59,15 +60,21 @@ impl Limits {
     }
 }
 
-/// A loop of multiply-adds out of registers: dot products of bytes, or f32. Parameters: 128 bytes to read, 64 to write. An iteration does
+/// A loop of multiply-adds out of registers: dot products of bytes, if any, or else f32. Parameters: 128 bytes to read, 64 to write. An iteration does
 /// `sums` × 64 of bytes or `sums` × 16 of f32.
-pub fn peak_loop(bytes: bool, sums: usize) -> Function {
+pub fn peak_loop(dot: Option<Dot>, sums: usize) -> Function {
+    let bytes = dot.is_some();
     let (mut b, [x, y]) = Builder::new("peak", ["x", "y"]);
     let initial: Vec<Value> = (0..sums).map(|_| if bytes { b.lanes([0; 16]) } else { b.splat_f32(0.0) }).collect();
     let [u, v] = [0, 64].map(|at| if bytes { b.load_bytes(x, at) } else { b.load(Memory::F32, x, at) });
     let (start, end) = (b.int(0), b.int(PEAK_LOOPS as i64));
     let sums = b.for_loop(start, end, 1, &initial, |b, _, sums| {
-        sums.iter().map(|&sum| if bytes { b.dot_u8s8(sum, u, v) } else { b.fma(u, v, sum) }).collect()
+        let multiply_add = |&sum: &Value| match dot {
+            Some(Dot::Unsigned) => b.dot_u8s8(sum, u, v),
+            Some(Dot::Signed) => b.dot_s8s8(sum, u, v),
+            None => b.fma(u, v, sum),
+        };
+        sums.iter().map(multiply_add).collect()
     });
     let all = sums.into_iter().reduce(|a, c| b.add(a, c)).expect("there are sums");
     b.store(if bytes { Memory::I32 } else { Memory::F32 }, all, y, 0);
@@ -189,7 +196,7 @@ impl Peak {
     /// A bug of a back end, or no memory for code.
     pub fn new(compiler: &Compiler, bytes: bool, sums: usize) -> Result<Peak, CodeError> {
         let lanes = if bytes { 64 } else { LANES };
-        Ok(Peak { code: compiler.function(&peak_loop(bytes, sums))?, adds: lanes * sums })
+        Ok(Peak { code: compiler.function(&peak_loop(bytes.then(|| compiler.dot()), sums))?, adds: lanes * sums })
     }
 
     /// Once, by `threads` threads, in less than a millisecond: multiply-adds a second.
@@ -248,7 +255,7 @@ pub fn measure(compiler: &Compiler, arena: &mut Arena, threads: usize) -> Result
         let code = compiler.function(&simple_loop(sums))?;
         ops = ops.max(best(&|arena| iterations(&code, arena, threads)) * sums as f64);
     }
-    let one = compiler.function(&peak_loop(false, 1))?;
+    let one = compiler.function(&peak_loop(None, 1))?;
     let latency = threads as f64 / best(&|arena| iterations(&one, arena, threads));
     let mut waited = Vec::new();
     let mut rate = |sweep: &Sweep| {

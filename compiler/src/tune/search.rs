@@ -10,7 +10,7 @@ use super::contest::{Ended, Ratio, TURNS, contest, duel, median};
 use super::cost::{Cost, cost};
 use super::limits::Limits;
 use super::products::Product;
-use super::workload::{MOST_TOKENS, Workload, kernel};
+use super::workload::{MOST_TOKENS, Workload};
 use crate::kernels::{FEW_TOKENS, MatmulTuning};
 use crate::target::{CALL_AHEAD, ProductTuning};
 use std::time::{Duration, Instant};
@@ -136,7 +136,7 @@ impl Search<'_> {
     /// The ways that the cost model thinks best, cheapest first, without those that spill more than the cheapest.
     fn propose(&self, ways: Vec<ProductTuning>, tokens: impl Fn(&ProductTuning) -> usize) -> Vec<ProductTuning> {
         let priced = |way: ProductTuning| {
-            let cost = cost(self.workload.compiler(), &kernel(self.product, &way, tokens(&way)))?;
+            let cost = cost(self.workload.compiler(), &self.workload.kernel(self.product, &way, tokens(&way)))?;
             Some((cost, way))
         };
         let mut priced: Vec<(Cost, ProductTuning)> = ways.into_iter().filter_map(priced).collect();

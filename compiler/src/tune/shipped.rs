@@ -89,6 +89,7 @@ mod tests {
                         k: shape.k,
                         tokens,
                         row: shape.format.row(),
+                        dot: default.dot,
                         epilogue: shape.epilogue,
                         y_stride: if tokens > 1 { 1 << 14 } else { 0 },
                         codebook: CODEBOOK,

@@ -64,25 +64,6 @@ fn activation_stride(shape: ProductShape) -> usize {
     }
 }
 
-/// The kernel of a product for `tokens` tokens at once.
-pub fn kernel(product: &Product, tuning: &ProductTuning, tokens: usize) -> Matmul {
-    let ProductShape { format, k, epilogue } = product.shape;
-    let y_stride = if tokens > 1 { product.stride } else { 0 };
-    let tuning = tuning.kernel(tokens);
-    Matmul {
-        format,
-        k,
-        part: None,
-        fetch: false,
-        tokens,
-        row: format.row(),
-        epilogue,
-        y_stride,
-        codebook: CODEBOOK,
-        tuning,
-    }
-}
-
 /// The kernels for 1, 2, … tokens that go through the same columns.
 #[derive(Clone)]
 struct Calls {
@@ -176,6 +157,24 @@ impl Workload {
         &self.compiler
     }
 
+    /// The kernel of a product for `tokens` tokens at once.
+    pub fn kernel(&self, product: &Product, tuning: &ProductTuning, tokens: usize) -> Matmul {
+        let ProductShape { format, k, epilogue } = product.shape;
+        Matmul {
+            format,
+            k,
+            part: None,
+            fetch: false,
+            tokens,
+            row: format.row(),
+            dot: self.compiler.dot(),
+            epilogue,
+            y_stride: if tokens > 1 { product.stride } else { 0 },
+            codebook: CODEBOOK,
+            tuning: tuning.kernel(tokens),
+        }
+    }
+
     /// Threads that work together.
     pub fn threads(&self) -> usize {
         self.threads
@@ -238,7 +237,7 @@ impl Workload {
         let tile = tuning.tokens();
         let columns = if load.iter().any(|&t| t > tile) { tuning.parts(product.shape.k) } else { Vec::new() };
         let needed = |n: usize| load.iter().any(|&t| n == t.min(tile) || n == t % tile);
-        let kernels: Vec<Matmul> = (1..=tile).map(|n| kernel(product, tuning, n)).collect();
+        let kernels: Vec<Matmul> = (1..=tile).map(|n| self.kernel(product, tuning, n)).collect();
         let few = Calls { kernels: kernels.clone(), start: None };
         let kernels: Vec<Matmul> = kernels.into_iter().map(|kernel| tuning.in_walk(kernel)).collect();
         let walks: Vec<Calls> = match &columns[..] {

@@ -244,6 +244,12 @@ impl Builder {
         self.push(Op::DotU8S8(acc, w, a))
     }
 
+    /// Dot products of four signed bytes `w` and four signed bytes `a`, none of which is −128, in each lane, added to `acc`.
+    #[track_caller]
+    pub fn dot_s8s8(&mut self, acc: Value, w: Value, a: Value) -> Value {
+        self.push(Op::DotS8S8(acc, w, a))
+    }
+
     /// Low four bits of each byte.
     #[track_caller]
     pub fn nibble_low(&mut self, a: Value) -> Value {

@@ -218,6 +218,18 @@ impl Machine<'_> {
                 }
                 VecI32(sums)
             }
+            Op::DotS8S8(acc, w, a) => {
+                let (w, a) = (self.vec_i8(w), self.vec_i8(a));
+                if a.contains(&0x80) {
+                    return Err(Fault::LeastByte);
+                }
+                let mut sums = *self.vec_i32(acc);
+                for (sum, (w, a)) in sums.iter_mut().zip(w.chunks_exact(4).zip(a.chunks_exact(4))) {
+                    let dot: i32 = w.iter().zip(a).map(|(&w, &a)| i32::from(w as i8) * i32::from(a as i8)).sum();
+                    *sum = sum.wrapping_add(dot);
+                }
+                VecI32(sums)
+            }
             Op::NibbleLow(a) => VecI8(self.vec_i8(a).map(|b| b & 15)),
             Op::NibbleHigh(a) => VecI8(self.vec_i8(a).map(|b| b >> 4)),
             Op::Lookup(table, a) => {

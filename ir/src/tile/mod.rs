@@ -315,6 +315,8 @@ pub enum Op {
     /// `acc[l] + Σ_{j<4} w[4l+j] × a[4l+j]`, exact, with `w` unsigned bytes, `a` signed bytes: (acc VecI32, w VecI8, a VecI8) →
     /// VecI32.
     DotU8S8(Value, Value, Value),
+    /// The same with signed bytes `w`; no byte of `a` may be −128: (acc VecI32, w VecI8, a VecI8) → VecI32.
+    DotS8S8(Value, Value, Value),
     /// Each byte's low four bits: VecI8.
     NibbleLow(Value),
     /// Each byte's high four bits, moved down: VecI8.

@@ -365,6 +365,7 @@ impl<'a> Line<'a> {
                 Op::Bitcast(self.ty()?, self.value()?)
             }
             "dot_u8s8" => self.operands().map(|[acc, w, a]| Op::DotU8S8(acc, w, a))?,
+            "dot_s8s8" => self.operands().map(|[acc, w, a]| Op::DotS8S8(acc, w, a))?,
             "nibble_low" => Op::NibbleLow(self.value()?),
             "nibble_high" => Op::NibbleHigh(self.value()?),
             "lookup" => {

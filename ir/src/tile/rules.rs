@@ -22,7 +22,9 @@ impl Op {
             | Op::NibbleHigh(a)
             | Op::Lookup(_, a) => f(*a),
             Op::Binary(_, a, b) | Op::Compare(_, a, b) => [*a, *b].into_iter().for_each(f),
-            Op::Fma(a, b, c) | Op::Select(a, b, c) | Op::DotU8S8(a, b, c) => [*a, *b, *c].into_iter().for_each(f),
+            Op::Fma(a, b, c) | Op::Select(a, b, c) | Op::DotU8S8(a, b, c) | Op::DotS8S8(a, b, c) => {
+                [*a, *b, *c].into_iter().for_each(f)
+            }
             Op::Load(_, at)
             | Op::LoadBytes(at)
             | Op::LoadSplat(_, at)
@@ -116,7 +118,7 @@ pub fn result_type(op: &Op, types: &[Type]) -> Result<Option<Type>, String> {
             rules.one_of(*a, &[VecF32])?;
             F32
         }
-        Op::DotU8S8(acc, w, a) => {
+        Op::DotU8S8(acc, w, a) | Op::DotS8S8(acc, w, a) => {
             rules.one_of(*w, &[VecI8])?;
             rules.one_of(*a, &[VecI8])?;
             rules.one_of(*acc, &[VecI32])?

@@ -135,6 +135,7 @@ impl fmt::Display for OpText<'_> {
             Op::Bitcast(ty, a) => write!(f, "bitcast.{ty} {a}"),
             Op::Reduce(op, a) => write!(f, "{} {a}", op.name()),
             Op::DotU8S8(acc, w, a) => write!(f, "dot_u8s8 {acc}, {w}, {a}"),
+            Op::DotS8S8(acc, w, a) => write!(f, "dot_s8s8 {acc}, {w}, {a}"),
             Op::NibbleLow(a) => write!(f, "nibble_low {a}"),
             Op::NibbleHigh(a) => write!(f, "nibble_high {a}"),
             Op::Lookup(table, a) => write!(f, "lookup {a}, {}", numbers(table)),

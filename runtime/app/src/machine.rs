@@ -160,6 +160,13 @@ fn candidates(bytes: bool) -> (&'static str, usize, Loop) {
             };
             return ("256-bit vpdpbusd", ACCUMULATORS * 32, work);
         }
+        if bytes && !is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx2") {
+            let work: Loop = |n| {
+                // SAFETY: chosen only where the feature is there.
+                unsafe { x86::pairs_256(n) }
+            };
+            return ("256-bit vpmaddwd and vpaddd", ACCUMULATORS * 16, work);
+        }
         if is_x86_feature_detected!("avx512f") {
             let work: Loop = |n| {
                 // SAFETY: chosen only where the feature is there.
@@ -199,6 +206,7 @@ fn scalar(iterations: u64) -> u64 {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::ACCUMULATORS;
+    use std::arch::asm;
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
@@ -251,6 +259,32 @@ mod x86 {
         for _ in 0..iterations {
             for sum in &mut sums {
                 *sum = _mm256_dpbusd_avx_epi32(*sum, a, b);
+            }
+        }
+        let all = sums.into_iter().fold(_mm256_setzero_si256(), |a, b| _mm256_add_epi32(a, b));
+        _mm256_extract_epi64::<0>(all) as u64
+    }
+
+    /// Exact products of bytes without dot products: bytes as 16 bits, sums of pairs of products as 32. The compiler would take products of what does not
+    /// change out of the loop.
+    #[target_feature(enable = "avx2")]
+    pub fn pairs_256(iterations: u64) -> u64 {
+        let (a, b) = (_mm256_set1_epi16(black_box(3)), _mm256_set1_epi16(black_box(-5)));
+        let mut sums = [_mm256_setzero_si256(); ACCUMULATORS];
+        for _ in 0..iterations {
+            for sum in &mut sums {
+                // SAFETY: it needs AVX2, and touches the named registers only.
+                unsafe {
+                    asm!(
+                        "vpmaddwd {pairs}, {a}, {b}",
+                        "vpaddd {sum}, {sum}, {pairs}",
+                        pairs = out(ymm_reg) _,
+                        a = in(ymm_reg) a,
+                        b = in(ymm_reg) b,
+                        sum = inout(ymm_reg) *sum,
+                        options(pure, nomem, nostack, preserves_flags)
+                    );
+                }
             }
         }
         let all = sums.into_iter().fold(_mm256_setzero_si256(), |a, b| _mm256_add_epi32(a, b));

@@ -29,6 +29,11 @@ fn function(function: &Function, cpu: &str) -> Code {
     compiler(cpu).function(function).unwrap_or_else(|e| panic!("{e}"))
 }
 
+/// What kernels are compiled for.
+fn cpu() -> String {
+    std::env::var("BENCH_CPU").unwrap_or_else(|_| "native".to_string())
+}
+
 /// The most multiply-adds per second.
 fn peak(bytes: bool, cpu: &str) -> f64 {
     let memory = [pattern(128), pattern(64)];
@@ -36,7 +41,7 @@ fn peak(bytes: bool, cpu: &str) -> f64 {
     // As many sums as have registers, whatever a CPU has.
     let rate = |sums: usize| {
         let lanes = if bytes { 64 } else { 16 };
-        let code = function(&peak_loop(bytes, sums), cpu);
+        let code = function(&peak_loop(bytes.then(|| compiler(cpu).dot()), sums), cpu);
         (sums * lanes * PEAK_LOOPS) as f64 / seconds(&args, &code)
     };
     PEAK_SUMS.map(rate).into_iter().fold(0.0, f64::max)
@@ -82,8 +87,8 @@ fn matmul(format: Format, tokens: usize, epilogue: Epilogue, tuning: MatmulTunin
     let x_stride = if format.is_quantized() { QuantizedRow::new(k, format.row()).stride() } else { 4 * k };
     let y_stride = 64 * units;
     let codebook = [1, 25, 45, 63, 79, 93, 106, 118, 130, 141, 154, 167, 182, 199, 218, 241];
-    let row = format.row();
-    let kernel = Matmul { format, k, part: None, fetch: false, tokens, row, epilogue, y_stride, codebook, tuning };
+    let (row, dot) = (format.row(), compiler(&cpu()).dot());
+    let kernel = Matmul { format, k, part: None, fetch: false, tokens, row, dot, epilogue, y_stride, codebook, tuning };
     let bytes = units * kernel.unit_bytes();
     let memory = vec![pattern(bytes), pattern(tokens * x_stride), pattern(tokens * y_stride)];
     let mut args: Vec<i64> = memory.iter().map(Guarded::address).collect();
@@ -127,7 +132,7 @@ const SHAPES: [(usize, usize); 14] =
 #[ignore = "measures"]
 fn bench() {
     let only = std::env::var("BENCH").unwrap_or_default();
-    let cpu = std::env::var("BENCH_CPU").unwrap_or_else(|_| "native".to_string());
+    let cpu = cpu();
     let (dots, fmas, read) = (peak(true, &cpu), peak(false, &cpu), read_rate(&cpu));
     println!(
         "{cpu}: at most {:.1} G multiply-adds/s of bytes, {:.1} of f32, {:.1} GB/s from memory",

@@ -5,8 +5,8 @@ mod parts;
 
 use half::{bf16, f16};
 use moec::kernels::{
-    Combine, Elementwise, ElementwiseOp, Embed, EmbedTile, Epilogue, GateRow, Interleave, Kernel, Matmul, MatmulTuning,
-    Norm, Outputs, Quantize, SoftCap, SortByExpert, TopK,
+    Combine, Dot, Elementwise, ElementwiseOp, Embed, EmbedTile, Epilogue, GateRow, Interleave, Kernel, Matmul,
+    MatmulTuning, Norm, Outputs, Quantize, SoftCap, SortByExpert, TopK,
 };
 use moec::plan::layout::Format;
 use moec_ir::graph::{Activation, RowContent};
@@ -94,7 +94,8 @@ fn matmuls() -> Vec<Case> {
             _ => format.row(),
         };
         let fetch = tokens == 6;
-        let kernel = Matmul { format, k, part: None, fetch, tokens, row, epilogue, y_stride, codebook, tuning };
+        let dot = if cases.len() % 2 == 0 { Dot::Unsigned } else { Dot::Signed };
+        let kernel = Matmul { format, k, part: None, fetch, tokens, row, dot, epilogue, y_stride, codebook, tuning };
         cases.push(matmul(&mut r, kernel, units));
     };
     let epilogues = [Epilogue::Store, Epilogue::Add, Epilogue::Gated(Activation::Silu)];

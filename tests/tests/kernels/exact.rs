@@ -6,7 +6,7 @@ use crate::harness::{Arg, Case};
 use crate::machine::{self, Guarded};
 use moec::emit::pack::{Packing, RowSource};
 use moec::import::{self, Dtype, Rope, RopeScaling};
-use moec::kernels::{Epilogue, Kernel, Matmul, MatmulTuning};
+use moec::kernels::{Dot, Epilogue, Kernel, Matmul, MatmulTuning};
 use moec::plan::layout::Format;
 use moec::plan::payload::{Arrangement, Part, PayloadItem};
 use moec::tune::code::Code;
@@ -133,6 +133,7 @@ fn kept_codes_are_the_weights_of_the_gguf_package() {
             fetch: false,
             tokens: 1,
             row: format.row(),
+            dot: Dot::Unsigned,
             epilogue: Epilogue::Store,
             y_stride: 0,
             codebook: [0; 16],

@@ -9,23 +9,36 @@ mod machine;
 mod reference;
 
 use std::collections::BTreeMap;
+use std::num::NonZero;
+use std::thread::{available_parallelism, scope};
 
+use crate::harness::Case;
 use moec::kernels::Kernel;
 
 /// CPUs whose code differs, as far as this machine can run it.
 const CPUS: [&str; 3] = ["x86-64-v3", "x86-64-v4", "native"];
 
-/// Runs the cases of a family on the evaluator and as machine code.
+/// Runs the cases of a family on the evaluator and as machine code, on all cores.
 fn run(family: &str) {
     let cases = cases::of(family);
     assert!(!cases.is_empty(), "{family} has no cases");
-    for case in &cases {
-        assert_eq!(case.kernel.family(), family);
-        case.evaluate();
-    }
-    for cpu in CPUS.into_iter().filter(|cpu| machine::can_run(cpu)) {
-        machine::run(&cases, cpu);
-    }
+    let cores = available_parallelism().map_or(1, NonZero::get);
+    let mut parts = vec![Vec::new(); cores];
+    cases.into_iter().enumerate().for_each(|(i, case)| parts[i % cores].push(case));
+    let run = |cases: &[Case]| {
+        for case in cases {
+            assert_eq!(case.kernel.family(), family);
+            case.evaluate();
+        }
+        for cpu in CPUS.into_iter().filter(|cpu| machine::can_run(cpu)) {
+            machine::run(cases, cpu);
+        }
+    };
+    scope(|threads| {
+        for part in &parts {
+            threads.spawn(|| run(part));
+        }
+    });
 }
 
 #[test]

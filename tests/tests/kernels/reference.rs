@@ -109,7 +109,7 @@ impl Matrix {
             let bits: Vec<u8> = (0..kp)
                 .map(|_| match (four, offsets) {
                     (true, _) => r.below(16) as u8,
-                    (false, true) => r.below(256) as u8,
+                    (false, true) => r.below(128) as u8,
                     (false, false) => 1 + r.below(255) as u8,
                 })
                 .collect();

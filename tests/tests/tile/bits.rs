@@ -126,7 +126,11 @@ fn dot_products_are_exact_at_the_extremes() {
         let acc = b.load(Memory::I32, acc, 0);
         let once = b.dot_u8s8(acc, w, a);
         let twice = b.dot_u8s8(once, a, w);
-        b.store(Memory::I32, twice, y, 0);
+        let odd = b.lanes([0x0101_0101; 16]);
+        let odd = b.bitcast(Type::VecI8, odd);
+        let [x, z] = [w, a].map(|bytes| b.binary(Binary::Or, bytes, odd));
+        let signed = [(w, z), (a, x), (x, x)].into_iter().fold(twice, |acc, (w, a)| b.dot_s8s8(acc, w, a));
+        b.store(Memory::I32, signed, y, 0);
     });
     let mut n = 12345u32;
     let mut next = || {

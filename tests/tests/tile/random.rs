@@ -234,7 +234,15 @@ impl Generator {
             }
             24 => {
                 let (acc, w, a) = (self.pick(VecI32, x), self.pick(VecI8, y), self.pick(VecI8, z));
-                self.b.dot_u8s8(acc, w, a)
+                if n & 1 == 0 {
+                    self.b.dot_u8s8(acc, w, a)
+                } else {
+                    // The second factor of signed bytes is never −128.
+                    let odd = self.b.lanes([0x0101_0101; 16]);
+                    let odd = self.b.bitcast(VecI8, odd);
+                    let a = self.b.binary(Binary::Or, a, odd);
+                    self.b.dot_s8s8(acc, w, a)
+                }
             }
             25 => {
                 let a = self.pick(VecI8, x);

@@ -7,8 +7,8 @@
 use moec_ir::tile::{Memory, Value, build::Builder};
 use std::ops::Range;
 
-use super::super::scales::{Load, weight_codes, weight_offset, weight_scale};
-use super::{Inputs, Matmul, Sums, Tiles, walk};
+use super::super::scales::{Load, signed_codes, weight_codes, weight_offset, weight_scale};
+use super::{Dot, Inputs, Matmul, Sums, Tiles, walk};
 use crate::plan::layout::{BLOCK, GROUP};
 use moec_abi::LANES;
 
@@ -138,10 +138,10 @@ impl Matmul {
         group.number * BLOCKS * self.format.parts() + run
     }
 
-    /// The integer products of a run of columns that share a scale: codes that stand for values less 128 begin with the activations' correction, those with
-    /// an offset with 0, as that is added later.
+    /// The integer products of a run of columns that share a scale: codes with a bias begin with the activations' correction, others with 0; an offset
+    /// is added later.
     fn dots(&self, b: &mut Builder, w: &Tiles, x: Row, group: Group, run: usize) -> Sums {
-        let start: Sums = match self.format.has_offsets() {
+        let start: Sums = match self.format.has_offsets() || self.dot == Dot::Signed {
             true => vec![b.splat_i32(0); self.tokens],
             false => {
                 let at = |t| self.word(self.run(group, run), t);
@@ -169,19 +169,29 @@ impl Matmul {
                 })
                 .collect();
             for (half, column) in wanted {
-                let weights: Vec<Value> =
-                    raw.iter().map(|&raw| weight_codes(b, self.format, &self.codebook, raw, half)).collect();
+                let weights: Vec<Value> = raw.iter().map(|&raw| self.codes(b, raw, half)).collect();
                 let element = group.number * GROUP + block * BLOCK + column;
                 // Each activation is in a register for as short as can be, which the sums need.
                 for t in 0..self.tokens {
                     let x = b.load_splat_bytes(x.codes, self.word(element / 4, t));
                     for (tile, &weights) in weights.iter().enumerate() {
                         let dot = &mut dots[tile * self.tokens + t];
-                        *dot = b.dot_u8s8(*dot, weights, x);
+                        *dot = match self.dot {
+                            Dot::Unsigned => b.dot_u8s8(*dot, weights, x),
+                            Dot::Signed => b.dot_s8s8(*dot, weights, x),
+                        };
                     }
                 }
             }
         }
         dots
+    }
+
+    /// The bytes that part `part` of `raw` stands for, as the dot product takes them.
+    fn codes(&self, b: &mut Builder, raw: Value, part: usize) -> Value {
+        match self.dot {
+            Dot::Unsigned => weight_codes(b, self.format, &self.codebook, raw, part),
+            Dot::Signed => signed_codes(b, self.format, &self.codebook, raw, part),
+        }
     }
 }

@@ -125,14 +125,22 @@ impl Lowering<'_> {
 
     /// One part of a dot product: unsigned bytes `w`, signed bytes `a`.
     pub(super) fn dot(&mut self, acc: ClifValue, w: ClifValue, a: ClifValue) -> ClifValue {
-        if self.cpu.dot || !self.cpu.x86 { self.dot_tree(acc, w, a) } else { self.dot_pairs(acc, w, a) }
+        if self.cpu.dot || !self.cpu.x86 { self.dot_tree(acc, w, a, false) } else { self.dot_pairs(acc, w, a, false) }
     }
 
-    /// The expression that Cranelift turns into one `vpdpbusd` (it wants the signed operand first) or `usdot` (the unsigned
+    /// One part of a dot product of signed bytes.
+    pub(super) fn dot_signed(&mut self, acc: ClifValue, w: ClifValue, a: ClifValue) -> ClifValue {
+        if self.cpu.x86 { self.dot_pairs(acc, w, a, true) } else { self.dot_tree(acc, w, a, true) }
+    }
+
+    /// The expression that Cranelift turns into one `vpdpbusd` (it wants the signed operand first), `usdot` (the unsigned
     /// one first). It is also right where it is not folded: products fit 16 bits signed.
-    fn dot_tree(&mut self, acc: ClifValue, w: ClifValue, a: ClifValue) -> ClifValue {
-        let (a_low, w_low) = (self.b.ins().swiden_low(a), self.b.ins().uwiden_low(w));
-        let (a_high, w_high) = (self.b.ins().swiden_high(a), self.b.ins().uwiden_high(w));
+    fn dot_tree(&mut self, acc: ClifValue, w: ClifValue, a: ClifValue, signed: bool) -> ClifValue {
+        let (a_low, a_high) = (self.b.ins().swiden_low(a), self.b.ins().swiden_high(a));
+        let (w_low, w_high) = match signed {
+            true => (self.b.ins().swiden_low(w), self.b.ins().swiden_high(w)),
+            false => (self.b.ins().uwiden_low(w), self.b.ins().uwiden_high(w)),
+        };
         let product = |s: &mut Self, a, w| if s.cpu.x86 { s.b.ins().imul(a, w) } else { s.b.ins().imul(w, a) };
         let products = [product(self, a_low, w_low), product(self, a_high, w_high)];
         let [low, high] = products.map(|p| {
@@ -144,8 +152,8 @@ impl Lowering<'_> {
     }
 
     /// Without `vpdpbusd`: even and odd bytes as 16 bits, each by `pmaddwd`.
-    fn dot_pairs(&mut self, acc: ClifValue, w: ClifValue, a: ClifValue) -> ClifValue {
-        let ([w_even, w_odd], [a_even, a_odd]) = (self.pairs(w, false), self.pairs(a, true));
+    fn dot_pairs(&mut self, acc: ClifValue, w: ClifValue, a: ClifValue, signed: bool) -> ClifValue {
+        let ([w_even, w_odd], [a_even, a_odd]) = (self.pairs(w, signed), self.pairs(a, true));
         let even = self.multiply_add_pairs(w_even, a_even);
         let odd = self.multiply_add_pairs(w_odd, a_odd);
         let sum = self.b.ins().iadd(even, odd);

@@ -290,6 +290,10 @@ impl Lowering<'_> {
                 let (acc, w, a) = (self.vector(*acc), self.vector(*w), self.vector(*a));
                 Parts::Four(std::array::from_fn(|i| self.dot(acc[i], w[i], a[i])))
             }
+            Op::DotS8S8(acc, w, a) => {
+                let (acc, w, a) = (self.vector(*acc), self.vector(*w), self.vector(*a));
+                Parts::Four(std::array::from_fn(|i| self.dot_signed(acc[i], w[i], a[i])))
+            }
             Op::NibbleLow(a) => {
                 let mask = self.constant(types::I8X16, [0x0f; 16]);
                 self.map(*a, |s, a| s.b.ins().band(a, mask))

@@ -76,6 +76,9 @@ instructions! {
     CompareEqualD = VEX_Vpcmpeqd_ymm_ymm_ymmm256 | -;
     CompareDMask = - | EVEX_Vpcmpd_kr_k1_zmm_zmmm512b32_imm8;
     DotBytes = VEX_Vpdpbusd_ymm_ymm_ymmm256 | EVEX_Vpdpbusd_zmm_k1z_zmm_zmmm512b32;
+    AbsBytes = VEX_Vpabsb_ymm_ymmm256 | -;
+    SignBytes = VEX_Vpsignb_ymm_ymm_ymmm256 | -;
+    MultiplyAddBytes = VEX_Vpmaddubsw_ymm_ymm_ymmm256 | -;
     MultiplyAddPairs = VEX_Vpmaddwd_ymm_ymm_ymmm256 | EVEX_Vpmaddwd_zmm_k1z_zmm_zmmm512;
     ShuffleBytes = VEX_Vpshufb_ymm_ymm_ymmm256 | EVEX_Vpshufb_zmm_k1z_zmm_zmmm512;
     PermuteBytes = - | EVEX_Vpermb_zmm_k1z_zmm_zmmm512;

@@ -28,6 +28,9 @@ pub enum Fault {
     /// A byte that is looked up in a table of 16 is too large.
     #[error("byte {0} is looked up in a table of 16")]
     LookupIndex(u8),
+    /// The second factor of a dot product of signed bytes has the least of them.
+    #[error("the second factor of a dot product of signed bytes has a byte -128")]
+    LeastByte,
     /// The number of arguments is wrong.
     #[error("called with {0} arguments")]
     Arguments(usize),

@@ -1,6 +1,6 @@
 //! Products that go through their columns in parts.
 
-use moec::kernels::{Epilogue, Matmul, MatmulTuning};
+use moec::kernels::{Dot, Epilogue, Matmul, MatmulTuning};
 use moec::plan::layout::{Format, GROUP};
 use moec_ir::graph::Activation;
 use std::ops::Range;
@@ -78,6 +78,7 @@ pub fn parts() -> Vec<Case> {
                 fetch: (i + j) % 3 > 0,
                 tokens,
                 row: format.row(),
+                dot: if (i + j) % 2 == 0 { Dot::Unsigned } else { Dot::Signed },
                 epilogue,
                 y_stride: 64 * (units + 1),
                 codebook: std::array::from_fn(|_| 1 + r.below(255) as u8),

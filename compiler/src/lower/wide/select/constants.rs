@@ -47,6 +47,10 @@ impl Constants {
 const NIBBLES: u32 = 0x0f0f_0f0f;
 /// The low byte of each 16 bits.
 const LOW_BYTES: u32 = 0x00ff_00ff;
+/// 1 in each 16 bits.
+const ONES: u32 = 0x0001_0001;
+/// The sign of each byte.
+const SIGNS: u32 = 0x8080_8080;
 
 impl Select<'_> {
     /// Makes, before a loop, what `op` in its body needs in registers.
@@ -55,6 +59,8 @@ impl Select<'_> {
             Op::NibbleLow(_) | Op::NibbleHigh(_) if !self.cpu.permute => Key::Spread(NIBBLES),
             Op::Lookup(table, _) => Key::Table(*table),
             Op::DotU8S8(..) if !self.cpu.dot => Key::Spread(LOW_BYTES),
+            Op::DotS8S8(..) if self.cpu.signs_bytes() => Key::Spread(ONES),
+            Op::DotS8S8(..) => Key::Spread(SIGNS),
             _ => return,
         };
         if self.constants.get(key).is_none() {
@@ -98,6 +104,16 @@ impl Select<'_> {
     /// The low byte of each 16 bits, as a mask.
     pub(super) fn low_byte_mask(&mut self) -> VReg {
         self.constant(Key::Spread(LOW_BYTES))
+    }
+
+    /// 1 in each 16 bits.
+    pub(super) fn ones(&mut self) -> VReg {
+        self.constant(Key::Spread(ONES))
+    }
+
+    /// −128 in each byte.
+    pub(super) fn least_bytes(&mut self) -> VReg {
+        self.constant(Key::Spread(SIGNS))
     }
 
     /// 16 bytes in each 128-bit lane.

@@ -13,7 +13,7 @@ mod vector;
 
 use moec_ir::tile::{self, Inst as TileInst, Loop, Op, Type, Value};
 use regalloc2::{RegClass, VReg};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::Cpu;
 use super::machine::{Base, Builder, Function, INT, Inst, MASK, Mem, Operand, VECTOR};
@@ -44,6 +44,8 @@ pub fn select(function: &tile::Function, cpu: Cpu) -> Selected {
         deferred: Vec::new(),
         constants: Constants::default(),
         pairs: HashMap::new(),
+        magnitudes: HashMap::new(),
+        not_negative: HashSet::new(),
         nibbles: HashMap::new(),
         block: 0,
         trace: Vec::new(),
@@ -126,6 +128,10 @@ struct Select<'a> {
     constants: Constants,
     /// Even and odd bytes as 16 bits of vectors of bytes, signed or not, made in this block.
     pairs: HashMap<(VReg, bool), [VReg; 2]>,
+    /// Magnitudes of signed bytes, made in this block.
+    magnitudes: HashMap<VReg, VReg>,
+    /// Vectors of bytes made in this block of which none is negative.
+    not_negative: HashSet<VReg>,
     /// Low or high four bits of vectors of bytes, by the first part, taken out in this block.
     nibbles: HashMap<(VReg, bool), Regs>,
     /// Number of the tile IR's current block.
@@ -227,6 +233,8 @@ impl Select<'_> {
     fn enter(&mut self, block: regalloc2::Block) {
         self.out.enter(block);
         self.pairs.clear();
+        self.magnitudes.clear();
+        self.not_negative.clear();
         self.nibbles.clear();
     }
 
@@ -277,6 +285,7 @@ impl Select<'_> {
             Op::Bitcast(to, a) => self.bitcast(*to, *a),
             Op::Reduce(op, a) => Form::Regs(self.reduce(*op, *a)),
             Op::DotU8S8(acc, w, a) => Form::Regs(self.dot(*acc, *w, *a)),
+            Op::DotS8S8(acc, w, a) => Form::Regs(self.dot_signed(*acc, *w, *a)),
             Op::NibbleLow(a) => self.nibbles(*a, false),
             Op::NibbleHigh(a) => self.nibbles(*a, true),
             Op::Lookup(table, a) => Form::Regs(self.lookup(*table, *a)),

@@ -260,6 +260,52 @@ impl Select<'_> {
         self.each_part(|s, p| s.dot_pairs(sum.0[p], w.0[p], a.0[p]))
     }
 
+    pub(super) fn dot_signed(&mut self, acc: Value, w: Value, a: Value) -> Regs {
+        let (sum, w, a) = (self.regs(acc), self.regs(w), self.regs(a));
+        if self.cpu.signs_bytes() {
+            return self.each_part(|s, p| s.dot_of_magnitudes(sum.0[p], w.0[p], a.0[p]));
+        }
+        // `w` + 128 as unsigned bytes, and 128 times `a` less.
+        let least = self.least_bytes();
+        self.each_part(|s, p| {
+            let biased = s.op2(Name::Xor, VECTOR, Operand::Use(w.0[p]), Operand::Use(least));
+            let zero = s.spread_constant(0);
+            let excess = s.dot_part(zero, least, a.0[p]);
+            let all = s.dot_part(sum.0[p], biased, a.0[p]);
+            s.op2(Name::SubD, VECTOR, Operand::Use(all), Operand::Use(excess))
+        })
+    }
+
+    /// Magnitudes of `w` times `a` with the signs of `w`: two products of at most 128 × 127 fit 16 bits.
+    fn dot_of_magnitudes(&mut self, sum: VReg, w: VReg, a: VReg) -> VReg {
+        let (magnitude, a) = match self.not_negative.contains(&w) {
+            true => (w, a),
+            false => (self.magnitude(w), self.op2(Name::SignBytes, VECTOR, Operand::Use(a), Operand::Use(w))),
+        };
+        let ones = self.ones();
+        let pairs = self.op2(Name::MultiplyAddBytes, VECTOR, Operand::Use(magnitude), Operand::Use(a));
+        let fours = self.op2(Name::MultiplyAddPairs, VECTOR, Operand::Use(pairs), Operand::Use(ones));
+        self.op2(Name::AddD, VECTOR, Operand::Use(sum), Operand::Use(fours))
+    }
+
+    /// Of each byte, as an unsigned one.
+    fn magnitude(&mut self, bytes: VReg) -> VReg {
+        if let Some(&made) = self.magnitudes.get(&bytes) {
+            return made;
+        }
+        let made = self.op1(Name::AbsBytes, VECTOR, Operand::Use(bytes));
+        self.magnitudes.insert(bytes, made);
+        made
+    }
+
+    /// One part of a dot product of unsigned bytes `w` and signed bytes `a`.
+    fn dot_part(&mut self, sum: VReg, w: VReg, a: VReg) -> VReg {
+        match self.cpu.dot {
+            true => self.tied(Name::DotBytes, sum, &[Operand::Use(w), Operand::Use(a)]),
+            false => self.dot_pairs(sum, w, a),
+        }
+    }
+
     /// Without `vpdpbusd`: even and odd bytes as 16 bits, each by `vpmaddwd`, whose sums are exact.
     fn dot_pairs(&mut self, sum: VReg, w: VReg, a: VReg) -> VReg {
         let ([w_even, w_odd], [a_even, a_odd]) = (self.pairs(w, false), self.pairs(a, true));
@@ -303,11 +349,12 @@ impl Select<'_> {
         let cut = if high { self.shift_parts(Name::ShiftRightW, bytes, 4) } else { bytes };
         let cut = self.each_part(|s, p| s.op2(Name::And, VECTOR, Operand::Use(cut.0[p]), Operand::Use(mask)));
         self.nibbles.insert((bytes.0[0], high), cut);
+        self.not_negative.extend(cut.0);
         cut
     }
 
-    pub(super) fn lookup(&mut self, table: [u8; 16], a: Value) -> Regs {
-        let table = self.table_constant(table);
+    pub(super) fn lookup(&mut self, bytes: [u8; 16], a: Value) -> Regs {
+        let table = self.table_constant(bytes);
         if let Form::Nibbles(mut bytes, high) = self.forms[index(a)] {
             // The table is there four times, so that the two bits above the nibble do not matter; those above them never do.
             if high {
@@ -317,7 +364,11 @@ impl Select<'_> {
                 .each_part(|s, p| s.op2(Name::PermuteBytes, VECTOR, Operand::Use(bytes.0[p]), Operand::Use(table)));
         }
         let a = self.source(a, false);
-        self.each_part(|s, p| s.op2(Name::ShuffleBytes, VECTOR, Operand::Use(table), a.part(p)))
+        let found = self.each_part(|s, p| s.op2(Name::ShuffleBytes, VECTOR, Operand::Use(table), a.part(p)));
+        if bytes.iter().all(|byte| *byte < 128) {
+            self.not_negative.extend(found.0);
+        }
+        found
     }
 
     /// The 16 bytes of the pool that a shuffle of 128 bits takes.
