@@ -133,7 +133,7 @@ impl Lowering<'_> {
         if self.cpu.x86 { self.dot_pairs(acc, w, a, true) } else { self.dot_tree(acc, w, a, true) }
     }
 
-    /// The expression that Cranelift turns into one `vpdpbusd` (it wants the signed operand first), `usdot` (the unsigned
+    /// The expression that, with unsigned `w`, Cranelift turns into one `vpdpbusd` (it wants the signed operand first) or `usdot` (the unsigned
     /// one first). It is also right where it is not folded: products fit 16 bits signed.
     fn dot_tree(&mut self, acc: ClifValue, w: ClifValue, a: ClifValue, signed: bool) -> ClifValue {
         let (a_low, a_high) = (self.b.ins().swiden_low(a), self.b.ins().swiden_high(a));
@@ -151,7 +151,7 @@ impl Lowering<'_> {
         self.b.ins().iadd(sum, acc)
     }
 
-    /// Without `vpdpbusd`: even and odd bytes as 16 bits, each by `pmaddwd`.
+    /// By `pmaddwd` of even and of odd bytes as 16 bits.
     fn dot_pairs(&mut self, acc: ClifValue, w: ClifValue, a: ClifValue, signed: bool) -> ClifValue {
         let ([w_even, w_odd], [a_even, a_odd]) = (self.pairs(w, signed), self.pairs(a, true));
         let even = self.multiply_add_pairs(w_even, a_even);

@@ -260,6 +260,7 @@ impl Select<'_> {
         self.each_part(|s, p| s.dot_pairs(sum.0[p], w.0[p], a.0[p]))
     }
 
+    /// A dot product of signed bytes, of which `a` has none that is −128.
     pub(super) fn dot_signed(&mut self, acc: Value, w: Value, a: Value) -> Regs {
         let (sum, w, a) = (self.regs(acc), self.regs(w), self.regs(a));
         if self.cpu.signs_bytes() {
