@@ -241,7 +241,11 @@ fn inspect_shows_every_stage() {
     assert!(plan.contains("barrier") && plan.contains("@layers.0.experts.gate_up"));
     let kernels = show(&["--kernel", "all"]);
     let name = kernels.lines().find(|name| name.starts_with("matmul")).expect("a product");
-    assert!(show(&["--kernel", name]).contains("dot_u8s8"));
+    for (cpu, dot) in [("x86-64-v3", "dot_s8s8"), ("znver4", "dot_u8s8")] {
+        let kernels = show(&["--target-cpu", cpu, "--kernel", "all"]);
+        let name = kernels.lines().find(|name| name.starts_with("matmul")).expect("a product");
+        assert!(show(&["--target-cpu", cpu, "--kernel", name]).contains(dot), "{cpu}");
+    }
     assert!(show(&["--clif", name]).contains("block0"));
     assert!(!show(&["--asm", name]).is_empty());
 }
