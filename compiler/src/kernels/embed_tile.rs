@@ -7,6 +7,7 @@ use moec_ir::tile::{Binary, Compare, Function, Memory, Shift, Type, Value, build
 
 use super::common::{VECTOR, counted, lane_numbers, store_f32};
 use super::embed::{scale_name, scaled};
+use super::matmul::Dot;
 use super::scales::{Load, weight_codes, weight_offset, weight_scale};
 use crate::plan::layout::{BLOCK, Format, GROUP};
 
@@ -117,7 +118,7 @@ impl EmbedTile {
             words = b.select(mask, next, words);
         }
         let bytes = b.bitcast(Type::VecI8, words);
-        let bytes = weight_codes(b, self.format, &[0; 16], bytes, part);
+        let bytes = weight_codes(b, self.format, (&[0; 16], Dot::Unsigned), bytes, part);
         let words = b.bitcast(Type::VecI32, bytes);
         // Of these the byte whose number is that of the lane among its four.
         let three = b.splat_i32(3);

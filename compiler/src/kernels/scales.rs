@@ -5,6 +5,7 @@
 use moec_abi::LANES;
 use moec_ir::tile::{Binary, Memory, Type, Value, build::Builder};
 
+use super::matmul::Dot;
 use crate::plan::layout::{Codes, Format, Scales};
 
 /// Loads halves or signed bytes of 16 rows from so many bytes after a group's start on.
@@ -42,30 +43,29 @@ fn step_times_factor(b: &mut Builder, offsets: bool, (which, run): (usize, usize
     b.mul(step, factor)
 }
 
-/// The unsigned bytes that the codes `raw` stand for: of part `part`, which is 0, or 1 for the high halves of bytes. `book` has the values + 128
-/// of the codes of [`Codes::Book`].
-pub(super) fn weight_codes(b: &mut Builder, format: Format, book: &[u8; 16], raw: Value, part: usize) -> Value {
+/// The bytes that the codes `raw` stand for: of part `part`, which is 0, or 1 for the high halves of bytes; for `dot_u8s8` with the bias of 128 that some
+/// have, for `dot_s8s8` without. `book` has the values + 128 of the codes of [`Codes::Book`].
+pub(super) fn weight_codes(
+    b: &mut Builder,
+    format: Format,
+    (book, dot): (&[u8; 16], Dot),
+    raw: Value,
+    part: usize,
+) -> Value {
+    let bias = match dot {
+        Dot::Unsigned => 0,
+        Dot::Signed => 128,
+    };
     match format.codes().expect("a quantized format") {
-        Codes::Bytes | Codes::PlainBytes => raw,
-        Codes::Nibbles => nibbles(b, raw, part),
-        Codes::Book => looked_up(b, *book, raw, part),
-        Codes::FixedBook(book) => looked_up(b, book, raw, part),
-    }
-}
-
-/// The same without the bias of 128 that some have, as signed bytes.
-pub(super) fn signed_codes(b: &mut Builder, format: Format, book: &[u8; 16], raw: Value, part: usize) -> Value {
-    const BIAS: u8 = 128;
-    let unbiased = |book: &[u8; 16]| book.map(|value| value ^ BIAS);
-    match format.codes().expect("a quantized format") {
-        Codes::Bytes => {
-            let bias = b.lanes([i32::from_ne_bytes([BIAS; 4]); LANES]);
+        Codes::Bytes if bias != 0 => {
+            let bias = b.lanes([i32::from_ne_bytes([bias; 4]); LANES]);
             let bias = b.bitcast(Type::VecI8, bias);
             b.binary(Binary::Xor, raw, bias)
         }
-        Codes::PlainBytes | Codes::Nibbles => weight_codes(b, format, book, raw, part),
-        Codes::Book => looked_up(b, unbiased(book), raw, part),
-        Codes::FixedBook(book) => looked_up(b, unbiased(&book), raw, part),
+        Codes::Bytes | Codes::PlainBytes => raw,
+        Codes::Nibbles => nibbles(b, raw, part),
+        Codes::Book => looked_up(b, book.map(|value| value ^ bias), raw, part),
+        Codes::FixedBook(book) => looked_up(b, book.map(|value| value ^ bias), raw, part),
     }
 }
 

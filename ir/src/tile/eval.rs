@@ -134,6 +134,17 @@ impl Machine<'_> {
         n
     }
 
+    /// `acc` and the dot products of four bytes `w`, whose values `value` gives, and four signed bytes `a`.
+    fn dots(&self, acc: Value, w: Value, a: Value, value: impl Fn(u8) -> i32) -> [i32; 16] {
+        let (w, a) = (self.vec_i8(w), self.vec_i8(a));
+        let mut sums = *self.vec_i32(acc);
+        for (sum, (w, a)) in sums.iter_mut().zip(w.chunks_exact(4).zip(a.chunks_exact(4))) {
+            let dot: i32 = w.iter().zip(a).map(|(&w, &a)| value(w) * i32::from(a as i8)).sum();
+            *sum = sum.wrapping_add(dot);
+        }
+        sums
+    }
+
     fn address(&self, at: Address) -> i64 {
         self.int(at.base).wrapping_add(i64::from(at.offset))
     }
@@ -209,27 +220,9 @@ impl Machine<'_> {
                 (Reduce::Add, VecI32(n)) => Int(i64::from(math::reduce(n, i32::wrapping_add))),
                 _ => self.bug(a),
             },
-            Op::DotU8S8(acc, w, a) => {
-                let (w, a) = (self.vec_i8(w), self.vec_i8(a));
-                let mut sums = *self.vec_i32(acc);
-                for (sum, (w, a)) in sums.iter_mut().zip(w.chunks_exact(4).zip(a.chunks_exact(4))) {
-                    let dot: i32 = w.iter().zip(a).map(|(&w, &a)| i32::from(w) * i32::from(a as i8)).sum();
-                    *sum = sum.wrapping_add(dot);
-                }
-                VecI32(sums)
-            }
-            Op::DotS8S8(acc, w, a) => {
-                let (w, a) = (self.vec_i8(w), self.vec_i8(a));
-                if a.contains(&0x80) {
-                    return Err(Fault::LeastByte);
-                }
-                let mut sums = *self.vec_i32(acc);
-                for (sum, (w, a)) in sums.iter_mut().zip(w.chunks_exact(4).zip(a.chunks_exact(4))) {
-                    let dot: i32 = w.iter().zip(a).map(|(&w, &a)| i32::from(w as i8) * i32::from(a as i8)).sum();
-                    *sum = sum.wrapping_add(dot);
-                }
-                VecI32(sums)
-            }
+            Op::DotU8S8(acc, w, a) => VecI32(self.dots(acc, w, a, i32::from)),
+            Op::DotS8S8(_, _, a) if self.vec_i8(a).contains(&0x80) => return Err(Fault::LeastByte),
+            Op::DotS8S8(acc, w, a) => VecI32(self.dots(acc, w, a, |w| i32::from(w as i8))),
             Op::NibbleLow(a) => VecI8(self.vec_i8(a).map(|b| b & 15)),
             Op::NibbleHigh(a) => VecI8(self.vec_i8(a).map(|b| b >> 4)),
             Op::Lookup(table, a) => {

@@ -164,19 +164,19 @@ fn candidates(bytes: bool) -> (&'static str, usize, Loop) {
             };
             return ("256-bit vpdpbusd", ACCUMULATORS * 32, work);
         }
-        if bytes && !is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx2") {
-            let work: Loop = |n| {
-                // SAFETY: chosen only where the feature is there.
-                unsafe { x86::signed_256(n) }
-            };
-            return ("256-bit vpsignb, vpmaddubsw, vpmaddwd, vpaddd", FEW_ACCUMULATORS * 32, work);
-        }
         if is_x86_feature_detected!("avx512f") {
             let work: Loop = |n| {
                 // SAFETY: chosen only where the feature is there.
                 unsafe { x86::fma_512(n) }
             };
             return ("512-bit f32 FMA", ACCUMULATORS * 16, work);
+        }
+        if bytes && is_x86_feature_detected!("avx2") {
+            let work: Loop = |n| {
+                // SAFETY: chosen only where the feature is there.
+                unsafe { x86::signed_256(n) }
+            };
+            return ("256-bit vpsignb, vpmaddubsw, vpmaddwd, vpaddd", FEW_ACCUMULATORS * 32, work);
         }
         if is_x86_feature_detected!("fma") {
             let work: Loop = |n| {

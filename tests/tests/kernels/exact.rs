@@ -126,30 +126,38 @@ fn kept_codes_are_the_weights_of_the_gguf_package() {
             values.data().as_chunks().0.iter().map(|&bytes| f32::from_le_bytes(bytes) + 0.0).collect();
         let format = Format::of(layout).expect("a resolved layout");
         let bytes = pack(&model.tensors, format);
-        let kernel = Matmul {
-            format,
-            k: SMALL_HIDDEN,
-            part: None,
-            fetch: false,
-            tokens: 1,
-            row: format.row(),
-            dot: Dot::Unsigned,
-            epilogue: Epilogue::Store,
-            y_stride: 0,
-            codebook: [0; 16],
-            tuning: MatmulTuning::plain(format),
-        };
-        for k in (0..SMALL_HIDDEN).step_by(29) {
-            evaluate(&kernel, &bytes, &expected, k);
-        }
-        let (kernel, matrix) = (Kernel::from(kernel), Guarded::new(&bytes));
-        for cpu in crate::CPUS.into_iter().filter(|cpu| machine::can_run(cpu)) {
-            for (how, code) in
-                [("wide", machine::by_choice(&kernel, cpu)), ("Cranelift", machine::by_cranelift(&kernel, cpu))]
-            {
-                let found = weights(&code, format, &matrix);
-                let wrong = found.iter().zip(&expected).position(|(a, b)| a.to_bits() != b.to_bits());
-                assert_eq!(wrong, None, "{name} by {how} for {cpu}: {:?}", wrong.map(|i| (found[i], expected[i])));
+        let matrix = Guarded::new(&bytes);
+        for dot in [Dot::Unsigned, Dot::Signed] {
+            let kernel = Matmul {
+                format,
+                k: SMALL_HIDDEN,
+                part: None,
+                fetch: false,
+                tokens: 1,
+                row: format.row(),
+                dot,
+                epilogue: Epilogue::Store,
+                y_stride: 0,
+                codebook: [0; 16],
+                tuning: MatmulTuning::plain(format),
+            };
+            for k in (0..SMALL_HIDDEN).step_by(29) {
+                evaluate(&kernel, &bytes, &expected, k);
+            }
+            let kernel = Kernel::from(kernel);
+            for cpu in crate::CPUS.into_iter().filter(|cpu| machine::can_run(cpu)) {
+                for (how, code) in
+                    [("wide", machine::by_choice(&kernel, cpu)), ("Cranelift", machine::by_cranelift(&kernel, cpu))]
+                {
+                    let found = weights(&code, format, &matrix);
+                    let wrong = found.iter().zip(&expected).position(|(a, b)| a.to_bits() != b.to_bits());
+                    assert_eq!(
+                        wrong,
+                        None,
+                        "{name} by {how} for {cpu}, {dot:?}: {:?}",
+                        wrong.map(|i| (found[i], expected[i]))
+                    );
+                }
             }
         }
     }

@@ -7,7 +7,7 @@
 use moec_ir::tile::{Memory, Value, build::Builder};
 use std::ops::Range;
 
-use super::super::scales::{Load, signed_codes, weight_codes, weight_offset, weight_scale};
+use super::super::scales::{Load, weight_codes, weight_offset, weight_scale};
 use super::{Dot, Inputs, Matmul, Sums, Tiles, walk};
 use crate::plan::layout::{BLOCK, GROUP};
 use moec_abi::LANES;
@@ -169,7 +169,10 @@ impl Matmul {
                 })
                 .collect();
             for (half, column) in wanted {
-                let weights: Vec<Value> = raw.iter().map(|&raw| self.codes(b, raw, half)).collect();
+                let weights: Vec<Value> = raw
+                    .iter()
+                    .map(|&raw| weight_codes(b, self.format, (&self.codebook, self.dot), raw, half))
+                    .collect();
                 let element = group.number * GROUP + block * BLOCK + column;
                 // Each activation is in a register for as short as can be, which the sums need.
                 for t in 0..self.tokens {
@@ -185,13 +188,5 @@ impl Matmul {
             }
         }
         dots
-    }
-
-    /// The bytes that part `part` of `raw` stands for, as the dot product takes them.
-    fn codes(&self, b: &mut Builder, raw: Value, part: usize) -> Value {
-        match self.dot {
-            Dot::Unsigned => weight_codes(b, self.format, &self.codebook, raw, part),
-            Dot::Signed => signed_codes(b, self.format, &self.codebook, raw, part),
-        }
     }
 }

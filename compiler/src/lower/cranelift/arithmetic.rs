@@ -123,14 +123,10 @@ impl Lowering<'_> {
         Parts::One(if scalar == Type::Int { self.b.ins().sextend(types::I64, all) } else { all })
     }
 
-    /// One part of a dot product: unsigned bytes `w`, signed bytes `a`.
-    pub(super) fn dot(&mut self, acc: ClifValue, w: ClifValue, a: ClifValue) -> ClifValue {
-        if self.cpu.dot || !self.cpu.x86 { self.dot_tree(acc, w, a, false) } else { self.dot_pairs(acc, w, a, false) }
-    }
-
-    /// One part of a dot product of signed bytes.
-    pub(super) fn dot_signed(&mut self, acc: ClifValue, w: ClifValue, a: ClifValue) -> ClifValue {
-        if self.cpu.x86 { self.dot_pairs(acc, w, a, true) } else { self.dot_tree(acc, w, a, true) }
+    /// One part of a dot product: bytes `w`, signed or not, and signed bytes `a`.
+    pub(super) fn dot(&mut self, acc: ClifValue, w: ClifValue, a: ClifValue, signed: bool) -> ClifValue {
+        let as_tree = !self.cpu.x86 || (self.cpu.dot && !signed);
+        if as_tree { self.dot_tree(acc, w, a, signed) } else { self.dot_pairs(acc, w, a, signed) }
     }
 
     /// The expression that, with unsigned `w`, Cranelift turns into one `vpdpbusd` (it wants the signed operand first) or `usdot` (the unsigned

@@ -286,13 +286,10 @@ impl Lowering<'_> {
             Op::Bitcast(to, a) => self.bitcast(*to, *a),
             Op::Reduce(Reduce::Add, a) => self.reduce(*a, Binary::Add),
             Op::Reduce(Reduce::Max, a) => self.reduce(*a, Binary::Max),
-            Op::DotU8S8(acc, w, a) => {
+            Op::DotU8S8(acc, w, a) | Op::DotS8S8(acc, w, a) => {
+                let signed = matches!(op, Op::DotS8S8(..));
                 let (acc, w, a) = (self.vector(*acc), self.vector(*w), self.vector(*a));
-                Parts::Four(std::array::from_fn(|i| self.dot(acc[i], w[i], a[i])))
-            }
-            Op::DotS8S8(acc, w, a) => {
-                let (acc, w, a) = (self.vector(*acc), self.vector(*w), self.vector(*a));
-                Parts::Four(std::array::from_fn(|i| self.dot_signed(acc[i], w[i], a[i])))
+                Parts::Four(std::array::from_fn(|i| self.dot(acc[i], w[i], a[i], signed)))
             }
             Op::NibbleLow(a) => {
                 let mask = self.constant(types::I8X16, [0x0f; 16]);

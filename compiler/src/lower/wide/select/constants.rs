@@ -49,8 +49,6 @@ const NIBBLES: u32 = 0x0f0f_0f0f;
 const LOW_BYTES: u32 = 0x00ff_00ff;
 /// 1 in each 16 bits.
 const ONES: u32 = 0x0001_0001;
-/// The sign of each byte.
-const SIGNS: u32 = 0x8080_8080;
 
 impl Select<'_> {
     /// Makes, before a loop, what `op` in its body needs in registers.
@@ -60,7 +58,6 @@ impl Select<'_> {
             Op::Lookup(table, _) => Key::Table(*table),
             Op::DotU8S8(..) if !self.cpu.dot => Key::Spread(LOW_BYTES),
             Op::DotS8S8(..) if self.cpu.signs_bytes() => Key::Spread(ONES),
-            Op::DotS8S8(..) => Key::Spread(SIGNS),
             _ => return,
         };
         if self.constants.get(key).is_none() {
@@ -109,11 +106,6 @@ impl Select<'_> {
     /// 1 in each 16 bits.
     pub(super) fn ones(&mut self) -> VReg {
         self.constant(Key::Spread(ONES))
-    }
-
-    /// −128 in each byte.
-    pub(super) fn least_bytes(&mut self) -> VReg {
-        self.constant(Key::Spread(SIGNS))
     }
 
     /// 16 bytes in each 128-bit lane.

@@ -257,7 +257,7 @@ impl Select<'_> {
             return self.each_part(|s, p| s.tied(Name::DotBytes, sum.0[p], &[Operand::Use(w.0[p]), a.part(p)]));
         }
         let a = self.regs(a);
-        self.each_part(|s, p| s.dot_pairs(sum.0[p], w.0[p], a.0[p]))
+        self.each_part(|s, p| s.dot_pairs(sum.0[p], w.0[p], a.0[p], false))
     }
 
     /// A dot product of signed bytes, of which `a` has none that is −128.
@@ -266,15 +266,7 @@ impl Select<'_> {
         if self.cpu.signs_bytes() {
             return self.each_part(|s, p| s.dot_of_magnitudes(sum.0[p], w.0[p], a.0[p]));
         }
-        // `w` + 128 as unsigned bytes, and 128 times `a` less.
-        let least = self.least_bytes();
-        self.each_part(|s, p| {
-            let biased = s.op2(Name::Xor, VECTOR, Operand::Use(w.0[p]), Operand::Use(least));
-            let zero = s.spread_constant(0);
-            let excess = s.dot_part(zero, least, a.0[p]);
-            let all = s.dot_part(sum.0[p], biased, a.0[p]);
-            s.op2(Name::SubD, VECTOR, Operand::Use(all), Operand::Use(excess))
-        })
+        self.each_part(|s, p| s.dot_pairs(sum.0[p], w.0[p], a.0[p], true))
     }
 
     /// Magnitudes of `w` times `a` with the signs of `w`: two products of at most 128 × 127 fit 16 bits.
@@ -299,17 +291,9 @@ impl Select<'_> {
         made
     }
 
-    /// One part of a dot product of unsigned bytes `w` and signed bytes `a`.
-    fn dot_part(&mut self, sum: VReg, w: VReg, a: VReg) -> VReg {
-        match self.cpu.dot {
-            true => self.tied(Name::DotBytes, sum, &[Operand::Use(w), Operand::Use(a)]),
-            false => self.dot_pairs(sum, w, a),
-        }
-    }
-
-    /// Without `vpdpbusd`: even and odd bytes as 16 bits, each by `vpmaddwd`, whose sums are exact.
-    fn dot_pairs(&mut self, sum: VReg, w: VReg, a: VReg) -> VReg {
-        let ([w_even, w_odd], [a_even, a_odd]) = (self.pairs(w, false), self.pairs(a, true));
+    /// Without an instruction for it: even and odd bytes as 16 bits, each by `vpmaddwd`, whose sums are exact.
+    fn dot_pairs(&mut self, sum: VReg, w: VReg, a: VReg, signed: bool) -> VReg {
+        let ([w_even, w_odd], [a_even, a_odd]) = (self.pairs(w, signed), self.pairs(a, true));
         let multiply = |s: &mut Self, w, a| s.op2(Name::MultiplyAddPairs, VECTOR, Operand::Use(w), Operand::Use(a));
         let (even, odd) = (multiply(self, w_even, a_even), multiply(self, w_odd, a_odd));
         let both = self.op2(Name::AddD, VECTOR, Operand::Use(even), Operand::Use(odd));
