@@ -23,10 +23,11 @@ fn defaults(level: &CpuLevel, triple: &Triple) -> String {
         KernelBackend::Cranelift => "128-bit vectors by Cranelift".to_string(),
         KernelBackend::Wide(cpu) => cpu.to_string(),
     };
-    let Tuning { quantized, float, single_rows, activation_bytes, columns, ahead, .. } = backend::tuning(level, triple);
+    let Tuning { quantized, float, single_rows, activation_bytes, columns, ahead, call_ahead, .. } =
+        backend::tuning(level, triple);
     let rows = |tiles: usize| tiles * LANES;
     format!(
-        "{code}: {} rows × {} tokens for quantized weights, {} × {} for floats, {} rows for one token; {} KiB of activations at a time{}{}",
+        "{code}: {} rows × {} tokens for quantized weights, {} × {} for floats, {} rows for one token; {} KiB of activations at a time{}{}{}",
         rows(quantized.rows),
         quantized.tokens,
         rows(float.rows),
@@ -34,7 +35,8 @@ fn defaults(level: &CpuLevel, triple: &Triple) -> String {
         rows(single_rows),
         activation_bytes >> 10,
         if columns > 0 { format!(" and {columns} columns of long rows") } else { String::new() },
-        if ahead { ", the next weights prefetched" } else { "" }
+        if ahead { ", the next rows prefetched" } else { "" },
+        if call_ahead > 0 { format!(", weights prefetched {} KiB ahead", call_ahead >> 10) } else { String::new() }
     )
 }
 

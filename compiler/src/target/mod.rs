@@ -13,7 +13,7 @@ mod tuning;
 pub use detect::host;
 pub use isa::isa_for;
 pub use models::{cpu_name, named};
-pub use tuning::{CALL_AHEAD, Core, ProductShape, ProductTuning, Tile, Tuning};
+pub use tuning::{Core, ProductShape, ProductTuning, Tile, Tuning};
 
 use moec_abi::features::{
     AVX_VNNI, AVX2, AVX512, AVX512_BF16, AVX512_VBMI, AVX512_VNNI, DOTPROD, F16C, FMA, I8MM, NAMES, NEON, X86_64_V2,

@@ -13,10 +13,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
-/// How far ahead a kernel prefetches that goes through all rows with a few tokens, in bytes: it computes too long with each line for a CPU to fetch
-/// far enough ahead by itself.
-pub const CALL_AHEAD: usize = 2048;
-
 /// Columns of a row so long that the second cache does not hold the activations of a few hundred tokens.
 const LONG_ROW: usize = 8192;
 
@@ -96,6 +92,18 @@ impl ProductTuning {
         Matmul { fetch: self.ahead, tuning: MatmulTuning { prefetch, ..kernel.tuning }, ..kernel }
     }
 
+    /// How many bytes ahead kernels for more than [`FEW_TOKENS`] tokens prefetch where they go through all rows by themselves; 0 if they do not.
+    pub fn call_ahead(&self) -> usize {
+        self.kernels.get(FEW_TOKENS..).and_then(|many| many.last()?.prefetch).unwrap_or(0)
+    }
+
+    /// Makes kernels for more than [`FEW_TOKENS`] tokens prefetch so many bytes ahead. Fewer wait for weights alone, and a CPU fetches these by itself.
+    pub fn set_call_ahead(&mut self, bytes: usize) {
+        for kernel in self.kernels.iter_mut().skip(FEW_TOKENS) {
+            kernel.prefetch = (bytes > 0).then_some(bytes);
+        }
+    }
+
     /// How the kernel for `tokens` tokens at once is written where it goes through all rows by itself.
     pub fn kernel(&self, tokens: usize) -> MatmulTuning {
         self.kernels[tokens - 1]
@@ -121,9 +129,11 @@ pub struct Tuning {
     pub activation_bytes: usize,
     /// Columns, of more than [`LONG_ROW`], of which no more than so many are gone through at a time for all rows; 0 for all.
     pub columns: usize,
-    /// Whether products of several tokens prefetch weights: a walk over tokens those of the next block, one call for all rows those [`CALL_AHEAD`]
-    /// bytes ahead.
+    /// Whether a walk over tokens prefetches the next block's weights.
     pub ahead: bool,
+    /// How many bytes ahead a kernel prefetches that goes through all rows with more than [`FEW_TOKENS`] tokens: it computes too long with each line for a
+    /// CPU to fetch far enough ahead by itself. 0 leaves it to the CPU all the same.
+    pub call_ahead: usize,
     /// For shapes that were measured, instead of all of the above.
     pub products: BTreeMap<ProductShape, ProductTuning>,
 }
@@ -140,6 +150,7 @@ impl Tuning {
         activation_bytes: 2 << 20,
         columns: 0,
         ahead: false,
+        call_ahead: 0,
         products: BTreeMap::new(),
     };
 
@@ -153,6 +164,7 @@ impl Tuning {
                 quantized: Tile { rows: 1, tokens: if cpu.dot { 6 } else { 4 } },
                 float: Tile { rows: 1, tokens: 6 },
                 single_rows: if cpu.dot { 1 } else { 2 },
+                call_ahead: 8192,
                 ..Tuning::NARROW
             },
             Width::Zmm => Tuning {
@@ -172,7 +184,9 @@ impl Tuning {
                 single_rows: if core == Core::Wide { 2 } else { 4 },
                 few_rows: 2,
                 attention_rows: 8,
-                ahead: true,
+                // Zen 4 gains nothing by what walks prefetch, but 3-8 % in prompts of 8 to 40 tokens by kernels that prefetch farther ahead.
+                ahead: core != Core::TwoPasses,
+                call_ahead: if core == Core::TwoPasses { 8192 } else { 2048 },
                 ..Tuning::NARROW
             },
         }
@@ -189,19 +203,17 @@ impl Tuning {
             2..=FEW_TOKENS => tile.rows.max(self.few_rows),
             _ => tile.rows,
         };
-        let kernel = |tokens| MatmulTuning {
-            tiles: rows(tokens),
-            prefetch: (self.ahead && tokens > FEW_TOKENS).then_some(CALL_AHEAD),
-            ..MatmulTuning::plain(shape.format)
-        };
+        let kernel = |tokens| MatmulTuning { tiles: rows(tokens), ..MatmulTuning::plain(shape.format) };
         let columns = if shape.k > LONG_ROW { self.columns } else { 0 };
-        ProductTuning {
+        let mut product = ProductTuning {
             kernels: (1..=tile.tokens).map(kernel).collect(),
             block: if columns > 0 { PART_BLOCK } else { tile.rows.max(self.few_rows) },
             activation_bytes: self.activation_bytes,
             columns,
             ahead: self.ahead,
-        }
+        };
+        product.set_call_ahead(self.call_ahead);
+        product
     }
 }
 

@@ -11,8 +11,8 @@ use super::cost::{Cost, cost};
 use super::limits::Limits;
 use super::products::Product;
 use super::workload::{MOST_TOKENS, Workload};
-use crate::kernels::{FEW_TOKENS, MatmulTuning};
-use crate::target::{CALL_AHEAD, ProductTuning};
+use crate::kernels::MatmulTuning;
+use crate::target::ProductTuning;
 use std::time::{Duration, Instant};
 
 /// Tokens of the steps that are measured: one, and prompts.
@@ -177,10 +177,11 @@ impl Search<'_> {
         for tokens in 2..=12 {
             for tiles in [1, 2, 4] {
                 for unroll in self.unrolls() {
-                    let mut kernels: Vec<MatmulTuning> =
-                        (1..=tokens).map(|n| MatmulTuning { tiles, unroll, prefetch: call_ahead(n) }).collect();
+                    let mut kernels = vec![MatmulTuning { tiles, unroll, prefetch: None }; tokens];
                     kernels[0] = single;
-                    ways.push(ProductTuning { kernels, block: best.block.max(tiles), ..best.clone() });
+                    let mut way = ProductTuning { kernels, block: best.block.max(tiles), ..best.clone() };
+                    way.set_call_ahead(best.call_ahead());
+                    ways.push(way);
                 }
             }
         }
@@ -197,7 +198,7 @@ impl Search<'_> {
             for tiles in [1, 2, 4, 8] {
                 for unroll in self.unrolls() {
                     let mut way = best.clone();
-                    way.kernels[tokens - 1] = MatmulTuning { tiles, unroll, prefetch: call_ahead(tokens) };
+                    way.kernels[tokens - 1] = MatmulTuning { tiles, unroll, ..way.kernels[tokens - 1] };
                     way.block = way.block.max(tiles);
                     ways.push(way);
                 }
@@ -209,7 +210,8 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// Rows for one walk over the tokens, bytes of activations for one walk over the rows, and whether the next rows are prefetched.
+    /// Rows for one walk over the tokens, bytes of activations for one walk over the rows, and what is prefetched: by walks, and by kernels that
+    /// go through all rows by themselves.
     fn block(&mut self, best: &mut ProductTuning) -> Result<()> {
         let loads = self.loads();
         let widest = best.kernels.iter().map(|kernel| kernel.tiles).max().unwrap_or(1);
@@ -224,7 +226,13 @@ impl Search<'_> {
         });
         self.choose(best, parts.collect(), &loads)?;
         let ahead = [false, true].map(|ahead| ProductTuning { ahead, ..best.clone() });
-        self.choose(best, ahead.to_vec(), &loads)
+        self.choose(best, ahead.to_vec(), &loads)?;
+        let distances = [0, 2048, 8192, 32768].map(|bytes| {
+            let mut way = best.clone();
+            way.set_call_ahead(bytes);
+            way
+        });
+        self.choose(best, distances.to_vec(), &loads)
     }
 
     /// What of `best` is somewhere faster than `default` and nowhere slower: the kernel of one token, those of several, both or neither.
@@ -296,9 +304,4 @@ impl Search<'_> {
         }
         Ok(all)
     }
-}
-
-/// How far ahead a kernel for so many tokens prefetches in the ways that are tried: fewer wait for weights alone, and a CPU fetches these by itself.
-fn call_ahead(tokens: usize) -> Option<usize> {
-    (tokens > FEW_TOKENS).then_some(CALL_AHEAD)
 }
