@@ -13,7 +13,8 @@ use target_lexicon::Triple;
 const NONE: &str = "none";
 
 /// Levels and the text of their records.
-const TEXTS: &[(&str, &str)] = &[("znver5", include_str!("shipped/znver5.toml"))];
+const TEXTS: &[(&str, &str)] =
+    &[("znver4", include_str!("shipped/znver4.toml")), ("znver5", include_str!("shipped/znver5.toml"))];
 
 static RECORDS: LazyLock<Vec<(&str, Record)>> = LazyLock::new(|| {
     let parse = |&(level, text): &(&'static str, &str)| {
