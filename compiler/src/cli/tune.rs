@@ -180,14 +180,15 @@ fn table(outcome: &Outcome) -> String {
                     kernel.prefetch.map_or(String::new(), |n| format!(", prefetch {n}"))
                 ),
                 _ => format!(
-                    "{} rows × {} tokens, unroll {}, block {}{}, chunk {} KiB{}",
+                    "{} rows × {} tokens, unroll {}, block {}{}, chunk {} KiB{}{}",
                     kernel.tiles,
                     m.tokens.min(found.tuning.tokens()),
                     kernel.unroll,
                     found.tuning.block,
                     if found.tuning.ahead { " ahead" } else { "" },
                     found.tuning.activation_bytes >> 10,
-                    columns(found.tuning.columns)
+                    columns(found.tuning.columns),
+                    kernel.prefetch.map_or(String::new(), |n| format!(", prefetch {n}"))
                 ),
             };
             let _ = writeln!(

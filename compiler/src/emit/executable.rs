@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// The runtime with its command line, built by `build.rs`.
-static RUNTIME_LIBRARY: &[u8] = include_bytes!(env!("MOEC_RUNTIME_LIBRARY"));
+static APP_OBJECT: &[u8] = include_bytes!(env!("MOEC_APP_OBJECT"));
 
 /// How long the kernel may need to let go of a file that ran.
 const LONGEST_BUSY: Duration = Duration::from_secs(10);
@@ -64,10 +64,10 @@ pub fn link(objects: &Objects, output: &Path, payload_bytes: u64, key: [u8; 32])
     };
     let model = write("model.o", &objects.model)?;
     let main = write("main.o", &objects.main)?;
-    let library = write("libmoec_app.a", RUNTIME_LIBRARY)?;
+    let app = write("app.o", APP_OBJECT)?;
     let linked = build.path().join("linked");
     let flags = ["-pie", "-static-libgcc", "-Wl,--gc-sections", "-Wl,-z,noexecstack", "-s", "-lpthread", "-ldl", "-lm"];
-    linker::run(&[&main, &model, &library], &linked, &flags, "the executable")?;
+    linker::run(&[&main, &model, &app], &linked, &flags, "the executable")?;
 
     let unfinished = files::Unfinished::create(output)?;
     let mut code = std::fs::read(&linked).map_err(EmitError::io("cannot read", &linked))?;
