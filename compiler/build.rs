@@ -2,8 +2,8 @@
 //!
 //! They are built as static libraries by the same cargo, with the profile `carried`, in a target directory of its own (the outer build holds the lock of
 //! the other one). Each is then linked into a single object, in which only the functions that others call are visible, so that it can be linked with any
-//! other program, another library of Rust's included, and links in a fraction of the time that thousands of members of an archive take. Their paths are
-//! in `MOEC_APP_OBJECT` and `MOEC_RUNTIME_OBJECT`.
+//! other program, another library of Rust's included, and links in a fraction of the time that the tens of thousands of sections of an archive take.
+//! Their paths are in `MOEC_APP_OBJECT` and `MOEC_RUNTIME_OBJECT`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
