@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use moec::import;
+use moec::kernels::MatmulTuning;
 use moec::pipeline;
 use moec::target::{Tuning, machine};
 use moec::tune::team_size::{ANSWER, PROMPT, TeamSize};
@@ -173,12 +174,7 @@ fn table(outcome: &Outcome) -> String {
             let name = if i == 0 { product.shape.to_string() } else { String::new() };
             let kernel = found.tuning.kernel(m.tokens.min(found.tuning.tokens()));
             let choices = match m.step {
-                1 => format!(
-                    "{} rows, unroll {}{}",
-                    kernel.tiles,
-                    kernel.unroll,
-                    kernel.prefetch.map_or(String::new(), |n| format!(", prefetch {n}"))
-                ),
+                1 => format!("{} rows, unroll {}{}", kernel.tiles, kernel.unroll, prefetch(kernel)),
                 _ => format!(
                     "{} rows × {} tokens, unroll {}, block {}{}, chunk {} KiB{}{}",
                     kernel.tiles,
@@ -188,7 +184,7 @@ fn table(outcome: &Outcome) -> String {
                     if found.tuning.ahead { " ahead" } else { "" },
                     found.tuning.activation_bytes >> 10,
                     columns(found.tuning.columns),
-                    kernel.prefetch.map_or(String::new(), |n| format!(", prefetch {n}"))
+                    prefetch(kernel)
                 ),
             };
             let _ = writeln!(
@@ -239,6 +235,11 @@ fn steps_table(steps: &WholeSteps) -> String {
 /// How many columns are gone through at a time, if not all.
 fn columns(n: usize) -> String {
     if n > 0 { format!(", columns {n}") } else { String::new() }
+}
+
+/// How many bytes ahead a kernel prefetches, if it does.
+fn prefetch(kernel: MatmulTuning) -> String {
+    kernel.prefetch.map_or(String::new(), |n| format!(", prefetch {n}"))
 }
 
 /// Teams of fewer threads beside that of all.

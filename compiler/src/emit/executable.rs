@@ -11,10 +11,9 @@ use moec_abi::{PAYLOAD_ALIGN, Plain, TRAILER_MAGIC, Trailer, round_up};
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-use tempfile::TempDir;
 
 /// The runtime with its command line, built by `build.rs`.
 static APP_OBJECT: &[u8] = include_bytes!(env!("MOEC_APP_OBJECT"));
@@ -55,22 +54,11 @@ pub struct Unfinished {
 /// # Errors
 /// When the C compiler is missing or fails, or a file cannot be written.
 pub fn link(objects: &Objects, output: &Path, payload_bytes: u64, key: [u8; 32]) -> Result<Unfinished, EmitError> {
-    let build =
-        TempDir::with_prefix("moec-").map_err(EmitError::io("cannot create a directory in", std::env::temp_dir()))?;
-    let write = |name: &str, bytes: &[u8]| -> Result<PathBuf, EmitError> {
-        let path = build.path().join(name);
-        std::fs::write(&path, bytes).map_err(EmitError::io("cannot write", &path))?;
-        Ok(path)
-    };
-    let model = write("model.o", &objects.model)?;
-    let main = write("main.o", &objects.main)?;
-    let app = write("app.o", APP_OBJECT)?;
-    let linked = build.path().join("linked");
+    let objects = [("main.o", &objects.main[..]), ("model.o", &objects.model), ("app.o", APP_OBJECT)];
     let flags = ["-pie", "-static-libgcc", "-Wl,--gc-sections", "-Wl,-z,noexecstack", "-s", "-lpthread", "-ldl", "-lm"];
-    linker::run(&[&main, &model, &app], &linked, &flags, "the executable")?;
+    let mut code = linker::link(&objects, &flags, "the executable")?;
 
     let unfinished = files::Unfinished::create(output)?;
-    let mut code = std::fs::read(&linked).map_err(EmitError::io("cannot read", &linked))?;
     loader_path::move_to_end(&mut code);
     unfinished.file().write_all_at(&code, 0).map_err(EmitError::io("cannot write", output))?;
     let offset = round_up(code.len(), PAYLOAD_ALIGN) as u64;

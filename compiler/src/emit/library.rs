@@ -16,7 +16,6 @@ use crate::plan::Plan;
 use crate::target::CpuLevel;
 use std::path::{Path, PathBuf};
 use target_lexicon::Triple;
-use tempfile::TempDir;
 
 /// The runtime with the C API and nothing else visible, built by `build.rs`.
 static RUNTIME_OBJECT: &[u8] = include_bytes!(env!("MOEC_RUNTIME_OBJECT"));
@@ -119,20 +118,10 @@ fn pkg_config(prefix: &str) -> String {
 
 /// The shared library. Its calls to itself stay inside, so that several can be loaded into one process.
 fn shared(prefix: &str, object: &[u8]) -> Result<Vec<u8>, EmitError> {
-    let build =
-        TempDir::with_prefix("moec-").map_err(EmitError::io("cannot create a directory in", std::env::temp_dir()))?;
-    let write = |name: &str, bytes: &[u8]| -> Result<PathBuf, EmitError> {
-        let path = build.path().join(name);
-        std::fs::write(&path, bytes).map_err(EmitError::io("cannot write", &path))?;
-        Ok(path)
-    };
-    let inputs = [write("model.o", object)?, write("runtime.o", RUNTIME_OBJECT)?];
-    let output = build.path().join("linked.so");
     let name = format!("-Wl,-soname,lib{prefix}.so");
     let flags = ["-shared", &name, "-static-libgcc", "-Wl,-Bsymbolic", "-Wl,-z,defs", "-Wl,-z,noexecstack", "-s"];
     let flags = [&flags[..], &["-lm", "-lpthread", "-ldl"]].concat();
-    linker::run(&[&inputs[0], &inputs[1]], &output, &flags, "the shared library")?;
-    std::fs::read(&output).map_err(EmitError::io("cannot read", &output))
+    linker::link(&[("model.o", object), ("runtime.o", RUNTIME_OBJECT)], &flags, "the shared library")
 }
 
 /// The files of a library in the making.

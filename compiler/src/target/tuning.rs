@@ -92,12 +92,12 @@ impl ProductTuning {
         Matmul { fetch: self.ahead, tuning: MatmulTuning { prefetch, ..kernel.tuning }, ..kernel }
     }
 
-    /// How many bytes ahead kernels for more than [`FEW_TOKENS`] tokens prefetch where they go through all rows by themselves; 0 if they do not.
+    /// How many bytes ahead kernels for more than [`FEW_TOKENS`] tokens prefetch, as [`Tuning::call_ahead`] says; 0 if they do not.
     pub fn call_ahead(&self) -> usize {
         self.kernels.get(FEW_TOKENS..).and_then(|many| many.last()?.prefetch).unwrap_or(0)
     }
 
-    /// Makes kernels for more than [`FEW_TOKENS`] tokens prefetch so many bytes ahead. Fewer wait for weights alone, and a CPU fetches these by itself.
+    /// Makes kernels for more than [`FEW_TOKENS`] tokens prefetch so many bytes ahead, or none. Fewer wait for weights alone, and a CPU fetches these by itself.
     pub fn set_call_ahead(&mut self, bytes: usize) {
         for kernel in self.kernels.iter_mut().skip(FEW_TOKENS) {
             kernel.prefetch = (bytes > 0).then_some(bytes);
@@ -131,8 +131,8 @@ pub struct Tuning {
     pub columns: usize,
     /// Whether a walk over tokens prefetches the next block's weights.
     pub ahead: bool,
-    /// How many bytes ahead a kernel prefetches that goes through all rows with more than [`FEW_TOKENS`] tokens: it computes too long with each line for a
-    /// CPU to fetch far enough ahead by itself. 0 leaves it to the CPU all the same.
+    /// How many bytes ahead a kernel for more than [`FEW_TOKENS`] tokens prefetches in a call for all rows, and in a walk without [`ahead`](Tuning::ahead):
+    /// it computes too long with each line for a CPU to fetch far enough ahead by itself. 0 leaves it to the CPU all the same.
     pub call_ahead: usize,
     /// For shapes that were measured, instead of all of the above.
     pub products: BTreeMap<ProductShape, ProductTuning>,

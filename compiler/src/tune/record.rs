@@ -36,7 +36,7 @@
 //! block = 2                         # row tiles for one walk over the tokens
 //! activation_bytes = 2097152        # of one walk over the rows
 //! columns = 3584                    # of one walk over the rows, at most; 0, or nothing, for all
-//! ahead = true                      # whether a walk over tokens prefetches the next rows; `prefetch` is for those that one call goes through
+//! ahead = true                      # whether a walk over tokens prefetches the next rows as a whole, and its kernels not by `prefetch`
 //! measured = [{ step = 512, tokens = 128, default_share = 0.71, tuned_share = 0.74 }]
 //! ```
 //! What is not understood, or would not be legal for a kernel, is an error that names the key. Deliberately absent: which record is for which build
