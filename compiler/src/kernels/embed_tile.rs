@@ -118,7 +118,7 @@ impl EmbedTile {
             words = b.select(mask, next, words);
         }
         let bytes = b.bitcast(Type::VecI8, words);
-        let bytes = weight_codes(b, self.format, (&[0; 16], Dot::Unsigned), bytes, part);
+        let bytes = weight_codes(b, self.format, Dot::Unsigned, bytes, part);
         let words = b.bitcast(Type::VecI32, bytes);
         // Of these the byte whose number is that of the lane among its four.
         let three = b.splat_i32(3);

@@ -53,13 +53,16 @@ impl Epilogue {
     }
 }
 
-/// The operation that products of codes are made of; never what they are.
+/// The operation that products of codes are made of, and of which bytes; never what they are.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Dot {
-    /// `dot_u8s8`, of codes with their bias, for which the sums begin with what corrects it.
+    /// `dot_u8s8`, of values plus 128, for which the sums begin with what corrects it.
     Unsigned,
-    /// `dot_s8s8`, of codes less their bias.
+    /// `dot_s8s8`, of values.
     Signed,
+    /// `dot_u8s8`, of values made [`Small`](crate::plan::layout::Small), which is corrected at the end: where a product goes through sums of 16 bits, these
+    /// have room for several.
+    Small,
 }
 
 /// How a [`Matmul`] is written; never what it computes.
@@ -123,14 +126,12 @@ pub struct Matmul {
     pub tokens: usize,
     /// What the activation rows hold, of quantized formats at least [`Format::row`]; means nothing for float formats.
     pub row: RowContent,
-    /// By which operation codes are multiplied; means nothing for float formats.
+    /// By which operation codes are multiplied: [`Dot::Small`] needs a format that can be; means nothing for float formats.
     pub dot: Dot,
     /// What becomes of the sums.
     pub epilogue: Epilogue,
     /// Bytes between output rows.
     pub y_stride: usize,
-    /// The values + 128 of the codes of [`Codes::Book`](crate::plan::layout::Codes::Book); ignored by the other formats. One for the whole model: it is not part of the name.
-    pub codebook: [u8; 16],
     /// How it is written.
     pub tuning: MatmulTuning,
 }
@@ -189,8 +190,12 @@ impl Matmul {
         if format.is_quantized() && self.row != format.row() {
             name += &format!("_{}", self.row);
         }
-        if format.is_quantized() && self.dot == Dot::Signed {
-            name += "_signed";
+        if format.is_quantized() {
+            name += match self.dot {
+                Dot::Unsigned => "",
+                Dot::Signed => "_signed",
+                Dot::Small => "_small",
+            };
         }
         if let Some(Part { of, first, last }) = self.part {
             name += &format!("_of{of}{}{}", if first { "_first" } else { "" }, if last { "_last" } else { "" });

@@ -6,7 +6,7 @@ use moec_abi::LANES;
 use moec_ir::tile::{Binary, Memory, Type, Value, build::Builder};
 
 use super::matmul::Dot;
-use crate::plan::layout::{Codes, Format, Scales};
+use crate::plan::layout::{Codes, Format, Scales, Small};
 
 /// Loads halves or signed bytes of 16 rows from so many bytes after a group's start on.
 pub(super) type Load<'a> = &'a mut dyn FnMut(&mut Builder, Memory, i64) -> Value;
@@ -43,30 +43,38 @@ fn step_times_factor(b: &mut Builder, offsets: bool, (which, run): (usize, usize
     b.mul(step, factor)
 }
 
-/// The bytes that the codes `raw` stand for: of part `part`, which is 0, or 1 for the high halves of bytes; for `dot_u8s8` with the bias of 128 that some
-/// have, for `dot_s8s8` without. `book` has the values + 128 of the codes of [`Codes::Book`].
-pub(super) fn weight_codes(
-    b: &mut Builder,
-    format: Format,
-    (book, dot): (&[u8; 16], Dot),
-    raw: Value,
-    part: usize,
-) -> Value {
-    let bias = match dot {
-        Dot::Unsigned => 0,
-        Dot::Signed => 128,
-    };
-    match format.codes().expect("a quantized format") {
-        Codes::Bytes if bias != 0 => {
-            let bias = b.lanes([i32::from_ne_bytes([bias; 4]); LANES]);
-            let bias = b.bitcast(Type::VecI8, bias);
-            b.binary(Binary::Xor, raw, bias)
+/// The bytes that the codes `raw` stand for, as `dot` has them: of part `part`, which is 0, or 1 for the high halves of bytes.
+pub(super) fn weight_codes(b: &mut Builder, format: Format, dot: Dot, raw: Value, part: usize) -> Value {
+    let codes = format.codes().expect("a quantized format");
+    match (dot, codes) {
+        (_, Codes::Nibbles) => nibbles(b, raw, part),
+        (Dot::Unsigned, Codes::Bytes | Codes::PlainBytes) | (Dot::Signed, Codes::PlainBytes) => raw,
+        (Dot::Unsigned, Codes::Book(book)) => looked_up(b, book, raw, part),
+        (Dot::Signed, Codes::Bytes) => with_all(b, Binary::Xor, raw, 128),
+        (Dot::Signed, Codes::Book(book)) => looked_up(b, book.map(|code| code ^ 128), raw, part),
+        (Dot::Small, Codes::PlainBytes) => with_all(b, Binary::And, raw, small(format).largest),
+        (Dot::Small, Codes::Bytes) => {
+            // Values plus 128, of which only the low bits matter, where adding the bias turns a bit over.
+            let Small { bias, .. } = small(format);
+            let turned = with_all(b, Binary::Xor, raw, bias);
+            with_all(b, Binary::And, turned, 2 * bias - 1)
         }
-        Codes::Bytes | Codes::PlainBytes => raw,
-        Codes::Nibbles => nibbles(b, raw, part),
-        Codes::Book => looked_up(b, book.map(|value| value ^ bias), raw, part),
-        Codes::FixedBook(book) => looked_up(b, book.map(|value| value ^ bias), raw, part),
+        (Dot::Small, Codes::Book(book)) => {
+            let Small { bias, .. } = small(format);
+            looked_up(b, book.map(|code| code - (128 - bias)), raw, part)
+        }
     }
+}
+
+fn small(format: Format) -> Small {
+    format.small().unwrap_or_else(|| panic!("{format} has values that are not small"))
+}
+
+/// Each byte with this one.
+fn with_all(b: &mut Builder, op: Binary, bytes: Value, byte: u8) -> Value {
+    let all = b.lanes([i32::from_ne_bytes([byte; 4]); LANES]);
+    let all = b.bitcast(Type::VecI8, all);
+    b.binary(op, bytes, all)
 }
 
 fn nibbles(b: &mut Builder, raw: Value, part: usize) -> Value {

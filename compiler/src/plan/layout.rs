@@ -94,13 +94,23 @@ pub enum Codes {
     Bytes,
     /// A byte is the value, below 128: the format has offsets.
     PlainBytes,
-    /// A nibble is the place of the value plus 128 in a code book of moec.
-    Book,
     /// A nibble is the place of the value plus 128 in this code book.
-    FixedBook([u8; 16]),
+    Book([u8; 16]),
     /// A nibble is the value: the format has offsets.
     Nibbles,
 }
+
+/// What can be added to the values of a format so that none is negative and all are small: a product of four bytes has room in 16 bits for two of those.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Small {
+    /// What is added: 0, or a power of two up to 32.
+    pub bias: u8,
+    /// The largest sum, at most 63.
+    pub largest: u8,
+}
+
+/// The 16 values that `q4` codes stand for, each plus 128, rising: [`quant`](super::quant) says where they are from.
+pub const CODEBOOK: [u8; 16] = [96, 103, 109, 113, 117, 120, 123, 126, 129, 132, 135, 138, 142, 146, 151, 159];
 
 /// −8 to 7, plus 128.
 const FROM_MINUS_8: [u8; 16] = [120, 121, 122, 123, 124, 125, 126, 127, 128, 129, 130, 131, 132, 133, 134, 135];
@@ -194,13 +204,30 @@ impl Format {
             Format::F32 | Format::Bf16 | Format::F16 => return None,
             Format::Q8 | Format::Q8_0 | Format::Q6K => Codes::Bytes,
             Format::Q5_1 | Format::Q5K => Codes::PlainBytes,
-            Format::Q4 => Codes::Book,
-            Format::Q4_0 => Codes::FixedBook(FROM_MINUS_8),
-            Format::Q3K => Codes::FixedBook(FROM_MINUS_4),
-            Format::Iq4Nl | Format::Iq4Xs => Codes::FixedBook(IQ4),
-            Format::Mxfp4 => Codes::FixedBook(DOUBLED_E2M1),
+            Format::Q4 => Codes::Book(CODEBOOK),
+            Format::Q4_0 => Codes::Book(FROM_MINUS_8),
+            Format::Q3K => Codes::Book(FROM_MINUS_4),
+            Format::Iq4Nl | Format::Iq4Xs => Codes::Book(IQ4),
+            Format::Mxfp4 => Codes::Book(DOUBLED_E2M1),
             Format::Q4_1 | Format::Q4K | Format::Q2K => Codes::Nibbles,
         })
+    }
+
+    /// What makes its values small bytes, if anything does.
+    pub fn small(self) -> Option<Small> {
+        let (least, most) = match (self, self.codes()?) {
+            (_, Codes::Nibbles) => (0, 15),
+            (Format::Q5_1 | Format::Q5K, _) => (0, 31),
+            (Format::Q6K, _) => (-32, 31),
+            (_, Codes::Bytes | Codes::PlainBytes) => return None,
+            (_, Codes::Book(book)) => {
+                let values = book.map(|value| i16::from(value) - 128);
+                (values.into_iter().min()?, values.into_iter().max()?)
+            }
+        };
+        let bias = if least < 0 { least.unsigned_abs().next_power_of_two() } else { 0 };
+        let (bias, largest) = (u8::try_from(bias).ok()?, u8::try_from(most + bias as i16).ok()?);
+        (bias <= 32 && largest < 64).then_some(Small { bias, largest })
     }
 
     /// How its scales lie; `None` for the float formats.
@@ -266,7 +293,7 @@ impl Format {
         match self.codes() {
             None => 0,
             Some(Codes::Bytes | Codes::PlainBytes) => BLOCK * LANES,
-            Some(Codes::Book | Codes::FixedBook(_) | Codes::Nibbles) => BLOCK * LANES / 2,
+            Some(Codes::Book(_) | Codes::Nibbles) => BLOCK * LANES / 2,
         }
     }
 

@@ -9,7 +9,6 @@ use super::buffers::Scope;
 use super::layout::Format;
 use super::planner::{Place, Share, Split, call};
 use super::program::{Action, Expr, Field, StageProduct};
-use super::quant::CODEBOOK;
 use super::stages::{Rows, Stages, WORD};
 use crate::kernels::{Epilogue, FETCH, Interleave, Matmul, MatmulTuning};
 use crate::target::{ProductShape, ProductTuning};
@@ -113,11 +112,10 @@ impl Stages<'_> {
             fetch: false,
             tokens,
             row: self.graph.row_content(),
-            dot: self.tuning.dot,
+            dot: self.tuning.dot(product.format),
             epilogue: results.epilogue,
             // An immediate only where there is more than one row.
             y_stride: if tokens > 1 { results.stride } else { 0 },
-            codebook: CODEBOOK,
             tuning,
         }
     }

@@ -113,8 +113,10 @@ impl ProductTuning {
 /// Choices for one CPU level.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Tuning {
-    /// What products of codes are made of.
+    /// What products of codes are made of, but for those of small values if these have their own.
     pub dot: Dot,
+    /// Whether products of small values are [`Dot::Small`].
+    pub small: bool,
     /// For products of quantized weights.
     pub quantized: Tile,
     /// For products of float weights.
@@ -142,6 +144,7 @@ impl Tuning {
     /// For kernels in 128-bit registers, by Cranelift.
     pub const NARROW: Tuning = Tuning {
         dot: Dot::Unsigned,
+        small: false,
         quantized: Tile { rows: 1, tokens: 2 },
         float: Tile { rows: 1, tokens: 2 },
         single_rows: 1,
@@ -157,9 +160,11 @@ impl Tuning {
     /// For kernels of the wide x86 back end on a CPU with such a core.
     pub fn wide(cpu: Cpu, core: Core) -> Tuning {
         let dot = if cpu.signs_bytes() { Dot::Signed } else { Dot::Unsigned };
+        let small = !cpu.dot;
         match cpu.width {
             Width::Ymm => Tuning {
                 dot,
+                small,
                 // Four instructions for a dot product keep more in registers than one.
                 quantized: Tile { rows: 1, tokens: if cpu.dot { 6 } else { 4 } },
                 float: Tile { rows: 1, tokens: 6 },
@@ -170,6 +175,7 @@ impl Tuning {
             },
             Width::Zmm => Tuning {
                 dot,
+                small,
                 quantized: match core {
                     // Sums that need no spilling are worth more than what sharing saves.
                     Core::TwoPasses => Tile { rows: 1, tokens: 8 },
@@ -191,6 +197,11 @@ impl Tuning {
                 ..Tuning::NARROW
             },
         }
+    }
+
+    /// What products of weights in `format` are made of.
+    pub fn dot(&self, format: Format) -> Dot {
+        if self.small && format.small().is_some() { Dot::Small } else { self.dot }
     }
 
     /// The choices for products of a shape: those that were measured, or else those of its kind.

@@ -4,6 +4,7 @@
 
 use crate::kernels::{Dot, Kernel};
 use crate::lower::backend::{self, CompileError, KernelBackend};
+use crate::plan::layout::Format;
 use crate::target::{self, CpuLevel, TargetError};
 use cranelift_codegen::isa::OwnedTargetIsa;
 use memmap2::{Mmap, MmapMut};
@@ -86,9 +87,14 @@ impl Compiler {
         self.backend
     }
 
-    /// What products of codes are made of at this level.
-    pub fn dot(&self) -> Dot {
-        backend::tuning(&self.level, &Triple::host()).dot
+    /// What the fastest products of codes are made of at this level.
+    pub fn fastest_dot(&self) -> Dot {
+        self.dot(Format::Q4)
+    }
+
+    /// What products of weights in `format` are made of at this level.
+    pub fn dot(&self, format: Format) -> Dot {
+        backend::tuning(&self.level, &Triple::host()).dot(format)
     }
 
     /// Compiles a kernel.

@@ -10,7 +10,7 @@ use super::team::{Meeting, Took, together};
 use crate::kernels::Dot;
 use moec_abi::LANES;
 use moec_ir::tile::build::Builder;
-use moec_ir::tile::{Binary, Function, Memory, Shift, Value};
+use moec_ir::tile::{Binary, Function, Memory, Shift, Type, Value};
 use serde::{Deserialize, Serialize};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -60,18 +60,36 @@ impl Limits {
     }
 }
 
+/// Multiply-adds of one sum in an iteration of [`peak_loop`].
+pub fn peak_adds(dot: Option<Dot>) -> usize {
+    match dot {
+        None => LANES,
+        Some(Dot::Unsigned | Dot::Signed) => 4 * LANES,
+        Some(Dot::Small) => 2 * 4 * LANES,
+    }
+}
+
 /// A loop of multiply-adds out of registers: dot products of bytes, if any, or else f32. Parameters: 128 bytes to read, 64 to write. An iteration does
-/// `sums` × 64 of bytes or `sums` × 16 of f32.
+/// [`peak_adds`] for each of the sums: those of small bytes are as many as may wait in 16 bits.
 pub fn peak_loop(dot: Option<Dot>, sums: usize) -> Function {
     let bytes = dot.is_some();
     let (mut b, [x, y]) = Builder::new("peak", ["x", "y"]);
     let initial: Vec<Value> = (0..sums).map(|_| if bytes { b.lanes([0; 16]) } else { b.splat_f32(0.0) }).collect();
-    let [u, v] = [0, 64].map(|at| if bytes { b.load_bytes(x, at) } else { b.load(Memory::F32, x, at) });
+    let [mut u, v] = [0, 64].map(|at| if bytes { b.load_bytes(x, at) } else { b.load(Memory::F32, x, at) });
+    if dot == Some(Dot::Small) {
+        let small = b.lanes([i32::from_ne_bytes([63; 4]); LANES]);
+        let small = b.bitcast(Type::VecI8, small);
+        u = b.binary(Binary::And, u, small);
+    }
     let (start, end) = (b.int(0), b.int(PEAK_LOOPS as i64));
     let sums = b.for_loop(start, end, 1, &initial, |b, _, sums| {
         let multiply_add = |&sum: &Value| match dot {
             Some(Dot::Unsigned) => b.dot_u8s8(sum, u, v),
             Some(Dot::Signed) => b.dot_s8s8(sum, u, v),
+            Some(Dot::Small) => {
+                let sum = b.dot_u8s8(sum, u, v);
+                b.dot_u8s8(sum, u, v)
+            }
             None => b.fma(u, v, sum),
         };
         sums.iter().map(multiply_add).collect()
@@ -195,8 +213,8 @@ impl Peak {
     /// # Errors
     /// A bug of a back end, or no memory for code.
     pub fn new(compiler: &Compiler, bytes: bool, sums: usize) -> Result<Peak, CodeError> {
-        let lanes = if bytes { 64 } else { LANES };
-        Ok(Peak { code: compiler.function(&peak_loop(bytes.then(|| compiler.dot()), sums))?, adds: lanes * sums })
+        let dot = bytes.then(|| compiler.fastest_dot());
+        Ok(Peak { code: compiler.function(&peak_loop(dot, sums))?, adds: sums * peak_adds(dot) })
     }
 
     /// Once, by `threads` threads, in less than a millisecond: multiply-adds a second.

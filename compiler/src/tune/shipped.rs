@@ -50,7 +50,6 @@ mod tests {
     use super::*;
     use crate::kernels::Matmul;
     use crate::lower::backend::{self, KernelBackend};
-    use crate::plan::quant::CODEBOOK;
     use crate::target::machine::Machine;
     use crate::target::{find_level, isa_for, named};
 
@@ -90,10 +89,9 @@ mod tests {
                         k: shape.k,
                         tokens,
                         row: shape.format.row(),
-                        dot: default.dot,
+                        dot: default.dot(shape.format),
                         epilogue: shape.epilogue,
                         y_stride: if tokens > 1 { 1 << 14 } else { 0 },
-                        codebook: CODEBOOK,
                         tuning: found.tuning.kernel(tokens),
                     };
                     let parts = found.tuning.parts(shape.k);

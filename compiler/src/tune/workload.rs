@@ -12,7 +12,6 @@ use super::products::{MOST_MATRICES, Product};
 use super::team::together;
 use crate::kernels::{FETCH, Matmul};
 use crate::plan::layout::QuantizedRow;
-use crate::plan::quant::CODEBOOK;
 use crate::target::machine::{Machine, available_memory};
 use crate::target::{ProductShape, ProductTuning};
 use moec_abi::{LANES, ROW_ALIGN, round_up};
@@ -167,10 +166,9 @@ impl Workload {
             fetch: false,
             tokens,
             row: format.row(),
-            dot: self.compiler.dot(),
+            dot: self.compiler.dot(format),
             epilogue,
             y_stride: if tokens > 1 { product.stride } else { 0 },
-            codebook: CODEBOOK,
             tuning: tuning.kernel(tokens),
         }
     }

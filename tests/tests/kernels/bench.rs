@@ -9,7 +9,7 @@ use std::time::Duration;
 use moec::kernels::{Attention, Epilogue, Kernel, KvFormat, Matmul, MatmulTuning, Norm, Outputs, Quantize, Together};
 use moec::plan::layout::{Format, QuantizedRow};
 use moec::tune::code::Code;
-use moec::tune::limits::{PEAK_LOOPS, PEAK_SUMS, peak_loop, sweep_loop};
+use moec::tune::limits::{PEAK_LOOPS, PEAK_SUMS, peak_adds, peak_loop, sweep_loop};
 use moec::tune::team::cpu_time;
 use moec_ir::graph::Activation;
 use moec_ir::tile::Function;
@@ -40,9 +40,9 @@ fn peak(bytes: bool, cpu: &str) -> f64 {
     let args: Vec<i64> = memory.iter().map(Guarded::address).collect();
     // As many sums as have registers, whatever a CPU has.
     let rate = |sums: usize| {
-        let lanes = if bytes { 64 } else { 16 };
-        let code = function(&peak_loop(bytes.then(|| compiler(cpu).dot()), sums), cpu);
-        (sums * lanes * PEAK_LOOPS) as f64 / seconds(&args, &code)
+        let dot = bytes.then(|| compiler(cpu).fastest_dot());
+        let code = function(&peak_loop(dot, sums), cpu);
+        (sums * peak_adds(dot) * PEAK_LOOPS) as f64 / seconds(&args, &code)
     };
     PEAK_SUMS.map(rate).into_iter().fold(0.0, f64::max)
 }
@@ -86,9 +86,8 @@ fn matmul(format: Format, tokens: usize, epilogue: Epilogue, tuning: MatmulTunin
     let units = (weights / (format.tile_bytes(k) * epilogue.tiles())).max(4);
     let x_stride = if format.is_quantized() { QuantizedRow::new(k, format.row()).stride() } else { 4 * k };
     let y_stride = 64 * units;
-    let codebook = [1, 25, 45, 63, 79, 93, 106, 118, 130, 141, 154, 167, 182, 199, 218, 241];
-    let (row, dot) = (format.row(), compiler(&cpu()).dot());
-    let kernel = Matmul { format, k, part: None, fetch: false, tokens, row, dot, epilogue, y_stride, codebook, tuning };
+    let (row, dot) = (format.row(), compiler(&cpu()).dot(format));
+    let kernel = Matmul { format, k, part: None, fetch: false, tokens, row, dot, epilogue, y_stride, tuning };
     let bytes = units * kernel.unit_bytes();
     let memory = vec![pattern(bytes), pattern(tokens * x_stride), pattern(tokens * y_stride)];
     let mut args: Vec<i64> = memory.iter().map(Guarded::address).collect();

@@ -49,7 +49,7 @@ fn interleaved(rows: &[Vec<u8>]) -> Vec<u8> {
 /// One matrix product with random content.
 pub fn matmul(r: &mut Random, kernel: Matmul, units: usize) -> Case {
     let Matmul { format, k, tokens, row, epilogue, .. } = kernel;
-    let w = Matrix::random(r, format, 16 * units * epilogue.tiles(), k, &kernel.codebook);
+    let w = Matrix::random(r, format, 16 * units * epilogue.tiles(), k);
     let x: Vec<Activations> = (0..tokens).map(|_| Activations::of(format, &r.f32s(k), row)).collect();
     let xs = interleaved(&x.iter().map(Activations::bytes).collect::<Vec<_>>());
     let before = f32s(&r.f32s(((tokens - 1) * kernel.y_stride) / 4 + 16 * units));
@@ -85,7 +85,6 @@ fn matmuls() -> Vec<Case> {
     let mut cases = Vec::new();
     let mut add = |format: Format, k: usize, tokens: usize, epilogue: Epilogue, tuning: MatmulTuning, units: usize| {
         let y_stride = 64 * (units.max(1) + r.below(3));
-        let codebook = std::array::from_fn(|_| 1 + r.below(255) as u8);
         // Rows are as fine as the finest of their weights asks for, and have what others need.
         let row = match tokens {
             3 => RowContent::new(32, format.row_sums()),
@@ -94,8 +93,12 @@ fn matmuls() -> Vec<Case> {
             _ => format.row(),
         };
         let fetch = tokens == 6;
-        let dot = if cases.len() % 2 == 0 { Dot::Unsigned } else { Dot::Signed };
-        let kernel = Matmul { format, k, part: None, fetch, tokens, row, dot, epilogue, y_stride, codebook, tuning };
+        let dot = match cases.len() % 3 {
+            0 if format.small().is_some() => Dot::Small,
+            1 => Dot::Signed,
+            _ => Dot::Unsigned,
+        };
+        let kernel = Matmul { format, k, part: None, fetch, tokens, row, dot, epilogue, y_stride, tuning };
         cases.push(matmul(&mut r, kernel, units));
     };
     let epilogues = [Epilogue::Store, Epilogue::Add, Epilogue::Gated(Activation::Silu)];
@@ -299,7 +302,7 @@ fn embed_tiles() -> Vec<Case> {
     let mut cases = Vec::new();
     for format in Format::ALL.into_iter().filter(|format| format.is_exact()) {
         for k in [32, 96, 128, 160, 384] {
-            let w = Matrix::random(&mut r, format, 16, k, &[0; 16]);
+            let w = Matrix::random(&mut r, format, 16, k);
             for lane in [0, 1 + r.below(14), 15] {
                 let scale = (lane == 15).then_some(7.3f32);
                 let y: Vec<f32> = (0..k).map(|k| w.weight(lane, k) * scale.unwrap_or(1.0)).collect();

@@ -127,7 +127,10 @@ fn kept_codes_are_the_weights_of_the_gguf_package() {
         let format = Format::of(layout).expect("a resolved layout");
         let bytes = pack(&model.tensors, format);
         let matrix = Guarded::new(&bytes);
-        for dot in [Dot::Unsigned, Dot::Signed] {
+        for dot in [Dot::Unsigned, Dot::Signed, Dot::Small] {
+            if dot == Dot::Small && format.small().is_none() {
+                continue;
+            }
             let kernel = Matmul {
                 format,
                 k: SMALL_HIDDEN,
@@ -138,7 +141,6 @@ fn kept_codes_are_the_weights_of_the_gguf_package() {
                 dot,
                 epilogue: Epilogue::Store,
                 y_stride: 0,
-                codebook: [0; 16],
                 tuning: MatmulTuning::plain(format),
             };
             for k in (0..SMALL_HIDDEN).step_by(29) {

@@ -55,25 +55,26 @@ fn kind(format: Format) -> (bool, bool, Option<usize>) {
 }
 
 /// The values of the four-bit codes of a format without offsets, plus 128.
-fn book_of(format: Format, book: &[u8; 16]) -> [u8; 16] {
+fn book_of(format: Format) -> [u8; 16] {
     let plus = |values: [i32; 16]| values.map(|value| (value + 128) as u8);
     match format {
+        Format::Q4 => plus([-32, -25, -19, -15, -11, -8, -5, -2, 1, 4, 7, 10, 14, 18, 23, 31]),
         Format::Q4_0 => std::array::from_fn(|i| 120 + i as u8),
         Format::Q3K => std::array::from_fn(|i| 124 + i as u8),
         Format::Iq4Nl | Format::Iq4Xs => {
             plus([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113])
         }
         Format::Mxfp4 => plus([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]),
-        _ => *book,
+        _ => panic!("{format} has no code book"),
     }
 }
 
 impl Matrix {
     /// Random numbers.
-    pub fn random(r: &mut Random, format: Format, rows: usize, k: usize, book: &[u8; 16]) -> Matrix {
+    pub fn random(r: &mut Random, format: Format, rows: usize, k: usize) -> Matrix {
         let mut m = Matrix { floats: vec![], codes: vec![], scales: vec![], offsets: vec![], packed: vec![] };
         if format.is_quantized() {
-            m.quantized(r, format, rows, up(k, 32), &book_of(format, book));
+            m.quantized(r, format, rows, up(k, 32));
             return m;
         }
         for _ in 0..rows {
@@ -100,8 +101,9 @@ impl Matrix {
         m
     }
 
-    fn quantized(&mut self, r: &mut Random, format: Format, rows: usize, kp: usize, book: &[u8; 16]) {
+    fn quantized(&mut self, r: &mut Random, format: Format, rows: usize, kp: usize) {
         let (four, offsets, steps) = kind(format);
+        let book = (four && !offsets).then(|| book_of(format));
         let of_bf16 = matches!(format, Format::Q8 | Format::Q4 | Format::Mxfp4);
         let narrow = |x: f32| if of_bf16 { bf16::from_f32(x).to_bits() } else { f16::from_f32(x).to_bits() };
         let (mut stored, mut raw) = (vec![], vec![]);
@@ -109,12 +111,12 @@ impl Matrix {
             let bits: Vec<u8> = (0..kp)
                 .map(|_| match (four, offsets) {
                     (true, _) => r.below(16) as u8,
-                    (false, true) => r.below(128) as u8,
+                    (false, true) => r.below(32) as u8,
+                    (false, false) if format == Format::Q6K => 96 + r.below(64) as u8,
                     (false, false) => 1 + r.below(255) as u8,
                 })
                 .collect();
-            let looked_up = four && !offsets;
-            self.codes.push(bits.iter().map(|&n| if looked_up { book[n as usize] } else { n }).collect());
+            self.codes.push(bits.iter().map(|&n| book.map_or(n, |book| book[n as usize])).collect());
             raw.push(bits);
             let mut row: Vec<Stored> = vec![];
             for j in 0..kp / 32 {

@@ -4,8 +4,8 @@ use crate::model::{Memory, Random, item, pack, place, tiles};
 use crate::reader::FORMATS;
 use half::bf16;
 use moec::emit::pack::{Stored, float_rows};
-use moec::plan::layout::Format;
-use moec::plan::quant::{CODEBOOK, QuantizedMatrix, quantize_matrix};
+use moec::plan::layout::{CODEBOOK, Format};
+use moec::plan::quant::{QuantizedMatrix, quantize_matrix};
 
 /// √(Σ (weight − stored)² / Σ weight²).
 fn relative_rms(data: &[f32], columns: usize, matrix: &QuantizedMatrix) -> f64 {
@@ -38,7 +38,7 @@ fn exhaustive(block: &[f32]) -> f64 {
     let largest = block.iter().fold(0.0f32, |largest, weight| largest.max(weight.abs()));
     let mut best = f64::INFINITY;
     for step in 0..240 {
-        let place = 80.0 + step as f32 * 0.3;
+        let place = 20.0 + step as f32 * 0.075;
         for place in [place, -place] {
             let scale = bf16::from_f32(largest / place).to_f32();
             let error = block

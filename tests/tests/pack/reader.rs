@@ -3,9 +3,8 @@
 use crate::model::Memory;
 use half::{bf16, f16};
 use moec::emit::pack::{Stored, float_rows, quantized_rows};
-use moec::plan::layout::Format;
+use moec::plan::layout::{CODEBOOK, Format};
 use moec::plan::payload::PayloadItem;
-use moec::plan::quant::CODEBOOK;
 
 /// One element of a tile as it lies in memory.
 #[derive(PartialEq, Debug)]

@@ -105,7 +105,7 @@ fn put_codes(format: Format, codes: &[u8], lane: usize, out: &mut [u8]) {
                 out.copy_from_slice(codes);
             }
         }
-        Some(Codes::Book | Codes::FixedBook(_) | Codes::Nibbles) => {
+        Some(Codes::Book(_) | Codes::Nibbles) => {
             let (low, high) = codes.split_at(BLOCK / 2);
             for (out, (low, high)) in words.zip(low.chunks_exact(4).zip(high.chunks_exact(4))) {
                 for (out, (low, high)) in out.iter_mut().zip(low.iter().zip(high)) {

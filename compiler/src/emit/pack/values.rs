@@ -87,7 +87,7 @@ fn kept_rows(source: &dyn RowSource, stored: &Stored, format: Format) -> Result<
     source
         .read_codes(stored.tensor, stored.expert.unwrap_or(0), stored.rows.clone(), &mut rows, 0)
         .map_err(|source| PackError::Source { tensor: stored.tensor.to_string(), source })?;
-    if let Some(Codes::FixedBook(book)) = format.codes() {
+    if let Some(Codes::Book(book)) = format.codes() {
         rows.codes.iter_mut().for_each(|code| *code = book[usize::from(*code)]);
     }
     let (scales, offsets): (Vec<f32>, Vec<f32>) =

@@ -4,7 +4,7 @@
 //! `acc += (Σ dot × scale) × the span's scale`, and after it for each of its runs `acc += offset × the activations' scaled sum` where the format has offsets.
 //! All is fused but the first product of a span.
 
-use moec_ir::tile::{Memory, Value, build::Builder};
+use moec_ir::tile::{Memory, Shift, Value, build::Builder};
 use std::ops::Range;
 
 use super::super::scales::{Load, weight_codes, weight_offset, weight_scale};
@@ -30,6 +30,17 @@ struct Group {
     number: usize,
     /// Its blocks.
     blocks: usize,
+}
+
+/// Four columns, of which one dot product multiplies 16 rows.
+#[derive(Clone, Copy)]
+struct Four {
+    /// Where the vector that has their codes begins in each tile.
+    at: i64,
+    /// Whether they are the low (0) or the high (1) halves of its bytes, if not whole ones.
+    half: usize,
+    /// The first of them since where the walk has come to.
+    column: usize,
 }
 
 impl Matmul {
@@ -138,55 +149,71 @@ impl Matmul {
         group.number * BLOCKS * self.format.parts() + run
     }
 
-    /// The integer products of a run of columns that share a scale: codes with a bias begin with the activations' correction, others with 0; an offset
-    /// is added later.
+    /// The integer products of a run of columns that share a scale. With a bias of 128 they begin with the activations' correction, else with 0; those of
+    /// small values are corrected at the end; an offset is added later.
     fn dots(&self, b: &mut Builder, w: &Tiles, x: Row, group: Group, run: usize) -> Sums {
-        let start: Sums = match self.format.has_offsets() || self.dot == Dot::Signed {
-            true => vec![b.splat_i32(0); self.tokens],
-            false => {
-                let at = |t| self.word(self.run(group, run), t);
-                (0..self.tokens).map(|t| b.load_splat(Memory::I32, x.sums, at(t))).collect()
-            }
+        let correction = |b: &mut Builder, t| b.load_splat(Memory::I32, x.sums, self.word(self.run(group, run), t));
+        let start: Sums = match self.dot {
+            Dot::Unsigned if !self.format.has_offsets() => (0..self.tokens).map(|t| correction(b, t)).collect(),
+            _ => vec![b.splat_i32(0); self.tokens],
         };
         let mut dots = start.repeat(w.count());
-        let (block, part) = (run / self.format.parts(), run % self.format.parts());
-        let codes = self.format.scale_bytes(group.blocks) + block * self.format.block_bytes();
-        let codes = self.group_at(group) + codes as i64;
-        let columns = self.format.scale_columns() * part..self.format.scale_columns() * (part + 1);
-        let nibbles = self.format.block_bytes() < BLOCK * LANES;
-        for v in 0..self.format.block_bytes() / 64 {
-            // The columns of the low and of the high halves of a byte, or of a byte.
-            let of_vector = if nibbles { vec![4 * v, BLOCK / 2 + 4 * v] } else { vec![4 * v] };
-            let wanted: Vec<(usize, usize)> =
-                of_vector.into_iter().enumerate().filter(|(_, column)| columns.contains(column)).collect();
-            if wanted.is_empty() {
-                continue;
-            }
-            let raw: Vec<Value> = (0..w.count())
-                .map(|tile| {
-                    let (w, at) = w.address(tile, codes + 64 * v as i64);
-                    b.load_bytes(w, at)
-                })
-                .collect();
-            for (half, column) in wanted {
-                let weights: Vec<Value> = raw
-                    .iter()
-                    .map(|&raw| weight_codes(b, self.format, (&self.codebook, self.dot), raw, half))
-                    .collect();
-                let element = group.number * GROUP + block * BLOCK + column;
-                // Each activation is in a register for as short as can be, which the sums need.
-                for t in 0..self.tokens {
-                    let x = b.load_splat_bytes(x.codes, self.word(element / 4, t));
+        let mut loaded = None;
+        // Small values are met by fours of columns and the next four, whose products are added up before they become 32 bits.
+        for fours in self.fours(group, run).chunks(if self.dot == Dot::Small { 2 } else { 1 }) {
+            let mut codes = |four: &Four| -> Vec<Value> {
+                let raw = match loaded.take() {
+                    Some((at, raw)) if at == four.at => raw,
+                    _ => (0..w.count()).map(|tile| w.address(tile, four.at)).map(|(w, at)| b.load_bytes(w, at)).collect(),
+                };
+                let (_, raw): &(_, Vec<Value>) = loaded.insert((four.at, raw));
+                raw.iter().map(|&raw| weight_codes(b, self.format, self.dot, raw, four.half)).collect()
+            };
+            let weights: Vec<Vec<Value>> = fours.iter().map(&mut codes).collect();
+            // Each activation is in a register for as short as can be, which the sums need.
+            for t in 0..self.tokens {
+                for (four, weights) in fours.iter().zip(&weights) {
+                    let x = b.load_splat_bytes(x.codes, self.word(four.column / 4, t));
                     for (tile, &weights) in weights.iter().enumerate() {
                         let dot = &mut dots[tile * self.tokens + t];
                         *dot = match self.dot {
-                            Dot::Unsigned => b.dot_u8s8(*dot, weights, x),
+                            Dot::Unsigned | Dot::Small => b.dot_u8s8(*dot, weights, x),
                             Dot::Signed => b.dot_s8s8(*dot, weights, x),
                         };
                     }
                 }
             }
         }
+        if self.dot == Dot::Small && !self.format.has_offsets() {
+            let bias = self.format.small().expect("a format of small values").bias;
+            for t in 0..self.tokens {
+                let correction = correction(b, t);
+                // That of a bias of 128, which is a multiple of it.
+                let correction = b.shift(Shift::RightSigned, correction, (128 / bias).trailing_zeros() as u8);
+                for dot in dots.iter_mut().skip(t).step_by(self.tokens) {
+                    *dot = b.add(*dot, correction);
+                }
+            }
+        }
         dots
+    }
+
+    /// The columns of a run, as products take them.
+    fn fours(&self, group: Group, run: usize) -> Vec<Four> {
+        let (block, part) = (run / self.format.parts(), run % self.format.parts());
+        let codes = self.format.scale_bytes(group.blocks) + block * self.format.block_bytes();
+        let codes = self.group_at(group) + codes as i64;
+        let columns = self.format.scale_columns() * part..self.format.scale_columns() * (part + 1);
+        // The columns of the low and of the high halves of a byte, or of a byte.
+        let halves = if self.format.block_bytes() < BLOCK * LANES { 2 } else { 1 };
+        let vectors = 0..self.format.block_bytes() / 64;
+        let all = vectors.flat_map(|v| (0..halves).map(move |half| (v, half, BLOCK / 2 * half + 4 * v)));
+        all.filter(|(.., column)| columns.contains(column))
+            .map(|(v, half, column)| Four {
+                at: codes + 64 * v as i64,
+                half,
+                column: group.number * GROUP + block * BLOCK + column,
+            })
+            .collect()
     }
 }

@@ -60,6 +60,7 @@ instructions! {
     FloatToInt = VEX_Vcvtps2dq_ymm_ymmm256 | EVEX_Vcvtps2dq_zmm_k1z_zmmm512b32_er;
 
     // Integers and bits, whole vectors.
+    AddW = VEX_Vpaddw_ymm_ymm_ymmm256 | EVEX_Vpaddw_zmm_k1z_zmm_zmmm512;
     AddD = VEX_Vpaddd_ymm_ymm_ymmm256 | EVEX_Vpaddd_zmm_k1z_zmm_zmmm512b32;
     SubD = VEX_Vpsubd_ymm_ymm_ymmm256 | EVEX_Vpsubd_zmm_k1z_zmm_zmmm512b32;
     MulD = VEX_Vpmulld_ymm_ymm_ymmm256 | EVEX_Vpmulld_zmm_k1z_zmm_zmmm512b32;
@@ -78,7 +79,7 @@ instructions! {
     DotBytes = VEX_Vpdpbusd_ymm_ymm_ymmm256 | EVEX_Vpdpbusd_zmm_k1z_zmm_zmmm512b32;
     AbsBytes = VEX_Vpabsb_ymm_ymmm256 | -;
     SignBytes = VEX_Vpsignb_ymm_ymm_ymmm256 | -;
-    MultiplyAddBytes = VEX_Vpmaddubsw_ymm_ymm_ymmm256 | -;
+    MultiplyAddBytes = VEX_Vpmaddubsw_ymm_ymm_ymmm256 | EVEX_Vpmaddubsw_zmm_k1z_zmm_zmmm512;
     MultiplyAddPairs = VEX_Vpmaddwd_ymm_ymm_ymmm256 | EVEX_Vpmaddwd_zmm_k1z_zmm_zmmm512;
     ShuffleBytes = VEX_Vpshufb_ymm_ymm_ymmm256 | EVEX_Vpshufb_zmm_k1z_zmm_zmmm512;
     PermuteBytes = - | EVEX_Vpermb_zmm_k1z_zmm_zmmm512;

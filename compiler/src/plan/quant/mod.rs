@@ -33,14 +33,11 @@ mod vectors;
 pub(crate) use block::{Block, narrow, quantize_q4, quantize_q8};
 pub(crate) use vectors::{Vectorized, vectorize};
 
-use super::layout::{BLOCK, Format};
+use super::layout::{BLOCK, CODEBOOK, Format};
 use moec_abi::LANES;
 
 /// One element of each of the 16 rows of a tile.
 pub type Lanes<T> = [T; LANES];
-
-/// The 16 values that `q4` codes stand for, each `value + 128`, rising.
-pub const CODEBOOK: [u8; 16] = [1, 28, 49, 67, 82, 95, 108, 119, 131, 142, 154, 167, 181, 198, 219, 254];
 
 /// Why weights cannot be stored as wished.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]

@@ -13,7 +13,7 @@ use crate::reference::{Activations, Matrix};
 fn part(r: &mut Random, whole: &Matmul, columns: &Range<usize>, units: usize) -> Case {
     let Matmul { format, k, tokens, row, epilogue, y_stride, .. } = *whole;
     let (tiles, n) = (epilogue.tiles(), units * epilogue.tiles());
-    let w = Matrix::random(r, format, 16 * n, k, &whole.codebook);
+    let w = Matrix::random(r, format, 16 * n, k);
     let x: Vec<Activations> = (0..tokens).map(|_| Activations::of(format, &r.f32s(k), row)).collect();
     let xs = interleaved(&x.iter().map(Activations::bytes).collect::<Vec<_>>());
     let kernel = whole.in_part(columns);
@@ -78,10 +78,13 @@ pub fn parts() -> Vec<Case> {
                 fetch: (i + j) % 3 > 0,
                 tokens,
                 row: format.row(),
-                dot: if (i + j) % 2 == 0 { Dot::Unsigned } else { Dot::Signed },
+                dot: match (i + j) % 3 {
+                    0 if format.small().is_some() => Dot::Small,
+                    1 => Dot::Signed,
+                    _ => Dot::Unsigned,
+                },
                 epilogue,
                 y_stride: 64 * (units + 1),
-                codebook: std::array::from_fn(|_| 1 + r.below(255) as u8),
                 tuning,
             };
             cases.push(part(&mut r, &whole, &columns, units));

@@ -56,6 +56,7 @@ impl Select<'_> {
         let key = match op {
             Op::NibbleLow(_) | Op::NibbleHigh(_) if !self.cpu.permute => Key::Spread(NIBBLES),
             Op::Lookup(table, _) => Key::Table(*table),
+            Op::DotU8S8(_, w, _) | Op::DotS8S8(_, w, _) if self.sums_pairs(*w) => Key::Spread(ONES),
             Op::DotU8S8(..) if !self.cpu.dot => Key::Spread(LOW_BYTES),
             Op::DotS8S8(..) if self.cpu.signs_bytes() => Key::Spread(ONES),
             _ => return,

@@ -5,6 +5,7 @@
 //! product overwrites the operand that dies. Deliberately absent: scheduling (generators choose the order, the CPU reorders) and registers
 //! ([`super::allocate`]).
 
+mod bytes;
 mod constants;
 mod memory;
 mod scalar;
@@ -13,11 +14,12 @@ mod vector;
 
 use moec_ir::tile::{self, Inst as TileInst, Loop, Op, Type, Value};
 use regalloc2::{RegClass, VReg};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use super::Cpu;
 use super::machine::{Base, Builder, Function, INT, Inst, MASK, Mem, Operand, VECTOR};
 use super::table::{Name, Width};
+use bytes::Bytes;
 use constants::Constants;
 use uses::Uses;
 
@@ -41,11 +43,11 @@ pub fn select(function: &tile::Function, cpu: Cpu) -> Selected {
         out: Builder::new(function.name.clone(), cpu.width),
         forms: vec![Form::Undefined; function.types.len()],
         uses: Uses::new(function),
+        bytes: Bytes::new(function),
         deferred: Vec::new(),
         constants: Constants::default(),
         pairs: HashMap::new(),
         magnitudes: HashMap::new(),
-        not_negative: HashSet::new(),
         nibbles: HashMap::new(),
         block: 0,
         trace: Vec::new(),
@@ -96,8 +98,20 @@ enum Form {
     Load(Load),
     /// The low or the high four bits of each of these bytes, where a table look-up can take them out by itself.
     Nibbles(Regs, bool),
+    /// A sum of dot products that is not finished.
+    Pairs(Pairs),
     /// In registers.
     Regs(Regs),
+}
+
+/// A sum of dot products of which some are still sums of two products, in 16 bits: they are added to the rest when it is used for anything but one more.
+#[derive(Clone, Copy, PartialEq, Debug)]
+struct Pairs {
+    /// The rest, if it is not 0.
+    before: Option<Regs>,
+    pairs: Regs,
+    /// The largest bytes of all vectors multiplied, together.
+    most: u8,
 }
 
 /// The last source of an instruction, which may be memory.
@@ -123,15 +137,14 @@ struct Select<'a> {
     out: Builder,
     forms: Vec<Form>,
     uses: Uses,
-    /// Values whose form is a load, in order.
+    bytes: Bytes,
+    /// Values whose form is a load or a sum of pairs, in order.
     deferred: Vec<Value>,
     constants: Constants,
     /// Even and odd bytes as 16 bits of vectors of bytes, signed or not, made in this block.
     pairs: HashMap<(VReg, bool), [VReg; 2]>,
     /// Magnitudes of signed bytes, made in this block.
     magnitudes: HashMap<VReg, VReg>,
-    /// Vectors of bytes made in this block of which none is negative.
-    not_negative: HashSet<VReg>,
     /// Low or high four bits of vectors of bytes, by the first part, taken out in this block.
     nibbles: HashMap<(VReg, bool), Regs>,
     /// Number of the tile IR's current block.
@@ -234,7 +247,6 @@ impl Select<'_> {
         self.out.enter(block);
         self.pairs.clear();
         self.magnitudes.clear();
-        self.not_negative.clear();
         self.nibbles.clear();
     }
 
@@ -284,8 +296,8 @@ impl Select<'_> {
             Op::FloatToInt(a) => Form::Regs(self.vector_unary(Name::FloatToInt, *a)),
             Op::Bitcast(to, a) => self.bitcast(*to, *a),
             Op::Reduce(op, a) => Form::Regs(self.reduce(*op, *a)),
-            Op::DotU8S8(acc, w, a) => Form::Regs(self.dot(*acc, *w, *a)),
-            Op::DotS8S8(acc, w, a) => Form::Regs(self.dot_signed(*acc, *w, *a)),
+            Op::DotU8S8(acc, w, a) => self.dot(*acc, *w, *a),
+            Op::DotS8S8(acc, w, a) => self.dot_signed(*acc, *w, *a),
             Op::NibbleLow(a) => self.nibbles(*a, false),
             Op::NibbleHigh(a) => self.nibbles(*a, true),
             Op::Lookup(table, a) => Form::Regs(self.lookup(*table, *a)),
@@ -307,7 +319,7 @@ impl Select<'_> {
     // Values.
 
     fn set(&mut self, v: Value, form: Form) {
-        if matches!(form, Form::Load(_)) {
+        if matches!(form, Form::Load(_) | Form::Pairs(_)) {
             self.deferred.push(v);
         }
         self.forms[index(v)] = form;
@@ -341,6 +353,11 @@ impl Select<'_> {
                 regs
             }
             Form::Nibbles(bytes, high) => self.cut_nibbles(bytes, high),
+            Form::Pairs(sum) => {
+                let regs = self.add_pairs(sum);
+                self.forms[index(v)] = Form::Regs(regs);
+                regs
+            }
             Form::Regs(r) => r,
         }
     }
@@ -376,7 +393,7 @@ impl Select<'_> {
             Form::Load(Load::Spread(_)) => zmm && spread,
             Form::Spread(bits) => zmm && spread && bits != 0,
             Form::Undefined | Form::Int(_) | Form::Linear(_) | Form::Float(_) => false,
-            Form::Nibbles(..) | Form::Regs(_) => false,
+            Form::Nibbles(..) | Form::Pairs(_) | Form::Regs(_) => false,
         }
     }
 
@@ -385,10 +402,10 @@ impl Select<'_> {
         self.uses.is_last(v, self.block) && matches!(self.forms[index(v)], Form::Regs(_))
     }
 
-    /// Does the loads that have been put off: memory is about to change, or the block ends.
+    /// Does the loads and additions that have been put off: memory is about to change, or the block ends.
     fn load_deferred(&mut self) {
         for v in std::mem::take(&mut self.deferred) {
-            if matches!(self.forms[index(v)], Form::Load(_)) && !self.uses.is_done(v) {
+            if matches!(self.forms[index(v)], Form::Load(_) | Form::Pairs(_)) && !self.uses.is_done(v) {
                 self.regs(v);
             }
         }

@@ -6,7 +6,10 @@ use regalloc2::VReg;
 use super::super::machine::{INT, Inst, MASK, Mem, Operand, VECTOR};
 use super::super::table::{Name, Width};
 use super::scalar::float_predicate;
-use super::{Form, Regs, Select, Source, index};
+use super::{Form, Pairs, Regs, Select, Source, index};
+
+/// The largest sum of the largest bytes of vectors whose products with signed bytes, two and two, have room in 16 bits all together.
+const MOST_IN_PAIRS: u8 = (i16::MAX / (2 * 128)) as u8;
 
 /// All bits but the sign.
 const MAGNITUDE: u32 = 0x7fff_ffff;
@@ -89,7 +92,9 @@ impl Select<'_> {
     }
 
     fn shift_parts(&mut self, name: Name, a: Regs, by: u8) -> Regs {
-        self.each_part(|s, p| s.op2(name, VECTOR, Operand::Use(a.0[p]), Operand::Imm(i64::from(by))))
+        let shifted = |s: &mut Self, p: usize| s.op2(name, VECTOR, Operand::Use(a.0[p]), Operand::Imm(i64::from(by)));
+        // What has the same in all lanes has one register for both parts.
+        if a.0[0] == a.0[1] { Regs([shifted(self, 0); 2]) } else { self.each_part(shifted) }
     }
 
     /// `a × b + c`: the result takes the register of the operand that dies, `c` first.
@@ -250,32 +255,72 @@ impl Select<'_> {
         Regs([self.op1(Name::Load32Signed, INT, Operand::Use(bits)); 2])
     }
 
-    pub(super) fn dot(&mut self, acc: Value, w: Value, a: Value) -> Regs {
-        let (sum, w) = (self.regs(acc), self.regs(w));
+    pub(super) fn dot(&mut self, acc: Value, w: Value, a: Value) -> Form {
         if self.cpu.dot {
-            let a = self.source(a, true);
-            return self.each_part(|s, p| s.tied(Name::DotBytes, sum.0[p], &[Operand::Use(w.0[p]), a.part(p)]));
+            let (sum, w, a) = (self.regs(acc), self.regs(w), self.source(a, true));
+            return Form::Regs(
+                self.each_part(|s, p| s.tied(Name::DotBytes, sum.0[p], &[Operand::Use(w.0[p]), a.part(p)])),
+            );
         }
-        let a = self.regs(a);
-        self.each_part(|s, p| s.dot_pairs(sum.0[p], w.0[p], a.0[p], false))
+        if self.sums_pairs(w) {
+            return self.dot_small(acc, w, a);
+        }
+        let (sum, w, a) = (self.regs(acc), self.regs(w), self.regs(a));
+        Form::Regs(self.each_part(|s, p| s.dot_pairs(sum.0[p], w.0[p], a.0[p], false)))
     }
 
     /// A dot product of signed bytes, of which `a` has none that is −128.
-    pub(super) fn dot_signed(&mut self, acc: Value, w: Value, a: Value) -> Regs {
-        let (sum, w, a) = (self.regs(acc), self.regs(w), self.regs(a));
-        if self.cpu.signs_bytes() {
-            return self.each_part(|s, p| s.dot_of_magnitudes(sum.0[p], w.0[p], a.0[p]));
+    pub(super) fn dot_signed(&mut self, acc: Value, w: Value, a: Value) -> Form {
+        if self.sums_pairs(w) {
+            return self.dot_small(acc, w, a);
         }
-        self.each_part(|s, p| s.dot_pairs(sum.0[p], w.0[p], a.0[p], true))
+        let (sum, w, a) = (self.regs(acc), self.regs(w), self.regs(a));
+        Form::Regs(match self.cpu.signs_bytes() {
+            true => self.each_part(|s, p| s.dot_of_magnitudes(sum.0[p], w.0[p], a.0[p])),
+            false => self.each_part(|s, p| s.dot_pairs(sum.0[p], w.0[p], a.0[p], true)),
+        })
+    }
+
+    /// Whether products of two bytes of `w` are summed up in 16 bits.
+    pub(super) fn sums_pairs(&self, w: Value) -> bool {
+        !self.cpu.dot && self.bytes.most(w) <= MOST_IN_PAIRS
+    }
+
+    /// The pairs of products of unsigned bytes `w` that are small enough, added to those that the sum so far has as pairs, as long as all fit.
+    fn dot_small(&mut self, acc: Value, w: Value, a: Value) -> Form {
+        let most = self.bytes.most(w);
+        let (w, a) = (self.regs(w), self.source(a, false));
+        let pairs = self.each_part(|s, p| s.op2(Name::MultiplyAddBytes, VECTOR, Operand::Use(w.0[p]), a.part(p)));
+        let sum = match self.forms[index(acc)] {
+            Form::Pairs(before) if self.uses.is_last(acc, self.block) && before.most + most <= MOST_IN_PAIRS => {
+                let [a, b] = [before.pairs, pairs];
+                let pairs =
+                    self.each_part(|s, p| s.op2(Name::AddW, VECTOR, Operand::Use(a.0[p]), Operand::Use(b.0[p])));
+                Pairs { pairs, most: before.most + most, ..before }
+            }
+            Form::Spread(0) => Pairs { before: None, pairs, most },
+            _ => Pairs { before: Some(self.regs(acc)), pairs, most },
+        };
+        // Another like it would not fit.
+        if sum.most + most > MOST_IN_PAIRS { Form::Regs(self.add_pairs(sum)) } else { Form::Pairs(sum) }
+    }
+
+    /// The sum as 32 bits.
+    pub(super) fn add_pairs(&mut self, Pairs { before, pairs, .. }: Pairs) -> Regs {
+        let ones = self.ones();
+        self.each_part(|s, p| {
+            let fours = s.op2(Name::MultiplyAddPairs, VECTOR, Operand::Use(pairs.0[p]), Operand::Use(ones));
+            match before {
+                Some(before) => s.op2(Name::AddD, VECTOR, Operand::Use(before.0[p]), Operand::Use(fours)),
+                None => fours,
+            }
+        })
     }
 
     /// Magnitudes of `w` times `a` with the signs of `w`: two products of at most 128 × 127 fit 16 bits.
     fn dot_of_magnitudes(&mut self, sum: VReg, w: VReg, a: VReg) -> VReg {
-        let (magnitude, a) = match self.not_negative.contains(&w) {
-            true => (w, a),
-            false => (self.magnitude(w), self.op2(Name::SignBytes, VECTOR, Operand::Use(a), Operand::Use(w))),
-        };
-        let ones = self.ones();
+        let (magnitude, ones) = (self.magnitude(w), self.ones());
+        let a = self.op2(Name::SignBytes, VECTOR, Operand::Use(a), Operand::Use(w));
         let pairs = self.op2(Name::MultiplyAddBytes, VECTOR, Operand::Use(magnitude), Operand::Use(a));
         let fours = self.op2(Name::MultiplyAddPairs, VECTOR, Operand::Use(pairs), Operand::Use(ones));
         self.op2(Name::AddD, VECTOR, Operand::Use(sum), Operand::Use(fours))
@@ -334,7 +379,6 @@ impl Select<'_> {
         let cut = if high { self.shift_parts(Name::ShiftRightW, bytes, 4) } else { bytes };
         let cut = self.each_part(|s, p| s.op2(Name::And, VECTOR, Operand::Use(cut.0[p]), Operand::Use(mask)));
         self.nibbles.insert((bytes.0[0], high), cut);
-        self.not_negative.extend(cut.0);
         cut
     }
 
@@ -349,11 +393,7 @@ impl Select<'_> {
                 .each_part(|s, p| s.op2(Name::PermuteBytes, VECTOR, Operand::Use(bytes.0[p]), Operand::Use(table)));
         }
         let a = self.source(a, false);
-        let found = self.each_part(|s, p| s.op2(Name::ShuffleBytes, VECTOR, Operand::Use(table), a.part(p)));
-        if bytes.iter().all(|byte| *byte < 128) {
-            self.not_negative.extend(found.0);
-        }
-        found
+        self.each_part(|s, p| s.op2(Name::ShuffleBytes, VECTOR, Operand::Use(table), a.part(p)))
     }
 
     /// The 16 bytes of the pool that a shuffle of 128 bits takes.
