@@ -8,6 +8,7 @@ use super::EmitError;
 use super::pack::PackReport;
 use crate::import::Model;
 use crate::plan::Plan;
+use crate::plan::layout::CODEBOOK;
 use crate::plan::payload::{Arrangement, PayloadMap};
 use moec_abi::metadata::{Metadata, WeightEntry};
 use moec_abi::{ABI_VERSION, PAYLOAD_MAGIC, PayloadHeader, Plain};
@@ -37,6 +38,7 @@ pub fn key(plan: &Plan, model: &Model) -> [u8; 32] {
     };
     part(&FORMAT.to_le_bytes());
     part(&ABI_VERSION.to_le_bytes());
+    part(&CODEBOOK);
     for shard in model.tensors.identities() {
         part(shard.file.as_bytes());
         part(&shard.bytes.to_le_bytes());

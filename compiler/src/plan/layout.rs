@@ -100,7 +100,8 @@ pub enum Codes {
     Nibbles,
 }
 
-/// What can be added to the values of a format so that none is negative and all are small: a product of four bytes has room in 16 bits for two of those.
+/// What is added to the values of a format to make them bytes that are small and not negative: of such bytes and signed ones, the sums of two products
+/// twice over have room in 16 bits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Small {
     /// What is added: 0, or a power of two up to 32.
@@ -110,7 +111,7 @@ pub struct Small {
 }
 
 /// The 16 values that `q4` codes stand for, each plus 128, rising: [`quant`](super::quant) says where they are from.
-pub const CODEBOOK: [u8; 16] = [96, 103, 109, 113, 117, 120, 123, 126, 129, 132, 135, 138, 142, 146, 151, 159];
+pub const CODEBOOK: [u8; 16] = [97, 104, 109, 113, 117, 120, 123, 126, 128, 131, 134, 137, 141, 145, 150, 159];
 
 /// −8 to 7, plus 128.
 const FROM_MINUS_8: [u8; 16] = [120, 121, 122, 123, 124, 125, 126, 127, 128, 129, 130, 131, 132, 133, 134, 135];
@@ -213,7 +214,7 @@ impl Format {
         })
     }
 
-    /// What makes its values small bytes, if anything does.
+    /// What makes its values small bytes; `None` where they are too far apart, and for the float formats.
     pub fn small(self) -> Option<Small> {
         let (least, most) = match (self, self.codes()?) {
             (_, Codes::Nibbles) => (0, 15),
@@ -440,6 +441,26 @@ mod tests {
             [RowSums::Corrections32, RowSums::Corrections16, RowSums::Scaled16].map(|sums| row.sums(sums));
         assert_eq!((row.scales(), corrections, halves, scaled), (64, 72, 80, 96));
         assert_eq!(row.stride(), 128);
+    }
+
+    #[test]
+    fn values_are_small_where_they_can_be() {
+        let small = |format: Format| format.small().map(|Small { bias, largest }| (bias, largest));
+        for (format, expected) in [
+            (Format::Bf16, None),
+            (Format::Q8, None),
+            (Format::Q8_0, None),
+            (Format::Iq4Nl, None),
+            (Format::Q4, Some((32, 63))),
+            (Format::Q6K, Some((32, 63))),
+            (Format::Q5K, Some((0, 31))),
+            (Format::Mxfp4, Some((16, 28))),
+            (Format::Q4_0, Some((8, 15))),
+            (Format::Q3K, Some((4, 15))),
+            (Format::Q4K, Some((0, 15))),
+        ] {
+            assert_eq!(small(format), expected, "{format}");
+        }
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub const PEAK_SUMS: [usize; 3] = [4, 6, 12];
 #[derive(Clone, Copy, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
-    /// Multiply-adds of bytes.
+    /// Multiply-adds of bytes, by the fastest operation that products have.
     pub dots: f64,
     /// Multiply-adds of f32.
     pub fmas: f64,

@@ -164,6 +164,13 @@ fn candidates(bytes: bool) -> (&'static str, usize, Loop) {
             };
             return ("256-bit vpdpbusd", ACCUMULATORS * 32, work);
         }
+        if bytes && is_x86_feature_detected!("avx512bw") {
+            let work: Loop = |n| {
+                // SAFETY: chosen only where the feature is there.
+                unsafe { x86::small_512(n) }
+            };
+            return ("512-bit vpmaddubsw twice, vpaddw, vpmaddwd, vpaddd", FEW_ACCUMULATORS * 128, work);
+        }
         if is_x86_feature_detected!("avx512f") {
             let work: Loop = |n| {
                 // SAFETY: chosen only where the feature is there.
@@ -174,9 +181,9 @@ fn candidates(bytes: bool) -> (&'static str, usize, Loop) {
         if bytes && is_x86_feature_detected!("avx2") {
             let work: Loop = |n| {
                 // SAFETY: chosen only where the feature is there.
-                unsafe { x86::signed_256(n) }
+                unsafe { x86::small_256(n) }
             };
-            return ("256-bit vpsignb, vpmaddubsw, vpmaddwd, vpaddd", FEW_ACCUMULATORS * 32, work);
+            return ("256-bit vpmaddubsw twice, vpaddw, vpmaddwd, vpaddd", FEW_ACCUMULATORS * 64, work);
         }
         if is_x86_feature_detected!("fma") {
             let work: Loop = |n| {
@@ -269,35 +276,50 @@ mod x86 {
         _mm256_extract_epi64::<0>(all) as u64
     }
 
-    /// Dot products of signed bytes without an instruction of their own, as kernels have them: the one's magnitudes times the other with its signs, pairs
-    /// of products added up twice. The compiler would take all but the last out of the loop.
-    #[target_feature(enable = "avx2")]
-    pub fn signed_256(iterations: u64) -> u64 {
-        let (a, w) = (_mm256_set1_epi8(black_box(3)), _mm256_set1_epi8(black_box(-5)));
-        let (magnitudes, ones) = (_mm256_abs_epi8(w), _mm256_set1_epi16(1));
-        let mut sums = [_mm256_setzero_si256(); FEW_ACCUMULATORS];
-        for _ in 0..iterations {
-            for sum in &mut sums {
-                // SAFETY: it needs AVX2, and touches the named registers only.
-                unsafe {
-                    asm!(
-                        "vpsignb {x}, {a}, {w}",
-                        "vpmaddubsw {x}, {magnitudes}, {x}",
-                        "vpmaddwd {x}, {x}, {ones}",
-                        "vpaddd {sum}, {sum}, {x}",
-                        x = out(ymm_reg) _,
-                        a = in(ymm_reg) a,
-                        w = in(ymm_reg) w,
-                        magnitudes = in(ymm_reg) magnitudes,
-                        ones = in(ymm_reg) ones,
-                        sum = inout(ymm_reg) *sum,
-                        options(pure, nomem, nostack, preserves_flags)
-                    );
+    /// Dot products of bytes without an instruction of their own, the fastest that kernels have, which is that of small values: pairs of products, two and
+    /// two added up in 16 bits before they are in 32. The compiler would take all but the last out of the loop.
+    macro_rules! small {
+        ($register:ident, $sum:expr, $iterations:expr, $w:expr, $a:expr, $ones:expr) => {{
+            let mut sums = [$sum; FEW_ACCUMULATORS];
+            for _ in 0..$iterations {
+                for sum in &mut sums {
+                    // SAFETY: it needs the features of the function around it, and touches the named registers only.
+                    unsafe {
+                        asm!(
+                            "vpmaddubsw {x}, {w}, {a}",
+                            "vpmaddubsw {y}, {w}, {a}",
+                            "vpaddw {x}, {x}, {y}",
+                            "vpmaddwd {x}, {x}, {ones}",
+                            "vpaddd {sum}, {sum}, {x}",
+                            x = out($register) _,
+                            y = out($register) _,
+                            w = in($register) $w,
+                            a = in($register) $a,
+                            ones = in($register) $ones,
+                            sum = inout($register) *sum,
+                            options(pure, nomem, nostack, preserves_flags)
+                        );
+                    }
                 }
             }
-        }
+            sums
+        }};
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub fn small_256(iterations: u64) -> u64 {
+        let (w, a) = (_mm256_set1_epi8(black_box(3)), _mm256_set1_epi8(black_box(-5)));
+        let sums = small!(ymm_reg, _mm256_setzero_si256(), iterations, w, a, _mm256_set1_epi16(1));
         let all = sums.into_iter().fold(_mm256_setzero_si256(), |a, b| _mm256_add_epi32(a, b));
         _mm256_extract_epi64::<0>(all) as u64
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub fn small_512(iterations: u64) -> u64 {
+        let (w, a) = (_mm512_set1_epi8(black_box(3)), _mm512_set1_epi8(black_box(-5)));
+        let sums = small!(zmm_reg, _mm512_setzero_si512(), iterations, w, a, _mm512_set1_epi16(1));
+        let all = sums.into_iter().fold(_mm512_setzero_si512(), |a, b| _mm512_add_epi32(a, b));
+        _mm512_reduce_add_epi32(all) as u64
     }
 
     #[target_feature(enable = "avx512f")]

@@ -58,7 +58,7 @@ fn kind(format: Format) -> (bool, bool, Option<usize>) {
 fn book_of(format: Format) -> [u8; 16] {
     let plus = |values: [i32; 16]| values.map(|value| (value + 128) as u8);
     match format {
-        Format::Q4 => plus([-32, -25, -19, -15, -11, -8, -5, -2, 1, 4, 7, 10, 14, 18, 23, 31]),
+        Format::Q4 => plus([-31, -24, -19, -15, -11, -8, -5, -2, 0, 3, 6, 9, 13, 17, 22, 31]),
         Format::Q4_0 => std::array::from_fn(|i| 120 + i as u8),
         Format::Q3K => std::array::from_fn(|i| 124 + i as u8),
         Format::Iq4Nl | Format::Iq4Xs => {

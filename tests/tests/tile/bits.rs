@@ -147,6 +147,34 @@ fn dot_products_are_exact_at_the_extremes() {
     assert_same(&b.finish(), &args, same_bytes);
 }
 
+/// Sums of products of small bytes may wait in 16 bits: as many as have room at the extremes, and none that is used otherwise.
+#[test]
+fn sums_of_small_products_never_overflow() {
+    for most in [1u8, 15, 16, 21, 31, 42, 43, 63, 64, 127, 128] {
+        let (mut b, [w, a, acc, y]) = Builder::new(format!("small_{most}"), ["w", "a", "acc", "y"]);
+        b.repeat(64 * 8, 64, |b, i| {
+            let [w, a, acc, y] = [w, a, acc, y].map(|p| b.add(p, i));
+            let mask = b.lanes([i32::from_ne_bytes([most; 4]); 16]);
+            let mask = b.bitcast(Type::VecI8, mask);
+            let (w, a) = (b.load_bytes(w, 0), b.load_bytes(a, 0));
+            let w = b.binary(Binary::And, w, mask);
+            let acc = b.load(Memory::I32, acc, 0);
+            let dots = |b: &mut Builder, sum: Value, n: usize| (0..n).fold(sum, |sum, _| b.dot_u8s8(sum, w, a));
+            let some = dots(b, acc, 5);
+            let more = dots(b, some, 130);
+            let zero = b.splat_i32(0);
+            let others = dots(b, zero, 3);
+            let all = b.binary(Binary::Xor, some, more);
+            let all = b.add(all, others);
+            b.store(Memory::I32, all, y, 0);
+        });
+        let w = Arg::Memory(vec![0xff; 64 * 8]);
+        let a = (0..64 * 8).map(|i: usize| [0x80, 0x7f, 0x81, (37 * i) as u8][i / 64 % 4]).collect();
+        let acc = (0..16 * 8).flat_map(|i| [0, i32::MAX, i32::MIN, -1][i / 16 % 4].to_le_bytes()).collect();
+        assert_same(&b.finish(), &[w, Arg::Memory(a), Arg::Memory(acc), Arg::Memory(vec![0; 64 * 8])], same_bytes);
+    }
+}
+
 /// Numbers at which rounding, comparison and conversion could go wrong.
 const EDGES: [f32; 32] = [
     0.0,

@@ -164,7 +164,9 @@ impl Matmul {
             let mut codes = |four: &Four| -> Vec<Value> {
                 let raw = match loaded.take() {
                     Some((at, raw)) if at == four.at => raw,
-                    _ => (0..w.count()).map(|tile| w.address(tile, four.at)).map(|(w, at)| b.load_bytes(w, at)).collect(),
+                    _ => {
+                        (0..w.count()).map(|tile| w.address(tile, four.at)).map(|(w, at)| b.load_bytes(w, at)).collect()
+                    }
                 };
                 let (_, raw): &(_, Vec<Value>) = loaded.insert((four.at, raw));
                 raw.iter().map(|&raw| weight_codes(b, self.format, self.dot, raw, four.half)).collect()
