@@ -49,7 +49,7 @@ impl Cpu {
         has(AVX2 | FMA | F16C).then_some(Cpu { width: Width::Ymm, dot: has(AVX_VNNI), permute: false })
     }
 
-    /// Whether dot products of signed bytes are faster than those of unsigned ones: without `vpdpbusd`, which takes no others; AVX-512 has no `vpsignb`.
+    /// Whether dot products of signed bytes are faster than those of unsigned ones that are not small: without `vpdpbusd`, which takes no others; AVX-512 has no `vpsignb`.
     pub fn signs_bytes(self) -> bool {
         self.width == Width::Ymm && !self.dot
     }
