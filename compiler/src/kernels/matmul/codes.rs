@@ -158,20 +158,18 @@ impl Matmul {
             _ => vec![b.splat_i32(0); self.tokens],
         };
         let mut dots = start.repeat(w.count());
-        let mut loaded = None;
+        // The vector of each tile that was loaded last, and where it begins.
+        let (mut raw, mut raw_at) = (vec![], None);
         // Small values are met by fours of columns and the next four, whose products are added up before they become 32 bits.
         for fours in self.fours(group, run).chunks(if self.dot == Dot::Small { 2 } else { 1 }) {
-            let mut codes = |four: &Four| -> Vec<Value> {
-                let raw = match loaded.take() {
-                    Some((at, raw)) if at == four.at => raw,
-                    _ => {
-                        (0..w.count()).map(|tile| w.address(tile, four.at)).map(|(w, at)| b.load_bytes(w, at)).collect()
-                    }
-                };
-                let (_, raw): &(_, Vec<Value>) = loaded.insert((four.at, raw));
-                raw.iter().map(|&raw| weight_codes(b, self.format, self.dot, raw, four.half)).collect()
-            };
-            let weights: Vec<Vec<Value>> = fours.iter().map(&mut codes).collect();
+            let mut weights: Vec<Vec<Value>> = vec![];
+            for &Four { at, half, .. } in fours {
+                if raw_at != Some(at) {
+                    raw = (0..w.count()).map(|tile| w.address(tile, at)).map(|(w, at)| b.load_bytes(w, at)).collect();
+                    raw_at = Some(at);
+                }
+                weights.push(raw.iter().map(|&raw| weight_codes(b, self.format, self.dot, raw, half)).collect());
+            }
             // Each activation is in a register for as short as can be, which the sums need.
             for t in 0..self.tokens {
                 for (four, weights) in fours.iter().zip(&weights) {
