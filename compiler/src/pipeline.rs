@@ -448,7 +448,9 @@ fn fill(
 ) -> Result<bool, BuildError> {
     let earlier = cache::find(&place);
     let copied = earlier.is_some();
-    progress.begin(place.offset + place.bytes, copied);
+    let end = place.offset + place.bytes;
+    progress.begin(end, copied);
+    payload::make_room(file, end)?;
     match earlier {
         Some(earlier) => {
             earlier.copy_to(file, place.offset, |done, all| {

@@ -4,7 +4,7 @@
 //! it says is checked against that file's trailer or header before it is believed. Deliberately absent: executables of `moec run`.
 
 use super::executable::Placement;
-use super::{EmitError, payload};
+use super::{EmitError, page_cache, payload};
 use crate::plan::Plan;
 use moec_abi::metadata::Metadata;
 use moec_abi::{PAYLOAD_MAGIC, PayloadHeader, Plain, TRAILER_MAGIC, Trailer};
@@ -93,7 +93,9 @@ impl Earlier {
         to.seek(SeekFrom::Start(at)).map_err(error())?;
         let mut done = 0;
         while done < self.bytes && progress(done, self.bytes).is_continue() {
-            let copied = std::io::copy(&mut from.take(CHUNK.min(self.bytes - done)), &mut to).map_err(error())?;
+            let next = CHUNK.min(self.bytes - done);
+            page_cache::make_large(to, at + done..at + done + next);
+            let copied = std::io::copy(&mut from.take(next), &mut to).map_err(error())?;
             if copied == 0 {
                 return Err(error()(ErrorKind::UnexpectedEof.into()));
             }

@@ -12,6 +12,7 @@ mod linker;
 mod loader_path;
 pub mod object;
 pub mod pack;
+mod page_cache;
 pub mod payload;
 
 use crate::disk;

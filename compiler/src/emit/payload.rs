@@ -52,6 +52,14 @@ pub fn key(plan: &Plan, model: &Model) -> [u8; 32] {
     *hash.finalize().as_bytes()
 }
 
+/// Makes `file` as long as it is with its payload, which ends on a whole page.
+///
+/// # Errors
+/// When it cannot be.
+pub fn make_room(file: &File, end: u64) -> Result<(), EmitError> {
+    file.set_len(end).map_err(EmitError::io("cannot make room for", "the weights"))
+}
+
 /// Writes the header, the metadata and the tokenizer of the payload that starts at `start` of `file`.
 ///
 /// # Errors
@@ -85,13 +93,7 @@ pub fn write_frame(
     };
     write(header.as_bytes(), 0)?;
     write(text.as_bytes(), payload.metadata.0)?;
-    write(&model.tokenizer.json, payload.tokenizer.0)?;
-    // The payload ends on a whole page.
-    let end = start + payload.bytes as u64;
-    if file.metadata().map_err(EmitError::io("cannot read the size of", "the weights"))?.len() < end {
-        file.set_len(end).map_err(EmitError::io("cannot write", "the weights"))?;
-    }
-    Ok(())
+    write(&model.tokenizer.json, payload.tokenizer.0)
 }
 
 /// What the payload that starts at `start` of `file` says of itself.

@@ -9,6 +9,7 @@ use super::report::{PackReport, Packed};
 use super::rows::{Run, TileRows, column_runs, tile_rows};
 use super::tile::{Loss, encode_floats, encode_tile};
 use super::{Packing, rotary};
+use crate::emit::page_cache;
 use crate::import::CodedRows;
 use crate::plan::layout::{BLOCK, Format};
 use crate::plan::payload::{Arrangement, PayloadItem};
@@ -184,6 +185,7 @@ impl Shared<'_> {
             self.packing.source.release(tensor, piece.expert, rows);
         }
         let offset = self.start + piece.offset(item);
+        page_cache::make_large(self.file, offset..offset + bytes as u64);
         self.file.write_all_at(&scratch.out, offset).map_err(|source| PackError::Write {
             done: self.done.load(Ordering::Relaxed),
             total: self.total,
