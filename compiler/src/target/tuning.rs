@@ -16,9 +16,6 @@ use std::ops::Range;
 /// Columns of a row so long that the second cache does not hold the activations of a few hundred tokens.
 const LONG_ROW: usize = 8192;
 
-/// Tiles of rows for one walk over the tokens where columns are gone through in parts, which makes tiles short.
-const PART_BLOCK: usize = 8;
-
 /// The shape of the sums that one call of a matrix product computes together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tile {
@@ -97,7 +94,7 @@ impl ProductTuning {
         self.kernels.get(FEW_TOKENS..).and_then(|many| many.last()?.prefetch).unwrap_or(0)
     }
 
-    /// Makes kernels for more than [`FEW_TOKENS`] tokens prefetch so many bytes ahead, or none. Fewer wait for weights alone, and a CPU fetches these by itself.
+    /// Makes kernels for more than [`FEW_TOKENS`] tokens prefetch so many bytes ahead, or none.
     pub fn set_call_ahead(&mut self, bytes: usize) {
         for kernel in self.kernels.iter_mut().skip(FEW_TOKENS) {
             kernel.prefetch = (bytes > 0).then_some(bytes);
@@ -123,14 +120,22 @@ pub struct Tuning {
     pub float: Tile,
     /// Row tiles computed together for a single token.
     pub single_rows: usize,
-    /// Row tiles computed together for two or three tokens, at least; also gone through for one walk over the tokens.
+    /// Row tiles computed together for two tokens and up to [`few_tokens`](Tuning::few_tokens), at least; also gone through for one walk over the tokens.
     pub few_rows: usize,
+    /// Tokens of one call that are so few.
+    pub few_tokens: usize,
+    /// How many bytes ahead, in each of its streams, a kernel for up to [`FEW_TOKENS`] tokens prefetches. 0 leaves it to the CPU.
+    pub few_ahead: usize,
     /// Query heads whose scores or sums attention holds in registers together.
     pub attention_rows: usize,
     /// Bytes of activations that are gone through for one tile of rows, so that they stay in the cache.
     pub activation_bytes: usize,
-    /// Columns, of more than [`LONG_ROW`], of which no more than so many are gone through at a time for all rows; 0 for all.
+    /// Columns, of more than [`LONG_ROW`], of which no more than so many are gone through at a time for all rows, by quantized weights; 0 for all.
     pub columns: usize,
+    /// The same by float weights, whose activations are four times as large.
+    pub float_columns: usize,
+    /// Tiles of rows, at least, for one walk over the tokens where columns are gone through in parts, which makes tiles short.
+    pub part_block: usize,
     /// Whether a walk over tokens prefetches the next block's weights.
     pub ahead: bool,
     /// How many bytes ahead a kernel for more than [`FEW_TOKENS`] tokens prefetches in a call for all rows, and in a walk without [`ahead`](Tuning::ahead):
@@ -149,9 +154,13 @@ impl Tuning {
         float: Tile { rows: 1, tokens: 2 },
         single_rows: 1,
         few_rows: 1,
+        few_tokens: FEW_TOKENS,
+        few_ahead: 0,
         attention_rows: 2,
         activation_bytes: 2 << 20,
         columns: 0,
+        float_columns: 0,
+        part_block: 1,
         ahead: false,
         call_ahead: 0,
         products: BTreeMap::new(),
@@ -184,12 +193,25 @@ impl Tuning {
                     // Two row tiles share each broadcast, for which there are as many ports as for multiply-adds.
                     Core::Wide => Tile { rows: 2, tokens: 6 },
                 },
-                // A core that computes twice as fast waits for what its second cache does not hold.
+                // A core that computes twice as fast waits for what its second cache does not hold; so do Intel's, of f32.
                 columns: if core == Core::Wide { 1024 } else { 0 },
-                float: Tile { rows: 2, tokens: 6 },
+                float_columns: match core {
+                    Core::TwoPasses => 0,
+                    Core::TwoPorts => 2048,
+                    Core::Wide => 1024,
+                },
+                part_block: if core == Core::Wide { 8 } else { 1 },
+                float: match core {
+                    // Widening weights takes the same two ports as well.
+                    Core::TwoPorts => Tile { rows: 1, tokens: 14 },
+                    Core::TwoPasses | Core::Wide => Tile { rows: 2, tokens: 6 },
+                },
                 // Of memory that is fast for a core, two streams are read faster than four.
                 single_rows: if core == Core::Wide { 2 } else { 4 },
                 few_rows: 2,
+                // Intel's cores fetch too little by themselves while they compute. Two tiles of some tokens are two streams, and share activations.
+                few_tokens: if core == Core::TwoPorts { 7 } else { FEW_TOKENS },
+                few_ahead: if core == Core::TwoPorts { 512 } else { 0 },
                 attention_rows: 8,
                 // Zen 4 gains nothing by what walks prefetch, but 3 to 8 % in prompts of 8 to 40 tokens by kernels that prefetch farther ahead.
                 ahead: core != Core::TwoPasses,
@@ -209,17 +231,23 @@ impl Tuning {
         if let Some(measured) = self.products.get(&shape) {
             return measured.clone();
         }
-        let tile = if shape.format.is_quantized() { self.quantized } else { self.float };
+        let (tile, columns) = match shape.format.is_quantized() {
+            true => (self.quantized, self.columns),
+            false => (self.float, self.float_columns),
+        };
         let rows = |tokens: usize| match tokens {
             1 => self.single_rows,
-            2..=FEW_TOKENS => tile.rows.max(self.few_rows),
+            _ if tokens <= self.few_tokens => tile.rows.max(self.few_rows),
             _ => tile.rows,
         };
-        let kernel = |tokens| MatmulTuning { tiles: rows(tokens), ..MatmulTuning::plain(shape.format) };
-        let columns = if shape.k > LONG_ROW { self.columns } else { 0 };
+        let ahead = |tokens: usize| (tokens <= FEW_TOKENS && self.few_ahead > 0).then_some(self.few_ahead);
+        let kernel =
+            |tokens| MatmulTuning { tiles: rows(tokens), prefetch: ahead(tokens), ..MatmulTuning::plain(shape.format) };
+        let columns = if shape.k > LONG_ROW { columns } else { 0 };
+        let block = tile.rows.max(self.few_rows);
         let mut product = ProductTuning {
             kernels: (1..=tile.tokens).map(kernel).collect(),
-            block: if columns > 0 { PART_BLOCK } else { tile.rows.max(self.few_rows) },
+            block: if columns > 0 { block.max(self.part_block) } else { block },
             activation_bytes: self.activation_bytes,
             columns,
             ahead: self.ahead,

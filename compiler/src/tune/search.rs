@@ -11,7 +11,7 @@ use super::cost::{Cost, cost};
 use super::limits::Limits;
 use super::products::Product;
 use super::workload::{MOST_TOKENS, Workload};
-use crate::kernels::MatmulTuning;
+use crate::kernels::{FEW_TOKENS, MatmulTuning};
 use crate::target::ProductTuning;
 use std::time::{Duration, Instant};
 
@@ -177,7 +177,9 @@ impl Search<'_> {
         for tokens in 2..=12 {
             for tiles in [1, 2, 4] {
                 for unroll in self.unrolls() {
-                    let mut kernels = vec![MatmulTuning { tiles, unroll, prefetch: None }; tokens];
+                    let prefetch = |i: usize| best.kernels.get(i).filter(|_| i < FEW_TOKENS)?.prefetch;
+                    let mut kernels: Vec<_> =
+                        (0..tokens).map(|i| MatmulTuning { tiles, unroll, prefetch: prefetch(i) }).collect();
                     kernels[0] = single;
                     let mut way = ProductTuning { kernels, block: best.block.max(tiles), ..best.clone() };
                     way.set_call_ahead(best.call_ahead());
