@@ -258,8 +258,8 @@ impl Payload {
     }
 }
 
-/// Asks the kernel for a part of a file. Pages that are touched, as it were, are large where there are large ones; kernels before 5.14 know no such request, and
-/// read small ones.
+/// Asks the kernel for a part of a file: as if it were touched, which brings large pages where there are any. Kernels before 5.14 do not know that, and read
+/// small ones ahead.
 fn bring_in(map: &Mmap, range: Range<usize>) {
     #[cfg(target_os = "linux")]
     if map.advise_range(memmap2::Advice::PopulateRead, range.start, range.len()).is_ok() {

@@ -122,7 +122,7 @@ pub struct Tuning {
     pub single_rows: usize,
     /// Row tiles computed together for two tokens and up to [`few_tokens`](Tuning::few_tokens), at least; also gone through for one walk over the tokens.
     pub few_rows: usize,
-    /// Tokens of one call that are so few.
+    /// Most tokens of one call that has so many.
     pub few_tokens: usize,
     /// How many bytes ahead, in each of its streams, a kernel for up to [`FEW_TOKENS`] tokens prefetches. 0 leaves it to the CPU.
     pub few_ahead: usize,

@@ -2,7 +2,7 @@
 //!
 //! So a step reads as many bytes from memory as it would of real weights. What they are makes tokens choose experts as unlike tokens do: projections of
 //! attention are zero, so tokens do not mix, norms are one, and all else is arbitrary small numbers ([`super::arena`]): a router sees the token's embedding,
-//! and what experts made of it. Its pages are small, as a file's are. Deliberately absent: a file on a disk.
+//! and what experts made of it. Its pages are small, as a file's are where the system has no large ones for it. Deliberately absent: a file on a disk.
 
 use super::TuneError;
 use super::arena::fill;
