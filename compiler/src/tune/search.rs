@@ -177,9 +177,10 @@ impl Search<'_> {
         for tokens in 2..=12 {
             for tiles in [1, 2, 4] {
                 for unroll in self.unrolls() {
-                    let prefetch = |i: usize| best.kernels.get(i).filter(|_| i < FEW_TOKENS)?.prefetch;
-                    let mut kernels: Vec<_> =
-                        (0..tokens).map(|i| MatmulTuning { tiles, unroll, prefetch: prefetch(i) }).collect();
+                    let mut kernels = vec![MatmulTuning { tiles, unroll, prefetch: None }; tokens];
+                    for (kernel, was) in kernels.iter_mut().zip(&best.kernels).take(FEW_TOKENS) {
+                        kernel.prefetch = was.prefetch;
+                    }
                     kernels[0] = single;
                     let mut way = ProductTuning { kernels, block: best.block.max(tiles), ..best.clone() };
                     way.set_call_ahead(best.call_ahead());
