@@ -10,15 +10,12 @@ use moec_abi::LANES;
 use moec_ir::graph::{Activation, RowContent};
 use moec_ir::tile::{Binary, Function, Memory, Shift, Value, build::Builder};
 
-use super::common::{VECTOR, build_activation, counted, load_f32, prefetch, store_f32, zeros};
+use super::common::{VECTOR, build_activation, counted, load_f32, store_f32, zeros};
 use crate::plan::layout::{BLOCK, Format, GROUP, QuantizedRow};
 use std::ops::Range;
 
 /// Most activation rows of one call.
 pub const MAX_TOKENS: usize = 16;
-
-/// Bytes that a kernel with [`Matmul::fetch`] prefetches in one go.
-pub const FETCH: usize = 128;
 
 /// Tokens so few that their kernels wait for weights, not for arithmetic.
 pub const FEW_TOKENS: usize = 3;
@@ -119,8 +116,9 @@ pub struct Matmul {
     pub k: usize,
     /// Which part, if not all.
     pub part: Option<Part>,
-    /// Whether it prefetches weights that come later: for each tile and step of K (a group of columns, or those of [`MatmulTuning::unroll`]) as many
-    /// times [`FETCH`] bytes as `fetches` says, one more parameter, which lie `ahead` bytes, another, from the weights of the step on.
+    /// Whether it prefetches weights that come later, beside those it reads: as many lines for each tile and step of K, of [`Matmul::step_bytes`], as the
+    /// step has, but not one after the other: the first lies `ahead` bytes, a parameter, from the weights of the step on, each next one `stride` bytes,
+    /// another, from the one before.
     pub fetch: bool,
     /// Activation rows, 1 ..= [`MAX_TOKENS`].
     pub tokens: usize,
@@ -139,13 +137,21 @@ pub struct Matmul {
 /// Sums of some row tiles, a vector for each: `[tile][token]`.
 type Sums = Vec<Value>;
 
-/// Where codes (or f32), scales and sums of the activations begin; and how far ahead of weights, and how often, something is prefetched if it is.
+/// Where codes (or f32), scales and sums of the activations begin; and how far ahead of weights, and at what distance from each other, lines that come later
+/// are prefetched if they are.
 #[derive(Clone, Copy, Debug)]
 struct Inputs {
     x: Value,
     scales: Value,
     sums: Value,
-    fetched: Option<(Value, Value)>,
+    later: Option<(Value, Value)>,
+}
+
+/// What of the weights that come later is prefetched next: of each tile a line, and that so many bytes further.
+#[derive(Clone, Debug)]
+struct Later {
+    tiles: Tiles,
+    stride: Value,
 }
 
 /// Where the row tiles lie that are computed together.
@@ -214,9 +220,9 @@ impl Matmul {
     pub fn params(&self) -> &'static [&'static str] {
         match (self.part.is_some(), self.fetch) {
             (false, false) => &["w", "x", "y", "units"],
-            (false, true) => &["w", "x", "y", "units", "ahead", "fetches"],
+            (false, true) => &["w", "x", "y", "units", "ahead", "stride"],
             (true, false) => &["w", "x", "start", "y", "units", "sums"],
-            (true, true) => &["w", "x", "start", "y", "units", "sums", "ahead", "fetches"],
+            (true, true) => &["w", "x", "start", "y", "units", "sums", "ahead", "stride"],
         }
     }
 
@@ -240,13 +246,12 @@ impl Matmul {
         Matmul { k: columns.len(), part: Some(part), ..self.clone() }
     }
 
-    /// Times [`FETCH`] bytes that each tile has in a step of K.
-    pub fn step_fetches(&self) -> usize {
-        let bytes = match self.format.element_bytes() {
+    /// Bytes that each tile has in a step of K: a group of columns, or as many as are written out.
+    pub fn step_bytes(&self) -> usize {
+        match self.format.element_bytes() {
             Some(bytes) => self.tuning.unroll * LANES * bytes,
             None => self.format.group_bytes(GROUP / BLOCK),
-        };
-        bytes.div_ceil(FETCH)
+        }
     }
 
     /// The code.
@@ -258,7 +263,7 @@ impl Matmul {
         let param = |name: &str| self.params().iter().position(|&param| param == name).map(|i| params[i]);
         let [w, x, y, units] = ["w", "x", "y", "units"].map(|name| param(name).expect("all kernels have it"));
         let [x, scales, sums] = self.activations(b, x, param("start"));
-        let from = Inputs { x, scales, sums, fetched: param("ahead").zip(param("fetches")) };
+        let from = Inputs { x, scales, sums, later: param("ahead").zip(param("stride")) };
         let start = b.int(0);
         let together = (self.tuning.tiles / self.epilogue.tiles()).max(1);
         let (main_end, at) = if self.part.is_none() && self.tuning.tiles > 1 && self.tokens <= FEW_TOKENS {
@@ -421,8 +426,9 @@ impl Matmul {
         let unroll = self.tuning.unroll;
         let column = (LANES * memory.bytes()) as i64;
         let steps = |b: &mut Builder, w: &Tiles, [x]: [Value; 1], mut sums: Sums, count: usize| {
-            self.prefetch(b, from, w, 0, count * column as usize);
+            let mut later = Self::later(b, from, w, 0);
             for k in 0..count {
+                self.prefetch(b, w, &mut later, lines(k * column as usize..(k + 1) * column as usize));
                 let broadcast: Vec<_> =
                     (0..self.tokens).map(|t| b.load_splat(Memory::F32, x, self.word(k, t))).collect();
                 for (tile, sums) in sums.chunks_mut(self.tokens).enumerate() {
@@ -441,25 +447,25 @@ impl Matmul {
         if rest == 0 { sums } else { steps(b, &w, at, sums, rest) }
     }
 
-    /// Prefetches what lies ahead of bytes `first .. first + bytes` of each tile, or some of it.
-    fn prefetch(&self, b: &mut Builder, from: Inputs, w: &Tiles, first: i64, bytes: usize) {
-        if let Some((ahead, fetches)) = from.fetched {
-            let next = w.at.iter().map(|&w| b.add(w, ahead)).collect();
-            let next = Tiles { at: next, each: w.each.clone() };
-            let start = b.int(0);
-            b.for_loop(start, fetches, 1, &next.at, |b, _, at| {
-                let next = Tiles { at: at.to_vec(), each: next.each.clone() };
-                for tile in 0..next.each.len() {
-                    let (at, offset) = next.address(tile, first);
-                    prefetch(b, at, offset, FETCH as i64);
-                }
-                advanced(b, at, FETCH as i64)
-            });
-        }
-        let Some(ahead) = self.tuning.prefetch else { return };
-        for tile in 0..w.count() {
-            let (w, at) = w.address(tile, ahead as i64 + first);
-            prefetch(b, w, at, bytes as i64);
+    /// What is prefetched of later weights in a step that begins so many bytes into each tile, if it is.
+    fn later(b: &mut Builder, from: Inputs, w: &Tiles, step: i64) -> Option<Later> {
+        let (ahead, stride) = from.later?;
+        let at = w.at.iter().map(|&w| b.add(w, ahead)).collect();
+        let each = w.each.iter().map(|&(at, offset)| (at, offset + step)).collect();
+        Some(Later { tiles: Tiles { at, each }, stride })
+    }
+
+    /// Prefetches for lines that begin so many bytes into each tile, as the kernel is written: what lies ahead of them, and as many of `later`. Those of
+    /// a step are prefetched one by one: many at once would hold up loads from near caches behind them.
+    fn prefetch(&self, b: &mut Builder, w: &Tiles, later: &mut Option<Later>, lines: impl IntoIterator<Item = i64>) {
+        for line in lines {
+            if let Some(ahead) = self.tuning.prefetch {
+                (0..w.count()).map(|tile| w.address(tile, ahead as i64 + line)).for_each(|(w, at)| b.prefetch(w, at));
+            }
+            if let Some(Later { tiles, stride }) = later {
+                (0..tiles.count()).map(|tile| tiles.address(tile, 0)).for_each(|(w, at)| b.prefetch(w, at));
+                tiles.at.iter_mut().for_each(|at| *at = b.add(*at, *stride));
+            }
         }
     }
 }
@@ -478,6 +484,11 @@ const fn widening(format: Format) -> Option<Memory> {
 fn whole(b: &mut Builder, count: Value, of: usize) -> Value {
     let mask = b.int(-(of as i64));
     b.binary(Binary::And, count, mask)
+}
+
+/// Where the cache lines begin that begin in these bytes.
+fn lines(bytes: Range<usize>) -> impl Iterator<Item = i64> {
+    (bytes.start.next_multiple_of(64)..bytes.end).step_by(64).map(|at| at as i64)
 }
 
 /// Addresses so many bytes further.

@@ -10,7 +10,7 @@ use super::layout::Format;
 use super::planner::{Place, Share, Split, call};
 use super::program::{Action, Expr, Field, StageProduct};
 use super::stages::{Rows, Stages, WORD};
-use crate::kernels::{Epilogue, FETCH, Interleave, Matmul, MatmulTuning};
+use crate::kernels::{Epilogue, Interleave, Matmul, MatmulTuning};
 use crate::target::{ProductShape, ProductTuning};
 use moec_abi::LANES;
 use moec_ir::graph::{Activation, Mode, NodeId, Role, ValueId, WeightId};
@@ -219,12 +219,7 @@ impl Stages<'_> {
         cases.extend(kernels.iter().map(one_call));
 
         let mut walks = Vec::new();
-        // What of the next block is prefetched with each tile of tokens, so that all is once.
-        let fetches = tuning.ahead.then(|| {
-            let times = (all.tokens.clone() + (tile - 1)) / tile;
-            let fetches = (times.clone() + (kernels[0].step_fetches() - 1)) / times;
-            self.planner.bind(&mut walks, fetches)
-        });
+        let step = kernels[0].step_bytes();
         for columns in tuning.parts(product.k) {
             let mut inner = Vec::new();
             let var = self.planner.var();
@@ -238,18 +233,20 @@ impl Stages<'_> {
                 let kernel = tuning.in_walk(kernels[tokens - 1].clone());
                 let x = all.x.clone() + t.clone() * product.x.stride;
                 let y = y.clone() + t.clone() * results.stride;
-                let fetched = fetches.iter().flat_map(|fetches| {
-                    let before = t.clone() / tile * fetches.clone() * FETCH;
-                    [before + together * unit_bytes, fetches.clone()]
+                // Of each step of the next block as much as of the tokens, so that memory is as busy with each of them.
+                let later = tuning.ahead.then(|| {
+                    let share = |of: usize, tokens: Expr| tokens * of / all.tokens.clone();
+                    [share(step, t.clone()) + together * unit_bytes, share(64, tokens.into()) + 1usize]
                 });
+                let later = later.into_iter().flatten();
                 let Some(kept) = kept else {
-                    return call(kernel, [w.clone(), x, y, count.clone()].into_iter().chain(fetched));
+                    return call(kernel, [w.clone(), x, y, count.clone()].into_iter().chain(later));
                 };
                 let before = t.clone() * count.clone() * (results.epilogue.tiles() * LANES * WORD);
                 let sums = kept.row(unit.clone() * results.epilogue.tiles()) + before;
                 let w = w.clone() + product.format.bytes_before(columns.start);
                 let args = [w, x, (columns.start * tokens).into(), y, count.clone(), sums];
-                call(kernel.in_part(&columns), args.into_iter().chain(fetched))
+                call(kernel.in_part(&columns), args.into_iter().chain(later))
             });
             let Share { from, to } = units.clone();
             walks.push(Action::Loop { var, from, to, step: together as i64, body: inner });

@@ -124,7 +124,7 @@ pub struct Tuning {
     pub few_rows: usize,
     /// Most tokens of one call that has so many.
     pub few_tokens: usize,
-    /// How many bytes ahead, in each of its streams, a kernel for up to [`FEW_TOKENS`] tokens prefetches. 0 leaves it to the CPU.
+    /// How many bytes ahead, in all of its streams together, a kernel for up to [`FEW_TOKENS`] tokens prefetches. 0 leaves it to the CPU.
     pub few_ahead: usize,
     /// Query heads whose scores or sums attention holds in registers together.
     pub attention_rows: usize,
@@ -189,7 +189,7 @@ impl Tuning {
                     // Sums that need no spilling are worth more than what sharing saves.
                     Core::TwoPasses => Tile { rows: 1, tokens: 8 },
                     // Expanding weights takes the same two ports as multiply-adds: many tokens share it.
-                    Core::TwoPorts => Tile { rows: 1, tokens: 11 },
+                    Core::TwoPorts => Tile { rows: 1, tokens: 14 },
                     // Two row tiles share each broadcast, for which there are as many ports as for multiply-adds.
                     Core::Wide => Tile { rows: 2, tokens: 6 },
                 },
@@ -211,11 +211,15 @@ impl Tuning {
                 few_rows: 2,
                 // Intel's cores fetch too little by themselves while they compute. Two tiles of some tokens are two streams, and share activations.
                 few_tokens: if core == Core::TwoPorts { 7 } else { FEW_TOKENS },
-                few_ahead: if core == Core::TwoPorts { 512 } else { 0 },
+                few_ahead: if core == Core::TwoPorts { 4096 } else { 0 },
                 attention_rows: 8,
                 // Zen 4 gains nothing by what walks prefetch, but 3 to 8 % in prompts of 8 to 40 tokens by kernels that prefetch farther ahead.
                 ahead: core != Core::TwoPasses,
-                call_ahead: if core == Core::TwoPasses { 8192 } else { 2048 },
+                call_ahead: match core {
+                    Core::TwoPasses => 8192,
+                    Core::TwoPorts => 4096,
+                    Core::Wide => 2048,
+                },
                 ..Tuning::NARROW
             },
         }
@@ -240,7 +244,7 @@ impl Tuning {
             _ if tokens <= self.few_tokens => tile.rows.max(self.few_rows),
             _ => tile.rows,
         };
-        let ahead = |tokens: usize| (tokens <= FEW_TOKENS && self.few_ahead > 0).then_some(self.few_ahead);
+        let ahead = |tokens: usize| (tokens <= FEW_TOKENS && self.few_ahead > 0).then(|| self.few_ahead / rows(tokens));
         let kernel =
             |tokens| MatmulTuning { tiles: rows(tokens), prefetch: ahead(tokens), ..MatmulTuning::plain(shape.format) };
         let columns = if shape.k > LONG_ROW { columns } else { 0 };

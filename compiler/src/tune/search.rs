@@ -11,7 +11,7 @@ use super::cost::{Cost, cost};
 use super::limits::Limits;
 use super::products::Product;
 use super::workload::{MOST_TOKENS, Workload};
-use crate::kernels::{FEW_TOKENS, MatmulTuning};
+use crate::kernels::{FEW_TOKENS, MAX_TOKENS, MatmulTuning};
 use crate::target::ProductTuning;
 use std::time::{Duration, Instant};
 
@@ -174,7 +174,7 @@ impl Search<'_> {
     fn tile(&mut self, best: &mut ProductTuning) -> Result<()> {
         let single = best.kernels[0];
         let mut ways = Vec::new();
-        for tokens in 2..=12 {
+        for tokens in 2..=MAX_TOKENS {
             for tiles in [1, 2, 4] {
                 for unroll in self.unrolls() {
                     let mut kernels = vec![MatmulTuning { tiles, unroll, prefetch: None }; tokens];
@@ -230,7 +230,7 @@ impl Search<'_> {
         self.choose(best, parts.collect(), &loads)?;
         let ahead = [false, true].map(|ahead| ProductTuning { ahead, ..best.clone() });
         self.choose(best, ahead.to_vec(), &loads)?;
-        let distances = [0, 2048, 8192, 32768].map(|bytes| {
+        let distances = [0, 2048, 4096, 8192].map(|bytes| {
             let mut way = best.clone();
             way.set_call_ahead(bytes);
             way

@@ -10,7 +10,7 @@ use super::contest::median;
 use super::limits::{self, Limits, Peak, Sweep};
 use super::products::{MOST_MATRICES, Product};
 use super::team::together;
-use crate::kernels::{FETCH, Matmul};
+use crate::kernels::Matmul;
 use crate::plan::layout::QuantizedRow;
 use crate::target::machine::{Machine, available_memory};
 use crate::target::{ProductShape, ProductTuning};
@@ -78,12 +78,12 @@ impl Calls {
     }
 
     /// The arguments of the kernel for `tokens` tokens, out of those that all may have; surplus ones are ignored.
-    fn arguments(&self, tokens: usize, [w, x, y, units, sums, ahead, fetches]: [i64; 7]) -> Vec<i64> {
+    fn arguments(&self, tokens: usize, [w, x, y, units, sums, ahead, stride]: [i64; 7]) -> Vec<i64> {
         match self.start {
-            None => vec![w, x, y, units, ahead, fetches],
+            None => vec![w, x, y, units, ahead, stride],
             Some(start) => {
                 let before = self.kernels[0].format.bytes_before(start) as i64;
-                vec![w + before, x, (start * tokens) as i64, y, units, sums, ahead, fetches]
+                vec![w + before, x, (start * tokens) as i64, y, units, sums, ahead, stride]
             }
         }
     }
@@ -284,13 +284,13 @@ impl Workload {
                         w: i64,
                         n: usize,
                         unit: usize,
-                        [at, first, count, fetches]: [usize; 4]| {
+                        [at, first, count]: [usize; 3],
+                        [ahead, stride]: [usize; 2]| {
                 let code = codes[n - 1].expect("compiled above");
                 let kept = shape.epilogue.tiles() * (unit * most + at * count);
                 let (w, x) = (w + (unit * unit_bytes) as i64, x + (at * stride) as i64);
                 let (y, sums) = (y + (first * y_stride + 64 * unit) as i64, sums + 64 * kept as i64);
-                let ahead = (block * unit_bytes + at / tile * FETCH * fetches) as i64;
-                let args = calls.arguments(n, [w, x, y, count as i64, sums, ahead, fetches as i64]);
+                let args = calls.arguments(n, [w, x, y, count as i64, sums, ahead as i64, stride as i64]);
                 // SAFETY: the arena holds the weights of this thread's part from `next` on, a chunk of its activations, its sums, and results of all tokens, as asserted;
                 // nobody reads the results.
                 unsafe { code.call(&args) };
@@ -300,15 +300,17 @@ impl Workload {
                 for first in (0..tokens).step_by(chunk) {
                     let some = chunk.min(tokens - first);
                     if some <= tile {
-                        call(&few, &few_codes, w, some, 0, [0, first, units, 0]);
+                        call(&few, &few_codes, w, some, 0, [0, first, units], [0, 0]);
                         continue;
                     }
                     for (calls, codes) in &walks {
-                        let fetches = calls.kernels[0].step_fetches().div_ceil(some.div_ceil(tile));
+                        let (step, share) = (calls.kernels[0].step_bytes(), |of: usize, tokens| of * tokens / some);
                         for unit in (0..units).step_by(block) {
                             for at in (0..some).step_by(tile) {
                                 let count = block.min(units - unit);
-                                call(calls, codes, w, tile.min(some - at), unit, [at, first + at, count, fetches]);
+                                let n = tile.min(some - at);
+                                let later = [share(step, at) + block * unit_bytes, share(64, n) + 1];
+                                call(calls, codes, w, n, unit, [at, first + at, count], later);
                             }
                         }
                     }

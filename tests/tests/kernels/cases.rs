@@ -69,13 +69,13 @@ pub fn matmul(r: &mut Random, kernel: Matmul, units: usize) -> Case {
             after[at..at + 4].copy_from_slice(&y.to_le_bytes());
         }
     }
-    let fetches = kernel.fetch;
+    let later = kernel.fetch;
     let mut c = Case::new(kernel);
     let regions = [c.input("w", w.packed), c.input("x", xs), c.inout("y", before, after)];
     c.at(&regions);
     c.ints(&[units]);
-    if fetches {
-        c.ints(&[4096, tokens / 2]);
+    if later {
+        c.ints(&[4096, 64 * tokens / 16]);
     }
     c
 }

@@ -8,7 +8,7 @@ use moec_ir::tile::{Memory, Shift, Value, build::Builder};
 use std::ops::Range;
 
 use super::super::scales::{Load, weight_codes, weight_offset, weight_scale};
-use super::{Dot, Inputs, Matmul, Sums, Tiles, walk};
+use super::{Dot, Inputs, Later, Matmul, Sums, Tiles, lines, walk};
 use crate::plan::layout::{BLOCK, GROUP};
 use moec_abi::LANES;
 
@@ -49,14 +49,7 @@ impl Matmul {
         let blocks = self.k.div_ceil(BLOCK);
         let (groups, rest) = (blocks / BLOCKS, blocks % BLOCKS);
         let group = |b: &mut Builder, w: &Tiles, [codes, scales, sums]: [Value; 3], acc: Sums, number, blocks| {
-            self.prefetch(
-                b,
-                from,
-                w,
-                (number * self.format.group_bytes(BLOCKS)) as i64,
-                self.format.group_bytes(blocks),
-            );
-            self.group(b, w, Row { codes, scales, sums }, Group { number, blocks }, acc)
+            self.group(b, from, w, Row { codes, scales, sums }, Group { number, blocks }, acc)
         };
         let steps = |b: &mut Builder, w: &Tiles, at: [Value; 3], acc: Sums, count: usize| {
             (0..count).fold(acc, |acc, number| group(b, w, at, acc, number, BLOCKS))
@@ -75,11 +68,12 @@ impl Matmul {
     }
 
     /// Adds the products of a group of columns, whose weights' scales lie together.
-    fn group(&self, b: &mut Builder, w: &Tiles, x: Row, group: Group, mut acc: Sums) -> Sums {
+    fn group(&self, b: &mut Builder, from: Inputs, w: &Tiles, x: Row, group: Group, mut acc: Sums) -> Sums {
         let (span, runs) = (self.row.span, group.blocks * self.format.parts());
         let (mut of_span, mut first): (Sums, usize) = (vec![], 0);
+        let mut later = Self::later(b, from, w, self.group_at(group));
         for run in 0..runs {
-            of_span = self.with_run(b, w, x, group, run, &of_span);
+            of_span = self.with_run(b, w, x, &mut later, group, run, &of_span);
             let elements = (run + 1) * self.format.scale_columns();
             if !elements.is_multiple_of(span) && run + 1 < runs {
                 continue;
@@ -98,8 +92,17 @@ impl Matmul {
     }
 
     /// `before`, the sums of a span so far (none before its first run), and the products of run `run`.
-    fn with_run(&self, b: &mut Builder, w: &Tiles, x: Row, group: Group, run: usize, before: &[Value]) -> Sums {
-        let mut sums = self.dots(b, w, x, group, run);
+    fn with_run(
+        &self,
+        b: &mut Builder,
+        w: &Tiles,
+        x: Row,
+        later: &mut Option<Later>,
+        group: Group,
+        run: usize,
+        before: &[Value],
+    ) -> Sums {
+        let mut sums = self.dots(b, w, x, later, group, run);
         for (tile, sums) in sums.chunks_mut(self.tokens).enumerate() {
             let scale = self.scale(b, w, tile, group, |b, load| weight_scale(b, self.format, run, load));
             for (t, sum) in sums.iter_mut().enumerate() {
@@ -144,6 +147,13 @@ impl Matmul {
         (group.number * self.format.group_bytes(BLOCKS)) as i64
     }
 
+    /// A share of a group's bytes for each run of its columns.
+    fn run_bytes(&self, group: Group, run: usize) -> Range<usize> {
+        let (bytes, runs) = (self.format.group_bytes(group.blocks), group.blocks * self.format.parts());
+        let at = |run: usize| group.number * self.format.group_bytes(BLOCKS) + bytes * run / runs;
+        at(run)..at(run + 1)
+    }
+
     /// The number of a run of columns since where the walk has come to.
     fn run(&self, group: Group, run: usize) -> usize {
         group.number * BLOCKS * self.format.parts() + run
@@ -151,7 +161,7 @@ impl Matmul {
 
     /// The integer products of a run of columns that share a scale. With a bias of 128 they begin with the activations' correction, else with 0; those of
     /// small values are corrected at the end; an offset is added later.
-    fn dots(&self, b: &mut Builder, w: &Tiles, x: Row, group: Group, run: usize) -> Sums {
+    fn dots(&self, b: &mut Builder, w: &Tiles, x: Row, later: &mut Option<Later>, group: Group, run: usize) -> Sums {
         let correction = |b: &mut Builder, t| b.load_splat(Memory::I32, x.sums, self.word(self.run(group, run), t));
         let start: Sums = match self.dot {
             Dot::Unsigned if !self.format.has_offsets() => (0..self.tokens).map(|t| correction(b, t)).collect(),
@@ -161,7 +171,14 @@ impl Matmul {
         // The vector of each tile that was loaded last, and where it begins.
         let (mut raw, mut raw_at) = (vec![], None);
         // Small values are met by fours of columns and the next four, whose products are added up before they become 32 bits.
-        for fours in self.fours(group, run).chunks(if self.dot == Dot::Small { 2 } else { 1 }) {
+        let fours = self.fours(group, run);
+        let steps = fours.chunks(if self.dot == Dot::Small { 2 } else { 1 });
+        let ahead: Vec<i64> = lines(self.run_bytes(group, run)).collect();
+        let (count, mut fetched) = (steps.len(), 0);
+        for (step, fours) in steps.enumerate() {
+            let fetch = (ahead.len() * (step + 1)).div_ceil(count);
+            self.prefetch(b, w, later, ahead[fetched..fetch].iter().copied());
+            fetched = fetch;
             let mut weights: Vec<Vec<Value>> = vec![];
             for &Four { at, half, .. } in fours {
                 if raw_at != Some(at) {
