@@ -8,7 +8,7 @@ mod codes;
 
 use moec_abi::LANES;
 use moec_ir::graph::{Activation, RowContent};
-use moec_ir::tile::{Binary, Function, Memory, Shift, Value, build::Builder};
+use moec_ir::tile::{Binary, Function, Memory, Shift, Type, Value, build::Builder};
 
 use super::common::{VECTOR, build_activation, counted, load_f32, store_f32, zeros};
 use crate::plan::layout::{BLOCK, Format, GROUP, QuantizedRow};
@@ -249,9 +249,14 @@ impl Matmul {
     /// Bytes that each tile has in a step of K: a group of columns, or as many as are written out.
     pub fn step_bytes(&self) -> usize {
         match self.format.element_bytes() {
-            Some(bytes) => self.tuning.unroll * LANES * bytes,
+            Some(bytes) => self.unroll() * LANES * bytes,
             None => self.format.group_bytes(GROUP / BLOCK),
         }
+    }
+
+    /// Steps of K in one iteration: as the tuning says, but whole pairs of columns.
+    pub fn unroll(&self) -> usize {
+        self.tuning.unroll.next_multiple_of(if self.format.in_pairs() { 2 } else { 1 })
     }
 
     /// The code.
@@ -423,17 +428,18 @@ impl Matmul {
     }
 
     fn float_sums(&self, b: &mut Builder, memory: Memory, from: Inputs, w: Tiles, sums: Sums) -> Sums {
-        let unroll = self.tuning.unroll;
-        let column = (LANES * memory.bytes()) as i64;
+        let unroll = self.unroll();
+        let column = LANES * memory.bytes();
+        let columns = Columns::new(b, memory, self.format.in_pairs());
         let steps = |b: &mut Builder, w: &Tiles, [x]: [Value; 1], mut sums: Sums, count: usize| {
             let mut later = Self::later(b, from, w, 0);
             for k in 0..count {
-                self.prefetch(b, w, &mut later, lines(k * column as usize..(k + 1) * column as usize));
+                self.prefetch(b, w, &mut later, lines(k * column..(k + 1) * column));
                 let broadcast: Vec<_> =
                     (0..self.tokens).map(|t| b.load_splat(Memory::F32, x, self.word(k, t))).collect();
                 for (tile, sums) in sums.chunks_mut(self.tokens).enumerate() {
-                    let (at, offset) = w.address(tile, k as i64 * column);
-                    let weights = b.load(memory, at, offset);
+                    let (at, offset) = w.address(tile, 0);
+                    let weights = columns.load(b, at, offset, k);
                     for (sum, &x) in sums.iter_mut().zip(&broadcast) {
                         *sum = b.fma(weights, x, *sum);
                     }
@@ -442,7 +448,7 @@ impl Matmul {
             sums
         };
         let (full, rest) = (self.k / unroll, self.k % unroll);
-        let advance = (unroll as i64 * column, [self.word(unroll, 0)]);
+        let advance = ((unroll * column) as i64, [self.word(unroll, 0)]);
         let (w, at, sums) = walk(b, full, (w, [from.x]), advance, sums, |b, w, at, sums| steps(b, w, at, sums, unroll));
         if rest == 0 { sums } else { steps(b, &w, at, sums, rest) }
     }
@@ -465,6 +471,35 @@ impl Matmul {
             if let Some(Later { tiles, stride }) = later {
                 (0..tiles.count()).map(|tile| tiles.address(tile, 0)).for_each(|(w, at)| b.prefetch(w, at));
                 tiles.at.iter_mut().for_each(|at| *at = b.add(*at, *stride));
+            }
+        }
+    }
+}
+
+/// How the columns of a tile of floats are loaded.
+#[derive(Clone, Copy)]
+enum Columns {
+    /// Each by itself.
+    Single(Memory),
+    /// Halves of words, of which one operation makes f32: the low halves by a shift, the high ones with this mask.
+    Pairs(Value),
+}
+
+impl Columns {
+    fn new(b: &mut Builder, memory: Memory, pairs: bool) -> Columns {
+        if pairs { Columns::Pairs(b.splat_i32(!0xffff)) } else { Columns::Single(memory) }
+    }
+
+    /// Column `k` of those that begin at `base + offset`.
+    fn load(self, b: &mut Builder, base: Value, offset: i64, k: usize) -> Value {
+        match self {
+            Columns::Single(memory) => b.load(memory, base, offset + (k * LANES * memory.bytes()) as i64),
+            Columns::Pairs(mask) => {
+                // The halves of a pair are loaded each by itself: a second load costs less than a register.
+                let words = b.load(Memory::I32, base, offset + (k / 2) as i64 * VECTOR);
+                let bits =
+                    if k % 2 == 0 { b.shift(Shift::Left, words, 16) } else { b.binary(Binary::And, words, mask) };
+                b.bitcast(Type::VecF32, bits)
             }
         }
     }

@@ -289,6 +289,11 @@ impl Format {
         }
     }
 
+    /// Whether the columns of a tile lie in pairs, `[K / 2][16][2]`, so that a word has two columns of a row; the last of an odd number has a 0 beside it.
+    pub const fn in_pairs(self) -> bool {
+        matches!(self, Format::Bf16)
+    }
+
     /// Bytes of the codes of one block of 32 of K in one tile.
     pub const fn block_bytes(self) -> usize {
         match self.codes() {

@@ -36,7 +36,7 @@ pub fn cost(compiler: &Compiler, kernel: &Matmul) -> Option<Cost> {
     let tiles = kernel.tuning.tiles.max(kernel.epilogue.tiles());
     // With one tile at a time the loop is there for each tile.
     let at_once = kernel.tuning.tiles.min(tiles);
-    let multiply_adds = (at_once * LANES * columns * kernel.tuning.unroll * kernel.tokens) as f64;
+    let multiply_adds = (at_once * LANES * columns * kernel.unroll() * kernel.tokens) as f64;
     match compiler.backend() {
         KernelBackend::Wide(cpu) => {
             let (instructions, moves) = hot_loop(&function, cpu)?;

@@ -86,13 +86,18 @@ impl Matrix {
         }
         for tile in 0..rows / 16 {
             let start = m.packed.len();
-            for k in 0..k {
+            // Two columns of bf16 lie in a word.
+            let at_once = if format == Format::Bf16 { 2 } else { 1 };
+            for first in (0..k).step_by(at_once) {
                 for l in 0..16 {
-                    let x = m.floats[tile * 16 + l][k];
-                    match format {
-                        Format::F32 => m.packed.extend(x.to_le_bytes()),
-                        Format::Bf16 => m.packed.extend(bf16::from_f32(x).to_le_bytes()),
-                        _ => m.packed.extend(f16::from_f32(x).to_le_bytes()),
+                    let row = &m.floats[tile * 16 + l];
+                    for k in first..first + at_once {
+                        let x = row.get(k).copied().unwrap_or(0.0);
+                        match format {
+                            Format::F32 => m.packed.extend(x.to_le_bytes()),
+                            Format::Bf16 => m.packed.extend(bf16::from_f32(x).to_le_bytes()),
+                            _ => m.packed.extend(f16::from_f32(x).to_le_bytes()),
+                        }
                     }
                 }
             }

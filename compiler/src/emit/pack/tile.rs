@@ -29,7 +29,8 @@ impl Loss {
 pub(crate) fn encode_tile(format: Format, columns: &[Lanes<f32>], real: &[u32], out: &mut [u8]) -> Result<Loss, Unfit> {
     debug_assert_eq!(out.len(), format.tile_bytes(columns.len()));
     match format {
-        Format::F32 | Format::Bf16 | Format::F16 => {
+        Format::Bf16 => vectorize(Pairs { columns, out }),
+        Format::F32 | Format::F16 => {
             let elements = columns.as_flattened();
             let used = elements.len() * if format == Format::F32 { 4 } else { 2 };
             out[used..].fill(0);
@@ -102,12 +103,56 @@ impl Vectorized for Floats<'_> {
                 watch(&last[0], &last[1], &mut largest, &mut error, &mut energy);
             }
         }
-        if largest.iter().any(|&bits| bits >= f32::INFINITY.to_bits()) {
-            let finite = self.elements.iter().all(|element| element.is_finite());
-            return Err(if finite { Unfit::TooLarge(self.format) } else { Unfit::NotFinite });
-        }
-        Ok(Loss { error: error.iter().sum(), energy: energy.iter().sum() })
+        loss(self.format, self.elements, &largest, &error, &energy)
     }
+}
+
+/// The columns of a tile in bf16, two and two in words.
+struct Pairs<'a> {
+    columns: &'a [Lanes<f32>],
+    out: &'a mut [u8],
+}
+
+impl Vectorized for Pairs<'_> {
+    type Output = Result<Loss, Unfit>;
+
+    #[inline(always)]
+    fn run(self) -> Self::Output {
+        let mut largest = [0; LANES];
+        let mut error = [0.0; LANES];
+        let mut energy = [0.0; LANES];
+        let (words, _) = self.out.as_chunks_mut::<4>();
+        for (pair, words) in self.columns.chunks(2).zip(words.chunks_exact_mut(LANES)) {
+            let mut bits = [[0u16; LANES]; 2];
+            for (column, bits) in pair.iter().zip(&mut bits) {
+                *bits = column.map(|element| narrow(element) as u16);
+                watch(column, &bits.map(widen), &mut largest, &mut error, &mut energy);
+            }
+            for (lane, word) in words.iter_mut().enumerate() {
+                *word = (u32::from(bits[1][lane]) << 16 | u32::from(bits[0][lane])).to_le_bytes();
+            }
+        }
+        loss(Format::Bf16, self.columns.as_flattened(), &largest, &error, &energy)
+    }
+}
+
+/// What storing some elements lost, out of what was watched of them.
+///
+/// # Errors
+/// When some are no numbers, or none of the format.
+#[inline(always)]
+fn loss(
+    format: Format,
+    elements: &[f32],
+    largest: &Lanes<u32>,
+    error: &Lanes<f64>,
+    energy: &Lanes<f64>,
+) -> Result<Loss, Unfit> {
+    if largest.iter().any(|&bits| bits >= f32::INFINITY.to_bits()) {
+        let finite = elements.iter().all(|element| element.is_finite());
+        return Err(if finite { Unfit::TooLarge(format) } else { Unfit::NotFinite });
+    }
+    Ok(Loss { error: error.iter().sum(), energy: energy.iter().sum() })
 }
 
 /// Keeps track of the largest magnitude of what was stored, as bits (rounding never brings an infinity back, so it

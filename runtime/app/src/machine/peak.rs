@@ -1,110 +1,8 @@
-//! What the machine can do: bytes read from memory and multiply-adds in registers, by all of a model's threads.
-//!
-//! Deliberately absent: caches, latencies, writes. A decoded token is bound by reading, a prefilled one by arithmetic.
+//! Multiply-adds in registers, by all of a model's threads.
 
-use moec_runtime::memory::{Memory, Zeroed};
-use moec_runtime::{Model, Result};
-use std::fs;
+use moec_runtime::Model;
 use std::hint::black_box;
 use std::time::Instant;
-
-/// A buffer larger than the caches, to be read by all threads.
-pub struct ReadSweep {
-    buffer: Zeroed,
-}
-
-/// A worker's part of the buffer.
-struct Share {
-    start: *mut u8,
-    bytes: usize,
-}
-
-// SAFETY: each share is used by one worker only, within one job.
-unsafe impl Sync for Share {}
-
-impl ReadSweep {
-    /// Takes the buffer and fills it: untouched pages would all be the same page of zeros.
-    pub fn new(model: &Model) -> Result<ReadSweep> {
-        const LEAST: u64 = 256 << 20;
-        let wanted = (4 * largest_cache()).max(LEAST).min(Memory::now().available / 4);
-        let bytes = (wanted as usize).max(1 << 20);
-        let mut buffer = Zeroed::new(bytes, "measuring the memory", "free memory")?;
-        let shares = shares(buffer.as_mut_ptr(), bytes, model.workers());
-        model.on_workers(&|worker| {
-            let share = &shares[worker.index];
-            // SAFETY: the share lies in the buffer and is this worker's alone.
-            unsafe { std::ptr::write_bytes(share.start, 0x5a, share.bytes) };
-        });
-        Ok(ReadSweep { buffer })
-    }
-
-    /// Bytes per second over the whole buffer, the median of several passes.
-    pub fn bytes_per_second(&self, model: &Model) -> f64 {
-        const PASSES: usize = 7;
-        let bytes = self.buffer.bytes();
-        let share = (bytes.len() / model.workers()).next_multiple_of(4096);
-        let mut rates: Vec<f64> = (0..PASSES)
-            .map(|_| {
-                let started = Instant::now();
-                model.on_workers(&|worker| {
-                    let start = (worker.index * share).min(bytes.len());
-                    let end = (start + share).min(bytes.len());
-                    black_box(read(&bytes[start..end]));
-                });
-                bytes.len() as f64 / started.elapsed().as_secs_f64()
-            })
-            .collect();
-        rates.sort_by(f64::total_cmp);
-        rates[PASSES / 2]
-    }
-}
-
-fn shares(start: *mut u8, bytes: usize, workers: usize) -> Vec<Share> {
-    let share = (bytes / workers).next_multiple_of(4096);
-    (0..workers)
-        .map(|worker| {
-            let first = (worker * share).min(bytes);
-            Share { start: start.wrapping_add(first), bytes: share.min(bytes - first) }
-        })
-        .collect()
-}
-
-/// Size of the largest cache of the first CPU, as the kernel tells it; 0 when it does not.
-fn largest_cache() -> u64 {
-    (0..8)
-        .filter_map(|index| {
-            let text = fs::read_to_string(format!("/sys/devices/system/cpu/cpu0/cache/index{index}/size")).ok()?;
-            text.trim().strip_suffix('K')?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
-        })
-        .max()
-        .unwrap_or(0)
-}
-
-/// Reads every byte and returns something that depends on all of them.
-fn read(bytes: &[u8]) -> u64 {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f") {
-            // SAFETY: the feature is there.
-            return unsafe { x86::read_512(bytes) };
-        }
-        if is_x86_feature_detected!("avx2") {
-            // SAFETY: the feature is there.
-            return unsafe { x86::read_256(bytes) };
-        }
-    }
-    read_words(bytes)
-}
-
-fn read_words(bytes: &[u8]) -> u64 {
-    let mut sums = [0u64; 16];
-    for block in bytes.as_chunks::<128>().0 {
-        for (sum, word) in sums.iter_mut().zip(block.as_chunks::<8>().0) {
-            *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
-        }
-    }
-    sums.iter().fold(0, |a, b| a.wrapping_add(*b))
-}
 
 /// The most multiply-adds per second that all threads reach out of registers.
 pub struct Peak {
@@ -220,35 +118,6 @@ mod x86 {
     use std::arch::asm;
     use std::arch::x86_64::*;
     use std::hint::black_box;
-
-    #[target_feature(enable = "avx512f")]
-    pub fn read_512(bytes: &[u8]) -> u64 {
-        let mut sums = [_mm512_setzero_si512(); 8];
-        for block in bytes.as_chunks::<512>().0 {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: the 64 bytes lie in the block; the load needs no alignment.
-                let part = unsafe { _mm512_loadu_si512(block.as_ptr().add(64 * i).cast()) };
-                *sum = _mm512_xor_si512(*sum, part);
-            }
-        }
-        let all = sums.into_iter().fold(_mm512_setzero_si512(), |a, b| _mm512_xor_si512(a, b));
-        _mm512_reduce_add_epi64(all) as u64
-    }
-
-    #[target_feature(enable = "avx2")]
-    pub fn read_256(bytes: &[u8]) -> u64 {
-        let mut sums = [_mm256_setzero_si256(); 8];
-        for block in bytes.as_chunks::<256>().0 {
-            for (i, sum) in sums.iter_mut().enumerate() {
-                // SAFETY: the 32 bytes lie in the block; the load needs no alignment.
-                let part = unsafe { _mm256_loadu_si256(block.as_ptr().add(32 * i).cast()) };
-                *sum = _mm256_xor_si256(*sum, part);
-            }
-        }
-        let all = sums.into_iter().fold(_mm256_setzero_si256(), |a, b| _mm256_xor_si256(a, b));
-        let half = _mm_xor_si128(_mm256_castsi256_si128(all), _mm256_extracti128_si256::<1>(all));
-        _mm_cvtsi128_si64(half) as u64 ^ _mm_extract_epi64::<1>(half) as u64
-    }
 
     #[target_feature(enable = "avx512f,avx512vnni")]
     pub fn dot_512(iterations: u64) -> u64 {
