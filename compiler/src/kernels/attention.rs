@@ -410,10 +410,11 @@ impl Attention {
                 let after = counted(b, self.padded() / SCORES_UNROLL, carried_in, |b, carried| {
                     let (keys, ahead, q, mut sums) = (carried[0], carried[1], carried[2], carried[3..].to_vec());
                     let step = SCORES_UNROLL as i64 * dim;
-                    for tile in 0..together as i64 {
-                        prefetch(b, ahead, tile * tile_bytes, step);
-                    }
                     for d in 0..SCORES_UNROLL as i64 {
+                        // Lines that begin with this dimension: many prefetches at once would hold up other loads.
+                        if d * dim % 64 == 0 {
+                            (0..together as i64).for_each(|tile| b.prefetch(ahead, tile * tile_bytes + d * dim));
+                        }
                         let k: Vec<Value> = (0..together as i64)
                             .map(|tile| b.load(self.kv.memory(), keys, tile * tile_bytes + d * dim))
                             .collect();

@@ -1,9 +1,10 @@
 //! How matrices and activation rows lie in memory: the arithmetic that packing, kernels and the plan share.
 //!
 //! A matrix `[rows, K]` is cut into *tiles* of 16 rows; one logical vector is one column of a tile, and K is walked in order.
-//! Tiles lie one after another. Float formats hold `[K][16]` elements a tile. Quantized ones hold groups of 128 of K: first the scales of the
-//! group's blocks ([`Scales`] says how; padded to 64 bytes, so that every vector load is aligned), then the blocks' codes: of 8 bits as
-//! `[8][16][4]` bytes, of 4 bits as `[4][16][4]` bytes whose low nibbles are the first 16 of K and whose high ones the second.
+//! Tiles lie one after another. Float formats hold `[K][16]` elements a tile, but bf16 `[K / 2][16][2]`: one operation
+//! makes f32 of either half of a word. Quantized ones hold groups of 128 of K: first the scales of the group's blocks ([`Scales`] says how; padded to 64
+//! bytes, so that every vector load is aligned), then the blocks' codes: of 8 bits as `[8][16][4]` bytes, of 4 bits as `[4][16][4]` bytes whose low
+//! nibbles are the first 16 of K and whose high ones the second.
 //!
 //! `q8` and `q4` are moec's own, for weights that it quantizes. The others keep the codes and scales of a stored format as they are; they differ
 //! from those in the order of bytes only, but that codes of 5 and 6 bits take 8, those of 2 and 3 take 4, and scales of 4 and 6 take 8.

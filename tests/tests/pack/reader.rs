@@ -25,7 +25,9 @@ pub(crate) fn read(matrix: &[u8], format: Format, length: usize, row: usize, k: 
             Element::Float(f32::from_le_bytes(matrix[at..at + 4].try_into().expect("four bytes")))
         }
         Format::Bf16 => {
-            Element::Float(bf16::from_bits(half(tile * aligned(length * 32) + (k * 16 + lane) * 2)).to_f32())
+            // Two columns in a word.
+            let word = tile * aligned(length * 32) + (k / 2 * 16 + lane) * 4;
+            Element::Float(bf16::from_bits(half(word + k % 2 * 2)).to_f32())
         }
         Format::F16 => Element::Float(f16::from_bits(half(tile * aligned(length * 32) + (k * 16 + lane) * 2)).to_f32()),
         Format::Q8 | Format::Q4 => {
