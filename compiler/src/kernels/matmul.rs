@@ -497,8 +497,10 @@ impl Columns {
             Columns::Pairs(mask) => {
                 // The halves of a pair are loaded each by itself: a second load costs less than a register.
                 let words = b.load(Memory::I32, base, offset + (k / 2) as i64 * VECTOR);
-                let bits =
-                    if k % 2 == 0 { b.shift(Shift::Left, words, 16) } else { b.binary(Binary::And, words, mask) };
+                let bits = match k % 2 {
+                    0 => b.shift(Shift::Left, words, 16),
+                    _ => b.binary(Binary::And, words, mask),
+                };
                 b.bitcast(Type::VecF32, bits)
             }
         }

@@ -73,7 +73,8 @@ impl Matmul {
         let (mut of_span, mut first): (Sums, usize) = (vec![], 0);
         let mut later = Self::later(b, from, w, self.group_at(group));
         for run in 0..runs {
-            of_span = self.with_run(b, w, x, &mut later, group, run, &of_span);
+            let dots = self.dots(b, w, x, &mut later, group, run);
+            of_span = self.scaled(b, w, group, run, dots, &of_span);
             let elements = (run + 1) * self.format.scale_columns();
             if !elements.is_multiple_of(span) && run + 1 < runs {
                 continue;
@@ -91,18 +92,8 @@ impl Matmul {
         acc
     }
 
-    /// `before`, the sums of a span so far (none before its first run), and the products of run `run`.
-    fn with_run(
-        &self,
-        b: &mut Builder,
-        w: &Tiles,
-        x: Row,
-        later: &mut Option<Later>,
-        group: Group,
-        run: usize,
-        before: &[Value],
-    ) -> Sums {
-        let mut sums = self.dots(b, w, x, later, group, run);
+    /// `before`, the sums of a span so far (none before its first run), and the products of run `run`, with their scales.
+    fn scaled(&self, b: &mut Builder, w: &Tiles, group: Group, run: usize, mut sums: Sums, before: &[Value]) -> Sums {
         for (tile, sums) in sums.chunks_mut(self.tokens).enumerate() {
             let scale = self.scale(b, w, tile, group, |b, load| weight_scale(b, self.format, run, load));
             for (t, sum) in sums.iter_mut().enumerate() {
