@@ -219,7 +219,6 @@ impl Stages<'_> {
         cases.extend(kernels.iter().map(one_call));
 
         let mut walks = Vec::new();
-        let step = kernels[0].step_bytes();
         for columns in tuning.parts(product.k) {
             let mut inner = Vec::new();
             let var = self.planner.var();
@@ -236,7 +235,7 @@ impl Stages<'_> {
                 // Of each step of the next block as much as of the tokens, so that memory is as busy with each of them.
                 let later = tuning.ahead.then(|| {
                     let share = |of: usize, tokens: Expr| tokens * of / all.tokens.clone();
-                    [share(step, t.clone()) + together * unit_bytes, share(64, tokens.into()) + 1usize]
+                    [share(kernel.step_bytes(), t.clone()) + together * unit_bytes, share(64, tokens.into()) + 1usize]
                 });
                 let later = later.into_iter().flatten();
                 let Some(kept) = kept else {

@@ -304,11 +304,12 @@ impl Workload {
                         continue;
                     }
                     for (calls, codes) in &walks {
-                        let (step, share) = (calls.kernels[0].step_bytes(), |of: usize, tokens| of * tokens / some);
+                        let share = |of: usize, tokens| of * tokens / some;
                         for unit in (0..units).step_by(block) {
                             for at in (0..some).step_by(tile) {
                                 let count = block.min(units - unit);
                                 let n = tile.min(some - at);
+                                let step = calls.kernels[n - 1].step_bytes();
                                 let later = [share(step, at) + block * unit_bytes, share(64, n) + 1];
                                 call(calls, codes, w, n, unit, [at, first + at, count], later);
                             }
