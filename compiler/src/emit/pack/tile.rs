@@ -60,9 +60,7 @@ impl Vectorized for Floats<'_> {
 
     #[inline(always)]
     fn run(self) -> Self::Output {
-        let mut largest = [0; LANES];
-        let mut error = [0.0; LANES];
-        let mut energy = [0.0; LANES];
+        let mut watched = Watched::default();
         let bytes = if self.format == Format::F32 { 4 } else { 2 };
         let mut halves = [f16::ZERO; CHUNK];
         let mut stored = [0.0; CHUNK];
@@ -94,16 +92,16 @@ impl Vectorized for Floats<'_> {
             let (elements, last_elements) = elements.as_chunks::<LANES>();
             let (stored, last_stored) = stored.as_chunks::<LANES>();
             for (elements, stored) in elements.iter().zip(stored) {
-                watch(elements, stored, &mut largest, &mut error, &mut energy);
+                watched.add(elements, stored);
             }
             if !last_elements.is_empty() {
                 let mut last = [[0.0; LANES]; 2];
                 last[0][..last_elements.len()].copy_from_slice(last_elements);
                 last[1][..last_stored.len()].copy_from_slice(last_stored);
-                watch(&last[0], &last[1], &mut largest, &mut error, &mut energy);
+                watched.add(&last[0], &last[1]);
             }
         }
-        loss(self.format, self.elements, &largest, &error, &energy)
+        watched.loss(self.format, self.elements)
     }
 }
 
@@ -118,59 +116,55 @@ impl Vectorized for Pairs<'_> {
 
     #[inline(always)]
     fn run(self) -> Self::Output {
-        let mut largest = [0; LANES];
-        let mut error = [0.0; LANES];
-        let mut energy = [0.0; LANES];
+        let mut watched = Watched::default();
         let (words, _) = self.out.as_chunks_mut::<4>();
         for (pair, words) in self.columns.chunks(2).zip(words.chunks_exact_mut(LANES)) {
             let mut bits = [[0u16; LANES]; 2];
             for (column, bits) in pair.iter().zip(&mut bits) {
                 *bits = column.map(|element| narrow(element) as u16);
-                watch(column, &bits.map(widen), &mut largest, &mut error, &mut energy);
+                watched.add(column, &bits.map(widen));
             }
             for (lane, word) in words.iter_mut().enumerate() {
                 *word = (u32::from(bits[1][lane]) << 16 | u32::from(bits[0][lane])).to_le_bytes();
             }
         }
-        loss(Format::Bf16, self.columns.as_flattened(), &largest, &error, &energy)
+        watched.loss(Format::Bf16, self.columns.as_flattened())
     }
 }
 
-/// What storing some elements lost, out of what was watched of them.
-///
-/// # Errors
-/// When some are no numbers, or none of the format.
-#[inline(always)]
-fn loss(
-    format: Format,
-    elements: &[f32],
-    largest: &Lanes<u32>,
-    error: &Lanes<f64>,
-    energy: &Lanes<f64>,
-) -> Result<Loss, Unfit> {
-    if largest.iter().any(|&bits| bits >= f32::INFINITY.to_bits()) {
-        let finite = elements.iter().all(|element| element.is_finite());
-        return Err(if finite { Unfit::TooLarge(format) } else { Unfit::NotFinite });
-    }
-    Ok(Loss { error: error.iter().sum(), energy: energy.iter().sum() })
+/// What storing some elements did to them.
+#[derive(Default)]
+struct Watched {
+    /// The largest magnitude of what was stored, as bits (rounding never brings an infinity back, so it tells of both).
+    largest: Lanes<u32>,
+    error: Lanes<f64>,
+    energy: Lanes<f64>,
 }
 
-/// Keeps track of the largest magnitude of what was stored, as bits (rounding never brings an infinity back, so it
-/// tells of both), and of the loss.
-#[inline(always)]
-fn watch(
-    elements: &Lanes<f32>,
-    stored: &Lanes<f32>,
-    largest: &mut Lanes<u32>,
-    error: &mut Lanes<f64>,
-    energy: &mut Lanes<f64>,
-) {
-    for lane in 0..LANES {
-        let bits = stored[lane].to_bits() & 0x7fff_ffff;
-        largest[lane] = if bits > largest[lane] { bits } else { largest[lane] };
-        let (element, rest) = (f64::from(elements[lane]), f64::from(elements[lane]) - f64::from(stored[lane]));
-        error[lane] += rest * rest;
-        energy[lane] += element * element;
+impl Watched {
+    #[inline(always)]
+    fn add(&mut self, elements: &Lanes<f32>, stored: &Lanes<f32>) {
+        let Watched { largest, error, energy } = self;
+        for lane in 0..LANES {
+            let bits = stored[lane].to_bits() & 0x7fff_ffff;
+            largest[lane] = if bits > largest[lane] { bits } else { largest[lane] };
+            let (element, rest) = (f64::from(elements[lane]), f64::from(elements[lane]) - f64::from(stored[lane]));
+            error[lane] += rest * rest;
+            energy[lane] += element * element;
+        }
+    }
+
+    /// What was lost of these elements, all of which were added.
+    ///
+    /// # Errors
+    /// When some are no numbers, or none of the format.
+    #[inline(always)]
+    fn loss(self, format: Format, elements: &[f32]) -> Result<Loss, Unfit> {
+        if self.largest.iter().any(|&bits| bits >= f32::INFINITY.to_bits()) {
+            let finite = elements.iter().all(|element| element.is_finite());
+            return Err(if finite { Unfit::TooLarge(format) } else { Unfit::NotFinite });
+        }
+        Ok(Loss { error: self.error.iter().sum(), energy: self.energy.iter().sum() })
     }
 }
 
