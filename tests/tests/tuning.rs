@@ -1,7 +1,7 @@
 //! Tuning records change how a model is computed, and never a bit of what it computes.
 
 use moec::import;
-use moec::kernels::{Kernel, MatmulTuning};
+use moec::kernels::{Kernel, MatmulTuning, Prefetch};
 use moec::pipeline::{self, Options};
 use moec::plan::layout::{Format, GROUP};
 use moec::synth::{self, Preset};
@@ -41,7 +41,11 @@ fn any(format: Format, random: &mut Random) -> ProductTuning {
         MatmulTuning {
             tiles: if tiles * n > 64 { 1 } else { tiles },
             unroll: 1 + random.below(if format.is_quantized() { 4 } else { 16 }),
-            prefetch: [None, Some(64 * (1 + random.below(64)))][random.below(2)],
+            prefetch: [
+                Prefetch::None,
+                Prefetch::Ahead(64 * (1 + random.below(64))),
+                Prefetch::Next(1 + random.below(8)),
+            ][random.below(3)],
         }
     };
     let tokens = 1 + random.below(9);

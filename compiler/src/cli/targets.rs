@@ -2,6 +2,7 @@
 
 use super::output::print_line;
 use clap::Args;
+use moec::kernels::Prefetch;
 use moec::lower::backend::{self, KernelBackend};
 use moec::target::machine::{self, Machine};
 use moec::target::{self, CpuLevel, Tuning};
@@ -23,7 +24,7 @@ fn defaults(level: &CpuLevel, triple: &Triple) -> String {
         KernelBackend::Cranelift => "128-bit vectors by Cranelift".to_string(),
         KernelBackend::Wide(cpu) => cpu.to_string(),
     };
-    let Tuning { quantized, float, single_rows, activation_bytes, columns, ahead, call_ahead, .. } =
+    let Tuning { quantized, float, single_rows, activation_bytes, columns, ahead, many, .. } =
         backend::tuning(level, triple);
     let rows = |tiles: usize| tiles * LANES;
     format!(
@@ -36,7 +37,7 @@ fn defaults(level: &CpuLevel, triple: &Triple) -> String {
         activation_bytes >> 10,
         if columns > 0 { format!(" and {columns} columns of long rows") } else { String::new() },
         if ahead { ", the next rows prefetched" } else { "" },
-        if call_ahead > 0 { format!(", weights prefetched {} KiB ahead", call_ahead >> 10) } else { String::new() }
+        if many == Prefetch::None { String::new() } else { format!(", {many}") }
     )
 }
 

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use moec::import;
-use moec::kernels::MatmulTuning;
+use moec::kernels::{MatmulTuning, Prefetch};
 use moec::pipeline;
 use moec::target::{Tuning, machine};
 use moec::tune::team_size::{ANSWER, PROMPT, TeamSize};
@@ -237,9 +237,13 @@ fn columns(n: usize) -> String {
     if n > 0 { format!(", columns {n}") } else { String::new() }
 }
 
-/// How many bytes ahead a kernel prefetches, if it does.
+/// What a kernel prefetches, if anything.
 fn prefetch(kernel: MatmulTuning) -> String {
-    kernel.prefetch.map_or(String::new(), |n| format!(", prefetch {n}"))
+    match kernel.prefetch {
+        Prefetch::None => String::new(),
+        Prefetch::Ahead(bytes) => format!(", prefetch {bytes}"),
+        Prefetch::Next(streams) => format!(", next in {streams} streams"),
+    }
 }
 
 /// Teams of fewer threads beside that of all.

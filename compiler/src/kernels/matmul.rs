@@ -5,10 +5,14 @@
 //! Deliberately absent: which rows a worker takes, and quantizing the activations.
 
 mod codes;
+mod prefetch;
 
 use moec_abi::LANES;
 use moec_ir::graph::{Activation, RowContent};
 use moec_ir::tile::{Binary, Function, Memory, Shift, Type, Value, build::Builder};
+
+pub use prefetch::Prefetch;
+use prefetch::{Next, lines};
 
 use super::common::{VECTOR, build_activation, counted, load_f32, store_f32, zeros};
 use crate::plan::layout::{BLOCK, Format, GROUP, QuantizedRow};
@@ -71,16 +75,16 @@ pub struct MatmulTuning {
     pub tiles: usize,
     /// Steps of K written out in one iteration: columns for float formats, blocks of 128 for quantized ones.
     pub unroll: usize,
-    /// Bytes ahead of the weights being read that are prefetched; `None` leaves it to the CPU.
-    pub prefetch: Option<usize>,
+    /// What of the weights is prefetched.
+    pub prefetch: Prefetch,
 }
 
 impl MatmulTuning {
     /// One row tile at a time.
     pub const fn plain(format: Format) -> MatmulTuning {
         match format.is_quantized() {
-            true => MatmulTuning { tiles: 1, unroll: 1, prefetch: None },
-            false => MatmulTuning { tiles: 1, unroll: 8, prefetch: None },
+            true => MatmulTuning { tiles: 1, unroll: 1, prefetch: Prefetch::None },
+            false => MatmulTuning { tiles: 1, unroll: 8, prefetch: Prefetch::None },
         }
     }
 }
@@ -147,13 +151,6 @@ struct Inputs {
     later: Option<(Value, Value)>,
 }
 
-/// What of the weights that come later is prefetched next: of each tile a line, and that so many bytes further.
-#[derive(Clone, Debug)]
-struct Later {
-    tiles: Tiles,
-    stride: Value,
-}
-
 /// Where the row tiles lie that are computed together.
 #[derive(Clone, Debug)]
 struct Tiles {
@@ -161,17 +158,19 @@ struct Tiles {
     at: Vec<Value>,
     /// For each tile an index into `at`, and the bytes from there.
     each: Vec<(usize, i64)>,
+    /// Those after them, if they are prefetched.
+    next: Option<Next>,
 }
 
 impl Tiles {
     /// `count` tiles of `bytes` bytes, one after the other.
-    fn together(at: Value, count: usize, bytes: usize) -> Tiles {
-        Tiles { at: vec![at], each: (0..count).map(|tile| (0, (tile * bytes) as i64)).collect() }
+    fn together(at: Value, count: usize, bytes: usize, next: Option<Next>) -> Tiles {
+        Tiles { at: vec![at], each: (0..count).map(|tile| (0, (tile * bytes) as i64)).collect(), next }
     }
 
     /// One at each address.
     fn apart(at: Vec<Value>) -> Tiles {
-        Tiles { each: (0..at.len()).map(|tile| (tile, 0)).collect(), at }
+        Tiles { each: (0..at.len()).map(|tile| (tile, 0)).collect(), at, next: None }
     }
 
     fn count(&self) -> usize {
@@ -210,7 +209,11 @@ impl Matmul {
             name += "_ahead";
         }
         if *tuning != MatmulTuning::plain(*format) {
-            let prefetch = tuning.prefetch.map_or(String::new(), |n| format!("_p{n}"));
+            let prefetch = match tuning.prefetch {
+                Prefetch::None => String::new(),
+                Prefetch::Ahead(bytes) => format!("_p{bytes}"),
+                Prefetch::Next(streams) => format!("_next{streams}"),
+            };
             name += &format!("_r{}_u{}{prefetch}", tuning.tiles, tuning.unroll);
         }
         name
@@ -383,7 +386,8 @@ impl Matmul {
                     _ => zeros(b),
                 })
                 .collect();
-            sums.extend(self.tiles(b, x, Tiles::together(w, step, tile_bytes), before));
+            let next = self.next_tiles(b, w, step);
+            sums.extend(self.tiles(b, x, Tiles::together(w, step, tile_bytes, next), before));
         }
         if self.part.is_some_and(|part| !part.last) {
             sums.iter().enumerate().for_each(|(i, &sum)| store_f32(b, sum, at[2], kept(i)));
@@ -432,9 +436,9 @@ impl Matmul {
         let column = LANES * memory.bytes();
         let columns = Columns::new(b, memory, self.format.in_pairs());
         let steps = |b: &mut Builder, w: &Tiles, [x]: [Value; 1], mut sums: Sums, count: usize| {
-            let mut later = Self::later(b, from, w, 0);
+            let mut ahead = self.lines(b, from, w, 0);
             for k in 0..count {
-                self.prefetch(b, w, &mut later, lines(k * column..(k + 1) * column));
+                ahead.beside(b, lines(k * column..(k + 1) * column));
                 let broadcast: Vec<_> =
                     (0..self.tokens).map(|t| b.load_splat(Memory::F32, x, self.word(k, t))).collect();
                 for (tile, sums) in sums.chunks_mut(self.tokens).enumerate() {
@@ -445,34 +449,13 @@ impl Matmul {
                     }
                 }
             }
+            ahead.finish(b);
             sums
         };
         let (full, rest) = (self.k / unroll, self.k % unroll);
         let advance = ((unroll * column) as i64, [self.word(unroll, 0)]);
         let (w, at, sums) = walk(b, full, (w, [from.x]), advance, sums, |b, w, at, sums| steps(b, w, at, sums, unroll));
         if rest == 0 { sums } else { steps(b, &w, at, sums, rest) }
-    }
-
-    /// What is prefetched of later weights in a step that begins so many bytes into each tile, if it is.
-    fn later(b: &mut Builder, from: Inputs, w: &Tiles, step: i64) -> Option<Later> {
-        let (ahead, stride) = from.later?;
-        let at = w.at.iter().map(|&w| b.add(w, ahead)).collect();
-        let each = w.each.iter().map(|&(at, offset)| (at, offset + step)).collect();
-        Some(Later { tiles: Tiles { at, each }, stride })
-    }
-
-    /// Prefetches for lines that begin so many bytes into each tile, as the kernel is written: what lies ahead of them, and as many of `later`. Those of
-    /// a step are prefetched one by one: many at once would hold up loads from near caches behind them.
-    fn prefetch(&self, b: &mut Builder, w: &Tiles, later: &mut Option<Later>, lines: impl IntoIterator<Item = i64>) {
-        for line in lines {
-            if let Some(ahead) = self.tuning.prefetch {
-                (0..w.count()).map(|tile| w.address(tile, ahead as i64 + line)).for_each(|(w, at)| b.prefetch(w, at));
-            }
-            if let Some(Later { tiles, stride }) = later {
-                (0..tiles.count()).map(|tile| tiles.address(tile, 0)).for_each(|(w, at)| b.prefetch(w, at));
-                tiles.at.iter_mut().for_each(|at| *at = b.add(*at, *stride));
-            }
-        }
     }
 }
 
@@ -523,11 +506,6 @@ fn whole(b: &mut Builder, count: Value, of: usize) -> Value {
     b.binary(Binary::And, count, mask)
 }
 
-/// Where the cache lines begin that begin in these bytes.
-fn lines(bytes: Range<usize>) -> impl Iterator<Item = i64> {
-    (bytes.start.next_multiple_of(64)..bytes.end).step_by(64).map(|at| at as i64)
-}
-
 /// Addresses so many bytes further.
 fn advanced(b: &mut Builder, at: &[Value], bytes: i64) -> Vec<Value> {
     at.iter().map(|&at| b.add_int(at, bytes)).collect()
@@ -542,19 +520,22 @@ fn walk<const S: usize>(
     sums: Sums,
     steps: impl Fn(&mut Builder, &Tiles, [Value; S], Sums) -> Sums,
 ) -> (Tiles, [Value; S], Sums) {
-    let tiles = w.at.len();
+    let (tiles, others) = (w.at.len(), w.at.len() + usize::from(w.next.is_some()));
     let unpack = |carried: &[Value]| {
-        let w = Tiles { at: carried[..tiles].to_vec(), ..w.clone() };
-        (w, std::array::from_fn(|s| carried[tiles + s]), carried[tiles + S..].to_vec())
+        let next = w.next.map(|next| next.with(carried[tiles]));
+        let w = Tiles { at: carried[..tiles].to_vec(), next, ..w.clone() };
+        (w, std::array::from_fn(|s| carried[others + s]), carried[others + S..].to_vec())
     };
-    let carried: Vec<Value> = w.at.iter().copied().chain(at).chain(sums).collect();
+    let next = w.next.map(Next::at);
+    let carried: Vec<Value> = w.at.iter().copied().chain(next).chain(at).chain(sums).collect();
     let after = counted(b, count, carried, |b, carried| {
         let (w, at, sums) = unpack(carried);
         let sums = steps(b, &w, at, sums);
-        let mut next = advanced(b, &w.at, w_bytes);
-        next.extend(at.iter().zip(bytes).map(|(&at, bytes)| b.add_int(at, bytes)));
-        next.extend(sums);
-        next
+        let mut carried = advanced(b, &w.at, w_bytes);
+        carried.extend(w.next.map(|next| b.add_int(next.at(), next.share(w_bytes))));
+        carried.extend(at.iter().zip(bytes).map(|(&at, bytes)| b.add_int(at, bytes)));
+        carried.extend(sums);
+        carried
     });
     unpack(&after)
 }

@@ -30,7 +30,7 @@ pub use embed::Embed;
 pub use embed_tile::EmbedTile;
 pub use gate::GateRow;
 pub use interleave::Interleave;
-pub use matmul::{Dot, Epilogue, FEW_TOKENS, MAX_TOKENS, Matmul, MatmulTuning, Part};
+pub use matmul::{Dot, Epilogue, FEW_TOKENS, MAX_TOKENS, Matmul, MatmulTuning, Part, Prefetch};
 pub use norm::{Norm, Outputs, Quantize};
 pub use rope::{Rope, StoreKey, StoreValue};
 pub use router::{SortByExpert, TopK};

@@ -7,7 +7,7 @@ use super::{ByHeat, Experts, Scores};
 use super::{Kind, Level, Loss, Machine, Memory, Model, Output, Pass, Product, Program, Report, Step, Token, VERSION};
 use super::{Variant, Weights};
 use crate::import;
-use crate::kernels::Kernel;
+use crate::kernels::{Kernel, Prefetch};
 use crate::lower::backend::KernelBackend;
 use crate::passes::{PassId, QuantConfig, Trace};
 use crate::pipeline::{Compiled, Options};
@@ -346,8 +346,8 @@ fn product_of(plan: &Plan, product: &StageProduct, kernels: &[Kernel], tuning: &
     let written = largest.tuning;
     let mut choice =
         format!("{} rows × {}, unroll {}", 16 * written.tiles, plural(largest.tokens, "token"), written.unroll);
-    if let Some(bytes) = written.prefetch {
-        choice += &format!(", prefetch {bytes} bytes ahead");
+    if written.prefetch != Prefetch::None {
+        choice += &format!(", {}", written.prefetch);
     }
     if largest.tokens > 1 {
         let all = tuning.product(product.shape);

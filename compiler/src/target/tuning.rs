@@ -5,7 +5,7 @@
 //! kinds of products, and for shapes that were measured choices of their own. Deliberately absent: measuring, and what the
 //! numbers of a model are.
 
-use crate::kernels::{Dot, Epilogue, FEW_TOKENS, Matmul, MatmulTuning};
+use crate::kernels::{Dot, Epilogue, FEW_TOKENS, Matmul, MatmulTuning, Prefetch};
 use crate::lower::wide::{Cpu, table::Width};
 use crate::plan::layout::{Format, GROUP};
 use moec_abi::features::{AVX_VNNI, AVX512_BF16, AVX512_VBMI};
@@ -85,20 +85,23 @@ impl ProductTuning {
 
     /// A kernel as it is in a walk over tokens, which prefetches as a whole if it does.
     pub fn in_walk(&self, kernel: Matmul) -> Matmul {
-        let prefetch = kernel.tuning.prefetch.filter(|_| !self.ahead);
+        let prefetch = if self.ahead { Prefetch::None } else { kernel.tuning.prefetch };
         Matmul { fetch: self.ahead, tuning: MatmulTuning { prefetch, ..kernel.tuning }, ..kernel }
     }
 
-    /// How many bytes ahead kernels for more than [`FEW_TOKENS`] tokens prefetch, as [`Tuning::call_ahead`] says; 0 if they do not.
-    pub fn call_ahead(&self) -> usize {
-        self.kernels.get(FEW_TOKENS..).and_then(|many| many.last()?.prefetch).unwrap_or(0)
+    /// What the kernel for most tokens prefetches, as [`Tuning::many`] says.
+    pub fn many(&self) -> Prefetch {
+        self.kernels.last().map_or(Prefetch::None, |kernel| kernel.prefetch)
     }
 
-    /// Makes kernels for more than [`FEW_TOKENS`] tokens prefetch so many bytes ahead, or none.
-    pub fn set_call_ahead(&mut self, bytes: usize) {
-        for kernel in self.kernels.iter_mut().skip(FEW_TOKENS) {
-            kernel.prefetch = (bytes > 0).then_some(bytes);
-        }
+    /// Makes the kernels for more than [`FEW_TOKENS`] tokens prefetch this that prefetch what that for most tokens does.
+    pub fn set_many(&mut self, prefetch: Prefetch) {
+        let was = self.many();
+        self.kernels
+            .iter_mut()
+            .skip(FEW_TOKENS)
+            .filter(|kernel| kernel.prefetch == was)
+            .for_each(|kernel| kernel.prefetch = prefetch);
     }
 
     /// How the kernel for `tokens` tokens at once is written where it goes through all rows by itself.
@@ -124,7 +127,7 @@ pub struct Tuning {
     pub few_rows: usize,
     /// Most tokens of one call that has so many.
     pub few_tokens: usize,
-    /// How many bytes ahead, in all of its streams together, a kernel for up to [`FEW_TOKENS`] tokens prefetches. 0 leaves it to the CPU.
+    /// How many bytes ahead, in all of its row tiles together, a kernel for up to so many tokens prefetches. 0 leaves it to the CPU.
     pub few_ahead: usize,
     /// Query heads whose scores or sums attention holds in registers together.
     pub attention_rows: usize,
@@ -138,9 +141,9 @@ pub struct Tuning {
     pub part_block: usize,
     /// Whether a walk over tokens prefetches the next block's weights.
     pub ahead: bool,
-    /// How many bytes ahead a kernel for more than [`FEW_TOKENS`] tokens prefetches in a call for all rows, and in a walk without [`ahead`](Tuning::ahead):
-    /// it computes too long with each line for a CPU to fetch far enough ahead by itself. 0 leaves it to the CPU all the same.
-    pub call_ahead: usize,
+    /// What a kernel for more than [`few_tokens`](Tuning::few_tokens) tokens prefetches in a call for all rows, and in a walk without
+    /// [`ahead`](Tuning::ahead): it computes too long with each line for a CPU to fetch far enough ahead by itself.
+    pub many: Prefetch,
     /// For shapes that were measured, instead of all of the above.
     pub products: BTreeMap<ProductShape, ProductTuning>,
 }
@@ -162,7 +165,7 @@ impl Tuning {
         float_columns: 0,
         part_block: 1,
         ahead: false,
-        call_ahead: 0,
+        many: Prefetch::None,
         products: BTreeMap::new(),
     };
 
@@ -179,7 +182,7 @@ impl Tuning {
                 float: Tile { rows: 1, tokens: 6 },
                 single_rows: if cpu.dot { 1 } else { 2 },
                 // Code without VNNI gains 2 % by it in prompts of 8 to 28 tokens on Zen 4, but loses 2 % in long ones on Zen 3.
-                call_ahead: if cpu.dot { 8192 } else { 0 },
+                many: if cpu.dot { Prefetch::Ahead(8192) } else { Prefetch::None },
                 ..Tuning::NARROW
             },
             Width::Zmm => Tuning {
@@ -193,8 +196,12 @@ impl Tuning {
                     // Two row tiles share each broadcast, for which there are as many ports as for multiply-adds.
                     Core::Wide => Tile { rows: 2, tokens: 6 },
                 },
-                // A core that computes twice as fast waits for what its second cache does not hold; so do Intel's, of f32.
-                columns: if core == Core::Wide { 1024 } else { 0 },
+                // A core that computes twice as fast waits for what its second cache does not hold; so do Intel's, of bytes a little and of f32.
+                columns: match core {
+                    Core::TwoPasses => 0,
+                    Core::TwoPorts => 7168,
+                    Core::Wide => 1024,
+                },
                 float_columns: match core {
                     Core::TwoPasses => 0,
                     Core::TwoPorts => 2048,
@@ -213,12 +220,13 @@ impl Tuning {
                 few_tokens: if core == Core::TwoPorts { 7 } else { FEW_TOKENS },
                 few_ahead: if core == Core::TwoPorts { 4096 } else { 0 },
                 attention_rows: 8,
-                // Zen 4 gains nothing by what walks prefetch, but 3 to 8 % in prompts of 8 to 40 tokens by kernels that prefetch farther ahead.
-                ahead: core != Core::TwoPasses,
-                call_ahead: match core {
-                    Core::TwoPasses => 8192,
-                    Core::TwoPorts => 4096,
-                    Core::Wide => 2048,
+                // Zen 4 gains nothing by what walks prefetch, but 3 to 8 % in prompts of 8 to 40 tokens by kernels that prefetch farther ahead. Intel's cores
+                // gain more by the next tile in several streams, 8 % of 32 tokens and 17 % of 64, than by the next block in one.
+                ahead: core == Core::Wide,
+                many: match core {
+                    Core::TwoPasses => Prefetch::Ahead(8192),
+                    Core::TwoPorts => Prefetch::Next(4),
+                    Core::Wide => Prefetch::Ahead(2048),
                 },
                 ..Tuning::NARROW
             },
@@ -244,20 +252,25 @@ impl Tuning {
             _ if tokens <= self.few_tokens => tile.rows.max(self.few_rows),
             _ => tile.rows,
         };
-        let ahead = |tokens: usize| (tokens <= FEW_TOKENS && self.few_ahead > 0).then(|| self.few_ahead / rows(tokens));
-        let kernel =
-            |tokens| MatmulTuning { tiles: rows(tokens), prefetch: ahead(tokens), ..MatmulTuning::plain(shape.format) };
+        let prefetch = |tokens: usize| match self.few_ahead / rows(tokens) {
+            _ if tokens > self.few_tokens => self.many,
+            0 => Prefetch::None,
+            bytes => Prefetch::Ahead(bytes),
+        };
+        let kernel = |tokens| MatmulTuning {
+            tiles: rows(tokens),
+            prefetch: prefetch(tokens),
+            ..MatmulTuning::plain(shape.format)
+        };
         let columns = if shape.k > LONG_ROW { columns } else { 0 };
         let block = tile.rows.max(self.few_rows);
-        let mut product = ProductTuning {
+        ProductTuning {
             kernels: (1..=tile.tokens).map(kernel).collect(),
             block: if columns > 0 { block.max(self.part_block) } else { block },
             activation_bytes: self.activation_bytes,
             columns,
             ahead: self.ahead,
-        };
-        product.set_call_ahead(self.call_ahead);
-        product
+        }
     }
 }
 

@@ -32,7 +32,8 @@
 //! epilogue = "silu"
 //! rows = [2, 4, 4, 2, 2, 2]         # row tiles of the kernels for 1, 2, … tokens at once
 //! unroll = [1, 1, 1, 1, 1, 1]
-//! prefetch = [0, 0, 0, 0, 0, 0]     # bytes ahead; 0 leaves it to the CPU
+//! prefetch = [0, 512, 0, 0, 0, 0]   # bytes ahead; 0 leaves it to the CPU
+//! streams = [0, 0, 0, 4, 4, 4]      # in which the next rows are prefetched, instead of bytes ahead; none, or nothing: 0
 //! block = 2                         # row tiles for one walk over the tokens
 //! activation_bytes = 2097152        # of one walk over the rows
 //! columns = 3584                    # of one walk over the rows, at most; 0, or nothing, for all
@@ -46,7 +47,7 @@ use super::limits::Limits;
 use super::search::{Found, Measured};
 use super::team_size::{Sized, TeamSize};
 use super::trial::{StepTime, WholeSteps};
-use crate::kernels::{Epilogue, MAX_TOKENS, MatmulTuning};
+use crate::kernels::{Epilogue, MAX_TOKENS, MatmulTuning, Prefetch};
 use crate::plan::MAX_STEP_TOKENS;
 use crate::plan::layout::{Format, GROUP};
 use crate::target::machine::Machine;
@@ -65,6 +66,9 @@ const MOST_BYTES: u64 = 4 << 20;
 
 /// Most sums that a kernel may keep: far more than registers, and few enough to compile in no time.
 const MOST_SUMS: usize = 64;
+
+/// Most streams of a kernel.
+const MOST_STREAMS: usize = 16;
 
 /// Most layers of a model that a record may speak of: far more than any has.
 const MOST_LAYERS: usize = 1 << 16;
@@ -208,6 +212,8 @@ struct ProductTable {
     rows: Vec<usize>,
     unroll: Vec<usize>,
     prefetch: Vec<usize>,
+    #[serde(default)]
+    streams: Vec<usize>,
     block: usize,
     activation_bytes: usize,
     #[serde(default)]
@@ -289,7 +295,10 @@ impl Record {
                 epilogue: shape.epilogue.name().to_string(),
                 rows: kernels().map(|k| k.tiles).collect(),
                 unroll: kernels().map(|k| k.unroll).collect(),
-                prefetch: kernels().map(|k| k.prefetch.unwrap_or(0)).collect(),
+                prefetch: kernels().map(|k| if let Prefetch::Ahead(bytes) = k.prefetch { bytes } else { 0 }).collect(),
+                streams: kernels()
+                    .map(|k| if let Prefetch::Next(streams) = k.prefetch { streams } else { 0 })
+                    .collect(),
                 block: found.tuning.block,
                 activation_bytes: found.tuning.activation_bytes,
                 columns: found.tuning.columns,
@@ -472,7 +481,8 @@ impl ProductTable {
         if !(1..=MAX_TOKENS).contains(&tokens) {
             return Err(("rows".to_string(), format!("{tokens} numbers; there must be 1 to {MAX_TOKENS}")));
         }
-        for (key, list) in [("unroll", &self.unroll), ("prefetch", &self.prefetch)] {
+        let streams = if self.streams.is_empty() { &vec![0; tokens] } else { &self.streams };
+        for (key, list) in [("unroll", &self.unroll), ("prefetch", &self.prefetch), ("streams", streams)] {
             if list.len() != tokens {
                 let reason = format!("{} numbers, and `rows` has {tokens}: there must be one for each", list.len());
                 return Err((key.to_string(), reason));
@@ -489,11 +499,19 @@ impl ProductTable {
             }
             let unroll = self.unroll[i];
             within(format!("unroll[{i}]"), unroll, 1..=if format.is_quantized() { 4 } else { 16 })?;
-            let prefetch = match self.prefetch[i] {
-                0 => None,
-                bytes => {
+            let prefetch = match (self.prefetch[i], streams[i]) {
+                (0, 0) => Prefetch::None,
+                (bytes, 0) => {
                     within(format!("prefetch[{i}]"), bytes, 64..=1 << 16)?;
-                    Some(bytes)
+                    Prefetch::Ahead(bytes)
+                }
+                (0, streams) => {
+                    within(format!("streams[{i}]"), streams, 1..=MOST_STREAMS)?;
+                    Prefetch::Next(streams)
+                }
+                (bytes, _) => {
+                    let reason = format!("kernel {i} prefetches {bytes} bytes ahead (`prefetch`), and so no streams");
+                    return Err((format!("streams[{i}]"), reason));
                 }
             };
             kernels.push(MatmulTuning { tiles, unroll, prefetch });

@@ -11,7 +11,7 @@ use super::cost::{Cost, cost};
 use super::limits::Limits;
 use super::products::Product;
 use super::workload::{MOST_TOKENS, Workload};
-use crate::kernels::{FEW_TOKENS, MAX_TOKENS, MatmulTuning};
+use crate::kernels::{MAX_TOKENS, MatmulTuning, Prefetch};
 use crate::target::ProductTuning;
 use std::time::{Duration, Instant};
 
@@ -160,13 +160,13 @@ impl Search<'_> {
         let mut ways = Vec::new();
         for tiles in [1, 2, 4, 8] {
             for unroll in self.unrolls() {
-                ways.push(with(best, MatmulTuning { tiles, unroll, prefetch: None }));
+                ways.push(with(best, MatmulTuning { tiles, unroll, prefetch: Prefetch::None }));
             }
         }
         let ways = self.propose(ways, |_| 1);
         self.choose(best, ways, &[vec![1]])?;
         let found = best.kernels[0];
-        let ahead = [512, 1024, 2048, 4096].map(|n| with(best, MatmulTuning { prefetch: Some(n), ..found }));
+        let ahead = [512, 1024, 2048, 4096].map(|n| with(best, MatmulTuning { prefetch: Prefetch::Ahead(n), ..found }));
         self.choose(best, ahead.to_vec(), &[vec![1]])
     }
 
@@ -177,14 +177,12 @@ impl Search<'_> {
         for tokens in 2..=MAX_TOKENS {
             for tiles in [1, 2, 4] {
                 for unroll in self.unrolls() {
-                    let mut kernels = vec![MatmulTuning { tiles, unroll, prefetch: None }; tokens];
-                    for (kernel, was) in kernels.iter_mut().zip(&best.kernels).take(FEW_TOKENS) {
-                        kernel.prefetch = was.prefetch;
-                    }
-                    kernels[0] = single;
-                    let mut way = ProductTuning { kernels, block: best.block.max(tiles), ..best.clone() };
-                    way.set_call_ahead(best.call_ahead());
-                    ways.push(way);
+                    let kernel = |n: usize| {
+                        let prefetch = best.kernels.get(n).map_or(best.many(), |was| was.prefetch);
+                        if n == 0 { single } else { MatmulTuning { tiles, unroll, prefetch } }
+                    };
+                    let kernels = (0..tokens).map(kernel).collect();
+                    ways.push(ProductTuning { kernels, block: best.block.max(tiles), ..best.clone() });
                 }
             }
         }
@@ -230,12 +228,14 @@ impl Search<'_> {
         self.choose(best, parts.collect(), &loads)?;
         let ahead = [false, true].map(|ahead| ProductTuning { ahead, ..best.clone() });
         self.choose(best, ahead.to_vec(), &loads)?;
-        let distances = [0, 2048, 4096, 8192].map(|bytes| {
+        let ahead = [2048, 4096, 8192].map(Prefetch::Ahead);
+        let ways = [Prefetch::None, Prefetch::Next(4)].into_iter().chain(ahead).map(|prefetch| {
             let mut way = best.clone();
-            way.set_call_ahead(bytes);
+            way.set_many(prefetch);
             way
         });
-        self.choose(best, distances.to_vec(), &loads)
+        let ways = ways.collect();
+        self.choose(best, ways, &loads)
     }
 
     /// What of `best` is somewhere faster than `default` and nowhere slower: the kernel of one token, those of several, both or neither.

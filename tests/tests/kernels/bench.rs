@@ -6,7 +6,9 @@
 
 use std::time::Duration;
 
-use moec::kernels::{Attention, Epilogue, Kernel, KvFormat, Matmul, MatmulTuning, Norm, Outputs, Quantize, Together};
+use moec::kernels::{
+    Attention, Epilogue, Kernel, KvFormat, Matmul, MatmulTuning, Norm, Outputs, Prefetch, Quantize, Together,
+};
 use moec::plan::layout::{Format, QuantizedRow};
 use moec::tune::code::Code;
 use moec::tune::limits::{PEAK_LOOPS, PEAK_SUMS, peak_adds, peak_loop, sweep_loop};
@@ -179,7 +181,7 @@ fn bench() {
     for format in formats {
         for (tiles, tokens) in SHAPES {
             for unroll in if format.is_quantized() { [1, 2] } else { [2, 8] } {
-                let tuning = MatmulTuning { tiles, unroll, prefetch: None };
+                let tuning = MatmulTuning { tiles, unroll, prefetch: Prefetch::None };
                 report("in cache", matmul(format, tokens, Epilogue::Store, tuning, 200 << 10));
             }
         }

@@ -6,7 +6,7 @@ mod parts;
 use half::{bf16, f16};
 use moec::kernels::{
     Combine, Dot, Elementwise, ElementwiseOp, Embed, EmbedTile, Epilogue, GateRow, Interleave, Kernel, Matmul,
-    MatmulTuning, Norm, Outputs, Quantize, SoftCap, SortByExpert, TopK,
+    MatmulTuning, Norm, Outputs, Prefetch, Quantize, SoftCap, SortByExpert, TopK,
 };
 use moec::plan::layout::Format;
 use moec_ir::graph::{Activation, RowContent};
@@ -116,7 +116,8 @@ fn matmuls() -> Vec<Case> {
         }
         for tiles in if exact { vec![2] } else { vec![1, 2, 4] } {
             for unroll in if exact { vec![1, 2] } else { vec![1, 2, 3, 5] } {
-                let tuning = MatmulTuning { tiles, unroll, prefetch: (unroll % 2 == 1).then_some(1024) };
+                let tuning =
+                    MatmulTuning { tiles, unroll, prefetch: [Prefetch::Next(4), Prefetch::Ahead(1024)][unroll % 2] };
                 for epilogue in epilogues {
                     add(format, 96 + 192 * unroll, 1 + (tiles + unroll) % 4, epilogue, tuning, tiles + unroll % 3);
                 }
@@ -127,7 +128,11 @@ fn matmuls() -> Vec<Case> {
             let tiles = [1, 2, 4, 8][choices.below(4)];
             let tokens = 1 + choices.below((64 / tiles).min(16));
             let unroll = 1 + choices.below(if tiles * tokens > 16 { 2 } else { 4 });
-            let prefetch = (choices.below(2) == 0).then_some(64 * (1 + choices.below(1024)));
+            let prefetch = match choices.below(3) {
+                0 => Prefetch::None,
+                1 => Prefetch::Ahead(64 * (1 + choices.below(1024))),
+                _ => Prefetch::Next(1 + choices.below(8)),
+            };
             let epilogue = epilogues[choices.below(3)];
             add(format, 160, tokens, epilogue, MatmulTuning { tiles, unroll, prefetch }, 1 + choices.below(9));
         }

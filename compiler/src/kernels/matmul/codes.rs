@@ -8,7 +8,8 @@ use moec_ir::tile::{Memory, Shift, Value, build::Builder};
 use std::ops::Range;
 
 use super::super::scales::{Load, weight_codes, weight_offset, weight_scale};
-use super::{Dot, Inputs, Later, Matmul, Sums, Tiles, lines, walk};
+use super::prefetch::{Lines, lines};
+use super::{Dot, Inputs, Matmul, Sums, Tiles, walk};
 use crate::plan::layout::{BLOCK, GROUP};
 use moec_abi::LANES;
 
@@ -71,9 +72,9 @@ impl Matmul {
     fn group(&self, b: &mut Builder, from: Inputs, w: &Tiles, x: Row, group: Group, mut acc: Sums) -> Sums {
         let (span, runs) = (self.row.span, group.blocks * self.format.parts());
         let (mut of_span, mut first): (Sums, usize) = (vec![], 0);
-        let mut later = Self::later(b, from, w, self.group_at(group));
+        let mut ahead = self.lines(b, from, w, self.group_at(group));
         for run in 0..runs {
-            let dots = self.dots(b, w, x, &mut later, group, run);
+            let dots = self.dots(b, w, x, &mut ahead, group, run);
             of_span = self.scaled(b, w, group, run, dots, &of_span);
             let elements = (run + 1) * self.format.scale_columns();
             if !elements.is_multiple_of(span) && run + 1 < runs {
@@ -89,6 +90,7 @@ impl Matmul {
             }
             first = run + 1;
         }
+        ahead.finish(b);
         acc
     }
 
@@ -152,7 +154,7 @@ impl Matmul {
 
     /// The integer products of a run of columns that share a scale. With a bias of 128 they begin with the activations' correction, else with 0; those of
     /// small values are corrected at the end; an offset is added later.
-    fn dots(&self, b: &mut Builder, w: &Tiles, x: Row, later: &mut Option<Later>, group: Group, run: usize) -> Sums {
+    fn dots(&self, b: &mut Builder, w: &Tiles, x: Row, ahead: &mut Lines, group: Group, run: usize) -> Sums {
         let correction = |b: &mut Builder, t| b.load_splat(Memory::I32, x.sums, self.word(self.run(group, run), t));
         let start: Sums = match self.dot {
             Dot::Unsigned if !self.format.has_offsets() => (0..self.tokens).map(|t| correction(b, t)).collect(),
@@ -164,11 +166,11 @@ impl Matmul {
         // Small values are met by fours of columns and the next four, whose products are added up before they become 32 bits.
         let fours = self.fours(group, run);
         let steps = fours.chunks(if self.dot == Dot::Small { 2 } else { 1 });
-        let ahead: Vec<i64> = lines(self.run_bytes(group, run)).collect();
+        let lines: Vec<i64> = lines(self.run_bytes(group, run)).collect();
         let (count, mut fetched) = (steps.len(), 0);
         for (step, fours) in steps.enumerate() {
-            let fetch = (ahead.len() * (step + 1)).div_ceil(count);
-            self.prefetch(b, w, later, ahead[fetched..fetch].iter().copied());
+            let fetch = (lines.len() * (step + 1)).div_ceil(count);
+            ahead.beside(b, lines[fetched..fetch].iter().copied());
             fetched = fetch;
             let mut weights: Vec<Vec<Value>> = vec![];
             for &Four { at, half, .. } in fours {

@@ -35,6 +35,7 @@ epilogue = "silu"
 rows = [2, 4]
 unroll = [1, 2]
 prefetch = [1024, 0]
+streams = [0, 4]
 block = 4
 activation_bytes = 2097152
 ahead = true
@@ -52,8 +53,8 @@ fn a_record_survives_being_written_and_read() {
     let record = Record::parse(GOOD, "r.toml").unwrap();
     let shape = ProductShape { format: Format::Q4, k: 4096, epilogue: Epilogue::Gated(Activation::Silu) };
     let found = &record.products[&shape];
-    assert_eq!(found.tuning.kernel(2), MatmulTuning { tiles: 4, unroll: 2, prefetch: None });
-    assert_eq!(found.tuning.kernel(1).prefetch, Some(1024));
+    assert_eq!(found.tuning.kernel(2), MatmulTuning { tiles: 4, unroll: 2, prefetch: Prefetch::Next(4) });
+    assert_eq!(found.tuning.kernel(1).prefetch, Prefetch::Ahead(1024));
     let steps = record.steps.as_ref().unwrap();
     assert_eq!((steps.layers, steps.measured.len()), (2, 2));
     assert_eq!(steps.measured[1], StepTime { tokens: 64, default: 0.0412, tuned: 0.0405 });
@@ -72,6 +73,8 @@ fn errors_name_the_key() {
         ("unroll = [1, 2]", "unroll = [1, 0]", "`product[0].unroll[1]`: 0 is not within 1 and 4"),
         ("prefetch = [1024, 0]", "prefetch = [1, 0]", "`product[0].prefetch[0]`"),
         ("prefetch = [1024, 0]", "prefetch = \"far\"", "`product[0].prefetch`"),
+        ("streams = [0, 4]", "streams = [0, 100]", "`product[0].streams[1]`: 100 is not within 1 and 16"),
+        ("streams = [0, 4]", "streams = [4, 0]", "`product[0].streams[0]`: kernel 0 prefetches 1024 bytes ahead"),
         ("block = 4", "block = 0", "`product[0].block`: 0 is not within 1 and 64"),
         ("block = 4", "blocks = 4", "`product[0].blocks`"),
         ("k = 4096", "k = 99999999999999999", "`product[0].k`"),

@@ -1,6 +1,6 @@
 //! Products that go through their columns in parts.
 
-use moec::kernels::{Dot, Epilogue, Matmul, MatmulTuning};
+use moec::kernels::{Dot, Epilogue, Matmul, MatmulTuning, Prefetch};
 use moec::plan::layout::{Format, GROUP};
 use moec_ir::graph::Activation;
 use std::ops::Range;
@@ -69,7 +69,8 @@ pub fn parts() -> Vec<Case> {
         let k = if format.is_exact() { 3 * GROUP + 32 } else { 2 * GROUP + 100 };
         for (j, columns) in [0..GROUP, GROUP..2 * GROUP, 2 * GROUP..k].into_iter().enumerate() {
             let (tiles, tokens) = [(1, 3), (2, 6), (4, 2), (2, 1)][(i + j) % 4];
-            let tuning = MatmulTuning { tiles, unroll: 1 + i % 2, prefetch: None };
+            let tuning =
+                MatmulTuning { tiles, unroll: 1 + i % 2, prefetch: [Prefetch::None, Prefetch::Next(3)][i % 2] };
             let (epilogue, units) = (epilogues[(i / 2 + j) % 3], 1 + (i + j) % 4);
             let whole = Matmul {
                 format,
