@@ -1,11 +1,12 @@
-//! Memory that lies as a model's payload does and takes far less: every matrix is a view of one piece that is larger than the caches.
+//! Memory that lies as a model's payload does.
 //!
-//! So a step reads as many bytes from memory as it would of real weights. What they are makes tokens choose experts as unlike tokens do: projections of
-//! attention are zero, so tokens do not mix, norms are one, and all else is arbitrary small numbers ([`super::arena`]): a router sees the token's embedding,
-//! and what experts made of it. Its pages are small, as a file's are where the system has no large ones for it. Deliberately absent: a file on a disk.
+//! Where there is enough, it has all of the matrices in large pages, as an executable's have them where the file system can; elsewhere it takes far less: every
+//! matrix is a view of one piece that is larger than the caches, in small pages. So a step reads as many bytes from memory as it would of real weights. What
+//! they are makes tokens choose experts as unlike tokens do: projections of attention are zero, so tokens do not mix, norms are one, and all else is
+//! arbitrary small numbers ([`super::arena`]): a router sees the token's embedding, and what experts made of it. Deliberately absent: a file on a disk.
 
 use super::TuneError;
-use super::arena::fill;
+use super::arena::{fill, large_pages};
 use super::workload::NoMemory;
 use crate::plan::payload::{Arrangement, PayloadItem, PayloadMap};
 use crate::target::machine::available_memory;
@@ -22,8 +23,11 @@ use std::os::fd::{AsRawFd, FromRawFd};
 #[derive(Debug)]
 pub struct Weights {
     map: MmapMut,
-    /// What the views are of.
-    piece: File,
+}
+
+/// What matrices are views of.
+struct Piece {
+    file: File,
     /// Bytes of it that are arbitrary; as many zeros follow.
     bytes: usize,
 }
@@ -35,12 +39,16 @@ struct View {
 }
 
 impl Weights {
-    /// Memory for `payload`, with at most `most` bytes for all its matrices, and as many zeros.
+    /// Memory for `payload`: for all its matrices if they take no more than half of what there is, or else for at most `most` bytes, which are all of them,
+    /// and as many zeros.
     ///
     /// # Errors
     /// When the system has not so much.
     pub fn new(payload: &PayloadMap, most: usize) -> std::result::Result<Weights, TuneError> {
         let wanted: usize = payload.items.iter().filter(|item| is_matrix(item)).map(PayloadItem::bytes).sum();
+        if wanted <= available_memory() / 2 {
+            return Ok(Weights::whole(payload).map_err(|source| NoMemory { bytes: wanted, source })?);
+        }
         let bytes = wanted.min(most).next_multiple_of(PAYLOAD_ALIGN).max(PAYLOAD_ALIGN);
         let no_memory = |source| NoMemory { bytes: 2 * bytes, source };
         if 2 * bytes > available_memory() {
@@ -49,34 +57,53 @@ impl Weights {
         Ok(Weights::of_piece(payload, bytes).map_err(no_memory)?)
     }
 
+    /// As [`new`](Weights::new), with pages of its own for everything.
+    fn whole(payload: &PayloadMap) -> Result<Weights> {
+        let mut weights = Weights { map: large_pages(payload.weights_end.max(1))? };
+        let mut random = Xoshiro256PlusPlus::seed_from_u64(0);
+        for item in payload.items.iter().filter(|item| is_matrix(item)) {
+            let bytes = &mut weights.map[item.offset..][..item.bytes()];
+            match item.role {
+                // Written, so that they are read from memory as others are, and not from the one page of zeros.
+                Some(Role::Attention) => bytes.fill(0),
+                _ => fill(bytes, &mut random),
+            }
+        }
+        weights.small_items(payload);
+        Ok(weights)
+    }
+
     /// As [`new`](Weights::new), with a piece of `bytes` bytes of numbers.
     fn of_piece(payload: &PayloadMap, bytes: usize) -> Result<Weights> {
-        let piece = nameless_file()?;
-        piece.set_len(2 * bytes as u64)?;
+        let piece = Piece { file: nameless_file()?, bytes };
+        piece.file.set_len(2 * bytes as u64)?;
         // SAFETY: the file has no name, so nobody else can change it.
-        let mut numbers = unsafe { memmap2::MmapOptions::new().len(bytes).map_mut(&piece)? };
+        let mut numbers = unsafe { memmap2::MmapOptions::new().len(bytes).map_mut(&piece.file)? };
         fill(&mut numbers, &mut Xoshiro256PlusPlus::seed_from_u64(0));
-        let map = memmap2::MmapOptions::new().len(payload.weights_end.max(1)).no_reserve_swap().map_anon()?;
-        let mut weights = Weights { map, piece, bytes };
+        let mut map = memmap2::MmapOptions::new().len(payload.weights_end.max(1)).no_reserve_swap().map_anon()?;
         let (mut numbers, mut zeros) = (View { from: 0, next: 0 }, View { from: bytes, next: 0 });
+        for item in payload.items.iter().filter(|item| is_matrix(item)) {
+            let view = if item.role == Some(Role::Attention) { &mut zeros } else { &mut numbers };
+            piece.view(&mut map[item.offset..][..item.bytes()], view)?;
+        }
+        let mut weights = Weights { map };
+        weights.small_items(payload);
+        Ok(weights)
+    }
+
+    /// Writes all that is no matrix.
+    fn small_items(&mut self, payload: &PayloadMap) {
         for item in &payload.items {
             match &item.arrangement {
-                _ if is_matrix(item) => {
-                    let view = if item.role == Some(Role::Attention) { &mut zeros } else { &mut numbers };
-                    weights.view(item, view)?;
-                }
-                Arrangement::Vector if item.role == Some(Role::Norm) => {
-                    weights.words(item).fill(1f32.to_ne_bytes());
-                }
+                Arrangement::Vector if item.role == Some(Role::Norm) => self.words(item).fill(1f32.to_ne_bytes()),
                 Arrangement::ExpertPlaces { places } => {
-                    let all = weights.words(item).iter_mut().zip(places.iter().flatten());
+                    let all = self.words(item).iter_mut().zip(places.iter().flatten());
                     all.for_each(|(word, place)| *word = place.to_ne_bytes());
                 }
-                // Biases, and the tables of the rotary embedding, which turn zeros.
+                // Matrices; biases, and the tables of the rotary embedding, which turn zeros.
                 _ => {}
             }
         }
-        Ok(weights)
     }
 
     /// Where it begins.
@@ -93,14 +120,16 @@ impl Weights {
     fn words(&mut self, item: &PayloadItem) -> &mut [[u8; 4]] {
         self.map[item.offset..][..item.bytes()].as_chunks_mut::<4>().0
     }
+}
 
-    /// Makes `item` a view of the piece's numbers or zeros, again and again from their start.
-    fn view(&mut self, item: &PayloadItem, view: &mut View) -> Result<()> {
+impl Piece {
+    /// Makes a matrix a view of its numbers or zeros, again and again from their start.
+    fn view(&self, matrix: &mut [u8], view: &mut View) -> Result<()> {
         let mut at = 0;
-        while at < item.bytes() {
-            let some = (item.bytes() - at).min(self.bytes - view.next);
-            let (whole, from) = (&mut self.map[item.offset + at..][..some], view.from + view.next);
-            // SAFETY: the pages are this map's own, whole (items and their matrices begin at pages, as views do), and nobody refers to them; they stay mapped
+        while at < matrix.len() {
+            let some = (matrix.len() - at).min(self.bytes - view.next);
+            let (whole, from) = (&mut matrix[at..][..some], view.from + view.next);
+            // SAFETY: the pages are the map's own, whole (items and their matrices begin at pages, as views do), and nobody refers to them; they stay mapped
             // until the map is dropped.
             let there = unsafe {
                 libc::mmap(
@@ -108,7 +137,7 @@ impl Weights {
                     some,
                     libc::PROT_READ,
                     libc::MAP_SHARED | libc::MAP_FIXED | libc::MAP_POPULATE,
-                    self.piece.as_raw_fd(),
+                    self.file.as_raw_fd(),
                     from as libc::off_t,
                 )
             };
