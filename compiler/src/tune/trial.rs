@@ -16,7 +16,7 @@ use super::weights::Weights;
 use super::workload::beyond_caches;
 use crate::pipeline::BuildError;
 use crate::plan::Plan;
-use crate::target::machine::Machine;
+use crate::target::machine::{Machine, available_memory};
 use crate::target::{CpuLevel, ProductShape, Tuning};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -221,7 +221,7 @@ impl Trial<'_> {
     pub fn run(&self) -> Result<Verdict, Ended<TuneError>> {
         let first = self.plan(std::slice::from_ref(self.default))?;
         let steps: Vec<usize> = STEPS.into_iter().filter(|&tokens| tokens <= first.model.max_tokens).collect();
-        let weights = Rc::new(Weights::new(&first.payload, beyond_caches(&Machine::this()))?);
+        let weights = Rc::new(Weights::new(&first.payload, available_memory(), beyond_caches(&Machine::this()))?);
         drop(first);
         let at_most = 2 * steps.len() + self.parts.iter().map(|part| of_part(*part, &steps)).sum::<usize>();
         let mut done = 0;

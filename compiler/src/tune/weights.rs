@@ -9,7 +9,6 @@ use super::TuneError;
 use super::arena::{fill, large_pages};
 use super::workload::NoMemory;
 use crate::plan::payload::{Arrangement, PayloadItem, PayloadMap};
-use crate::target::machine::available_memory;
 use memmap2::MmapMut;
 use moec_abi::PAYLOAD_ALIGN;
 use moec_ir::graph::Role;
@@ -39,19 +38,19 @@ struct View {
 }
 
 impl Weights {
-    /// Memory for `payload`: for all its matrices if they take no more than half of what there is, or else for at most `most` bytes, which are all of them,
-    /// and as many zeros.
+    /// Memory for `payload`, out of `memory` bytes that there are: for all its matrices if they take no more than half of it, or else for at most `most` bytes,
+    /// which are all of them, and as many zeros.
     ///
     /// # Errors
-    /// When the system has not so much.
-    pub fn new(payload: &PayloadMap, most: usize) -> std::result::Result<Weights, TuneError> {
+    /// When there is not so much.
+    pub fn new(payload: &PayloadMap, memory: usize, most: usize) -> std::result::Result<Weights, TuneError> {
         let wanted: usize = payload.items.iter().filter(|item| is_matrix(item)).map(PayloadItem::bytes).sum();
-        if wanted <= available_memory() / 2 {
+        if wanted <= memory / 2 {
             return Ok(Weights::whole(payload).map_err(|source| NoMemory { bytes: wanted, source })?);
         }
         let bytes = wanted.min(most).next_multiple_of(PAYLOAD_ALIGN).max(PAYLOAD_ALIGN);
         let no_memory = |source| NoMemory { bytes: 2 * bytes, source };
-        if 2 * bytes > available_memory() {
+        if 2 * bytes > memory {
             return Err(no_memory(ErrorKind::OutOfMemory.into()).into());
         }
         Ok(Weights::of_piece(payload, bytes).map_err(no_memory)?)
