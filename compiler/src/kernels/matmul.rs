@@ -177,6 +177,25 @@ impl Tiles {
         self.each.len()
     }
 
+    /// All addresses that advance along K.
+    fn addresses(&self) -> Vec<Value> {
+        self.at.iter().copied().chain(self.next.map(|next| next.at)).collect()
+    }
+
+    /// The same tiles with all addresses there.
+    fn with(&self, addresses: &[Value]) -> Tiles {
+        let (at, next) = addresses.split_at(self.at.len());
+        let next = self.next.zip(next.first()).map(|(tiles, &at)| Next { at, ..tiles });
+        Tiles { at: at.to_vec(), each: self.each.clone(), next }
+    }
+
+    /// All addresses so many bytes of each tile further.
+    fn advanced(&self, b: &mut Builder, bytes: i64) -> Vec<Value> {
+        let mut all = advanced(b, &self.at, bytes);
+        all.extend(self.next.map(|next| b.add_int(next.at, next.share(bytes))));
+        all
+    }
+
     /// The address of `bytes` bytes into tile number `tile`, in two parts.
     fn address(&self, tile: usize, bytes: i64) -> (Value, i64) {
         let (at, offset) = self.each[tile];
@@ -520,22 +539,20 @@ fn walk<const S: usize>(
     sums: Sums,
     steps: impl Fn(&mut Builder, &Tiles, [Value; S], Sums) -> Sums,
 ) -> (Tiles, [Value; S], Sums) {
-    let (tiles, others) = (w.at.len(), w.at.len() + usize::from(w.next.is_some()));
+    let carried = w.addresses();
+    let tiles = carried.len();
     let unpack = |carried: &[Value]| {
-        let next = w.next.map(|next| next.with(carried[tiles]));
-        let w = Tiles { at: carried[..tiles].to_vec(), next, ..w.clone() };
-        (w, std::array::from_fn(|s| carried[others + s]), carried[others + S..].to_vec())
+        let (w, others) = (w.with(&carried[..tiles]), &carried[tiles..]);
+        (w, std::array::from_fn(|s| others[s]), others[S..].to_vec())
     };
-    let next = w.next.map(Next::at);
-    let carried: Vec<Value> = w.at.iter().copied().chain(next).chain(at).chain(sums).collect();
+    let carried: Vec<Value> = carried.into_iter().chain(at).chain(sums).collect();
     let after = counted(b, count, carried, |b, carried| {
         let (w, at, sums) = unpack(carried);
         let sums = steps(b, &w, at, sums);
-        let mut carried = advanced(b, &w.at, w_bytes);
-        carried.extend(w.next.map(|next| b.add_int(next.at(), next.share(w_bytes))));
-        carried.extend(at.iter().zip(bytes).map(|(&at, bytes)| b.add_int(at, bytes)));
-        carried.extend(sums);
-        carried
+        let mut next = w.advanced(b, w_bytes);
+        next.extend(at.iter().zip(bytes).map(|(&at, bytes)| b.add_int(at, bytes)));
+        next.extend(sums);
+        next
     });
     unpack(&after)
 }

@@ -25,7 +25,7 @@ impl fmt::Display for Prefetch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Prefetch::None => f.write_str("nothing prefetched"),
-            Prefetch::Ahead(bytes) => write!(f, "{bytes} bytes prefetched ahead"),
+            Prefetch::Ahead(bytes) => write!(f, "weights prefetched {bytes} bytes ahead"),
             Prefetch::Next(streams) => write!(f, "the next tiles prefetched in {streams} streams"),
         }
     }
@@ -35,23 +35,13 @@ impl fmt::Display for Prefetch {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Next {
     /// Where the share of the next step begins in the first stream.
-    at: Value,
-    streams: usize,
+    pub(super) at: Value,
+    pub(super) streams: usize,
     /// Bytes from a stream to the next.
-    apart: i64,
+    pub(super) apart: i64,
 }
 
 impl Next {
-    /// Where the walk along K is with them.
-    pub(super) fn at(self) -> Value {
-        self.at
-    }
-
-    /// They with the walk at `at`.
-    pub(super) fn with(self, at: Value) -> Next {
-        Next { at, ..self }
-    }
-
     /// What of each stream belongs to so many bytes of a tile.
     pub(super) fn share(self, bytes: i64) -> i64 {
         bytes / self.streams as i64
