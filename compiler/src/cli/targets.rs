@@ -24,11 +24,16 @@ fn defaults(level: &CpuLevel, triple: &Triple) -> String {
         KernelBackend::Cranelift => "128-bit vectors by Cranelift".to_string(),
         KernelBackend::Wide(cpu) => cpu.to_string(),
     };
-    let Tuning { quantized, float, single_rows, activation_bytes, columns, ahead, many, .. } =
-        backend::tuning(level, triple);
+    let Tuning {
+        quantized, float, single_rows, activation_bytes, columns, ahead, many, small, small_single_rows, ..
+    } = backend::tuning(level, triple);
     let rows = |tiles: usize| tiles * LANES;
+    let small = match small && small_single_rows != single_rows {
+        true => format!(" ({} of small values)", rows(small_single_rows)),
+        false => String::new(),
+    };
     format!(
-        "{code}: {} rows × {} tokens for quantized weights, {} × {} for floats, {} rows for one token; {} KiB of activations at a time{}{}{}",
+        "{code}: {} rows × {} tokens for quantized weights, {} × {} for floats, {} rows{small} for one token; {} KiB of activations at a time{}{}{}",
         rows(quantized.rows),
         quantized.tokens,
         rows(float.rows),

@@ -20,9 +20,6 @@ const LOWEST: f32 = -3.0e38;
 /// Rows of queries that go through a page together, if a token has fewer query heads: so often is a page used once it is in the cache.
 const ROWS_TOGETHER: usize = 16;
 
-/// Vectors of keys or of values for which a row of queries has scores or sums in registers, when all rows that fit are there.
-const LEAST_VECTORS: usize = 2;
-
 /// Tiles of keys in a page.
 const PAGE_TILES: usize = PAGE_TOKENS / LANES;
 
@@ -55,6 +52,8 @@ pub struct Attention {
     pub cap_bits: Option<u32>,
     /// Query heads, of one or several tokens, whose scores or sums are held in registers together, at most.
     pub rows: usize,
+    /// Vectors of keys or of values for which each of so many rows has scores or sums in registers; fewer rows have more.
+    pub vectors: usize,
     /// The tokens of one call, if there are several.
     pub together: Option<Together>,
 }
@@ -167,7 +166,8 @@ impl Attention {
         let together = self.together.map_or(String::new(), |Together { tokens, q_stride, out_stride }| {
             format!("_t{tokens}_q{q_stride}_y{out_stride}")
         });
-        format!("attention_d{}_g{}_{}_r{}{cap}{together}", self.head_dim, self.group, self.kv, self.rows)
+        let Attention { head_dim, group, kv, rows, vectors, .. } = self;
+        format!("attention_d{head_dim}_g{group}_{kv}_r{rows}_v{vectors}{cap}{together}")
     }
 
     /// The parameters' names.
@@ -325,7 +325,7 @@ impl Attention {
 
     /// How many of `all` vectors of keys or of values are taken together, sharing each element of the queries or weights of `heads`: as many as fit registers.
     fn vectors_together(&self, heads: Heads, all: usize) -> usize {
-        let most = (LEAST_VECTORS * self.rows / heads.rows()).max(1);
+        let most = (self.vectors * self.rows / heads.rows()).max(1);
         [8, 4, 2].into_iter().find(|&n| n <= most && all.is_multiple_of(n)).unwrap_or(1)
     }
 

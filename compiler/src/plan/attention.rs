@@ -177,11 +177,11 @@ impl Stages<'_> {
     ) -> Result<(), PlanError> {
         let AttentionShape { layer, heads, kv_heads, head_dim, window, cap } = shape;
         let group = heads / kv_heads;
-        let rows = self.tuning.attention_rows;
+        let (rows, vectors) = (self.tuning.attention_rows, self.tuning.attention_vectors);
         let (from, pages) = (self.place(q), self.place(kv));
         let to = self.allot(out, Scope::Shared);
-        let single =
-            Attention { head_dim, group, kv: self.kv_format(), cap_bits: cap.map(f32::to_bits), rows, together: None };
+        let cap_bits = cap.map(f32::to_bits);
+        let single = Attention { head_dim, group, kv: self.kv_format(), cap_bits, rows, vectors, together: None };
         let tokens = if self.is_decode() { 1 } else { Attention::tokens_together(group, rows) };
         let together = Together { tokens, q_stride: from.stride, out_stride: to.stride };
         let several = Attention { together: (tokens > 1).then_some(together), ..single };

@@ -123,6 +123,8 @@ pub struct Tuning {
     pub float: Tile,
     /// Row tiles computed together for a single token.
     pub single_rows: usize,
+    /// The same of products that are [`Dot::Small`], whose weights take more registers.
+    pub small_single_rows: usize,
     /// Row tiles computed together for two tokens and up to [`few_tokens`](Tuning::few_tokens), at least; also gone through for one walk over the tokens.
     pub few_rows: usize,
     /// Most tokens of one call that has so many.
@@ -131,6 +133,8 @@ pub struct Tuning {
     pub few_ahead: usize,
     /// Query heads whose scores or sums attention holds in registers together.
     pub attention_rows: usize,
+    /// Vectors of keys or of values for which each of so many has them.
+    pub attention_vectors: usize,
     /// Bytes of activations that are gone through for one tile of rows, so that they stay in the cache.
     pub activation_bytes: usize,
     /// Columns, of more than [`LONG_ROW`], of which no more than so many are gone through at a time for all rows, by quantized weights; 0 for all.
@@ -156,10 +160,12 @@ impl Tuning {
         quantized: Tile { rows: 1, tokens: 2 },
         float: Tile { rows: 1, tokens: 2 },
         single_rows: 1,
+        small_single_rows: 1,
         few_rows: 1,
         few_tokens: FEW_TOKENS,
         few_ahead: 0,
         attention_rows: 2,
+        attention_vectors: 2,
         activation_bytes: 2 << 20,
         columns: 0,
         float_columns: 0,
@@ -180,9 +186,14 @@ impl Tuning {
                 // Four instructions for a dot product keep more in registers than one.
                 quantized: Tile { rows: 1, tokens: if cpu.dot { 6 } else { 4 } },
                 float: Tile { rows: 1, tokens: 6 },
-                single_rows: if cpu.dot { 1 } else { 2 },
-                // Code without VNNI gains 2 % by it in prompts of 8 to 28 tokens on Zen 4, but loses 2 % in long ones on Zen 3.
-                many: if cpu.dot { Prefetch::Ahead(8192) } else { Prefetch::None },
+                single_rows: if cpu.dot { 1 } else { 4 },
+                small_single_rows: 2,
+                // Zen 3 gains 8 to 20 % by these two in prompts of up to 16 tokens, and nothing in long ones.
+                few_ahead: if cpu.dot { 0 } else { 2048 },
+                many: Prefetch::Ahead(if cpu.dot { 8192 } else { 2048 }),
+                // Each load of keys or values makes two vectors, which four query heads share.
+                attention_rows: 4,
+                attention_vectors: 1,
                 ..Tuning::NARROW
             },
             Width::Zmm => Tuning {
@@ -215,6 +226,7 @@ impl Tuning {
                 },
                 // Of memory that is fast for a core, two streams are read faster than four.
                 single_rows: if core == Core::Wide { 2 } else { 4 },
+                small_single_rows: if core == Core::Wide { 2 } else { 4 },
                 few_rows: 2,
                 // Intel's cores fetch too little by themselves while they compute. Two tiles of some tokens are two streams, and share activations.
                 few_tokens: if core == Core::TwoPorts { 7 } else { FEW_TOKENS },
@@ -248,6 +260,7 @@ impl Tuning {
             false => (self.float, self.float_columns),
         };
         let rows = |tokens: usize| match tokens {
+            1 if self.dot(shape.format) == Dot::Small => self.small_single_rows,
             1 => self.single_rows,
             _ if tokens <= self.few_tokens => tile.rows.max(self.few_rows),
             _ => tile.rows,

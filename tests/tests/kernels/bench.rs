@@ -98,11 +98,11 @@ fn matmul(format: Format, tokens: usize, epilogue: Epilogue, tuning: MatmulTunin
     Timed { kernel: kernel.into(), multiply_adds, bytes, memory, args }
 }
 
-fn attention(head_dim: usize, group: usize, kv: KvFormat, rows: usize, several: bool) -> Timed {
+fn attention(head_dim: usize, group: usize, kv: KvFormat, [rows, vectors]: [usize; 2], several: bool) -> Timed {
     let stride = 4 * head_dim * group;
     let tokens = if several { Attention::tokens_together(group, rows) } else { 1 };
     let together = several.then_some(Together { tokens, q_stride: stride, out_stride: stride });
-    let kernel = Attention { head_dim, group, kv, cap_bits: None, rows, together };
+    let kernel = Attention { head_dim, group, kv, cap_bits: None, rows, vectors, together };
     let (pages, half) = (64, 64 * head_dim * kv.bytes());
     let mut memory: Vec<Guarded> = (0..pages).map(|_| pattern(2 * half)).collect();
     let table: Vec<u8> = memory.iter().flat_map(|p| p.address().to_le_bytes()).collect();
@@ -188,9 +188,9 @@ fn bench() {
     }
     for kv in [KvFormat::F16, KvFormat::F32] {
         for group in [1, 4, 8] {
-            for rows in [2, 4, 8] {
+            for held in [[2, 2], [4, 1], [8, 2]] {
                 for several in [false, true] {
-                    report("4096 keys", attention(128, group, kv, rows, several));
+                    report("4096 keys", attention(128, group, kv, held, several));
                 }
             }
         }

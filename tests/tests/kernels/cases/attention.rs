@@ -133,7 +133,8 @@ pub fn attentions() -> Vec<Case> {
         let together = (tokens > 1).then_some(Together { tokens, q_stride, out_stride });
 
         let (k_offset, v_offset) = (64 * r.below(3), 128 + 64 * size * kv.bytes() + 64 * r.below(3));
-        let kernel = Attention { head_dim: d, group, kv, cap_bits: cap.map(f32::to_bits), rows, together };
+        let (cap_bits, vectors) = (cap.map(f32::to_bits), if rows == 4 { 1 } else { 2 });
+        let kernel = Attention { head_dim: d, group, kv, cap_bits, rows, vectors, together };
         let scratch_bytes = kernel.scratch_bytes();
         let mut c = Case::new(kernel);
         let (q, out) = (c.input("q", f32s(&q)), c.output("out", f32s(&out)));

@@ -274,11 +274,20 @@ impl Select<'_> {
         if self.sums_pairs(w) {
             return self.dot_small(acc, w, a);
         }
+        if self.cpu.signs_bytes() {
+            let (before, w, a) = (self.unless_zero(acc), self.regs(w), self.regs(a));
+            return Form::Regs(self.each_part(|s, p| {
+                let pairs = s.pairs_of_magnitudes(w.0[p], a.0[p]);
+                s.fours(before.map(|before| before.0[p]), pairs)
+            }));
+        }
         let (sum, w, a) = (self.regs(acc), self.regs(w), self.regs(a));
-        Form::Regs(match self.cpu.signs_bytes() {
-            true => self.each_part(|s, p| s.dot_of_magnitudes(sum.0[p], w.0[p], a.0[p])),
-            false => self.each_part(|s, p| s.dot_pairs(sum.0[p], w.0[p], a.0[p], true)),
-        })
+        Form::Regs(self.each_part(|s, p| s.dot_pairs(sum.0[p], w.0[p], a.0[p], true)))
+    }
+
+    /// The registers of a sum, unless it is 0.
+    fn unless_zero(&mut self, sum: Value) -> Option<Regs> {
+        (self.forms[index(sum)] != Form::Spread(0)).then(|| self.regs(sum))
     }
 
     /// Whether products of two bytes of `w` are summed up in 16 bits.
@@ -298,8 +307,7 @@ impl Select<'_> {
                     self.each_part(|s, p| s.op2(Name::AddW, VECTOR, Operand::Use(a.0[p]), Operand::Use(b.0[p])));
                 Pairs { pairs, most: before.most + most, ..before }
             }
-            Form::Spread(0) => Pairs { before: None, pairs, most },
-            _ => Pairs { before: Some(self.regs(acc)), pairs, most },
+            _ => Pairs { before: self.unless_zero(acc), pairs, most },
         };
         // Another like it would not fit.
         if sum.most + most > MOST_IN_PAIRS { Form::Regs(self.add_pairs(sum)) } else { Form::Pairs(sum) }
@@ -307,23 +315,24 @@ impl Select<'_> {
 
     /// The sum as 32 bits.
     pub(super) fn add_pairs(&mut self, Pairs { before, pairs, .. }: Pairs) -> Regs {
+        self.each_part(|s, p| s.fours(before.map(|before| before.0[p]), pairs.0[p]))
+    }
+
+    /// Sums of two products each, in 16 bits, added up by twos, in 32 bits, and to `before`.
+    fn fours(&mut self, before: Option<VReg>, pairs: VReg) -> VReg {
         let ones = self.ones();
-        self.each_part(|s, p| {
-            let fours = s.op2(Name::MultiplyAddPairs, VECTOR, Operand::Use(pairs.0[p]), Operand::Use(ones));
-            match before {
-                Some(before) => s.op2(Name::AddD, VECTOR, Operand::Use(before.0[p]), Operand::Use(fours)),
-                None => fours,
-            }
-        })
+        let fours = self.op2(Name::MultiplyAddPairs, VECTOR, Operand::Use(pairs), Operand::Use(ones));
+        match before {
+            Some(before) => self.op2(Name::AddD, VECTOR, Operand::Use(before), Operand::Use(fours)),
+            None => fours,
+        }
     }
 
     /// Magnitudes of `w` times `a` with the signs of `w`: two products of at most 128 × 127 fit 16 bits.
-    fn dot_of_magnitudes(&mut self, sum: VReg, w: VReg, a: VReg) -> VReg {
-        let (magnitude, ones) = (self.magnitude(w), self.ones());
+    fn pairs_of_magnitudes(&mut self, w: VReg, a: VReg) -> VReg {
+        let magnitude = self.magnitude(w);
         let a = self.op2(Name::SignBytes, VECTOR, Operand::Use(a), Operand::Use(w));
-        let pairs = self.op2(Name::MultiplyAddBytes, VECTOR, Operand::Use(magnitude), Operand::Use(a));
-        let fours = self.op2(Name::MultiplyAddPairs, VECTOR, Operand::Use(pairs), Operand::Use(ones));
-        self.op2(Name::AddD, VECTOR, Operand::Use(sum), Operand::Use(fours))
+        self.op2(Name::MultiplyAddBytes, VECTOR, Operand::Use(magnitude), Operand::Use(a))
     }
 
     /// Of each byte, as an unsigned one.
