@@ -139,8 +139,10 @@ pub struct Tuning {
     pub activation_bytes: usize,
     /// Columns, of more than [`LONG_ROW`], of which no more than so many are gone through at a time for all rows, by quantized weights; 0 for all.
     pub columns: usize,
-    /// The same by float weights, whose activations are four times as large.
+    /// The same by float weights, whose activations are four times as large, of more columns than …
     pub float_columns: usize,
+    /// … so many.
+    pub float_long_row: usize,
     /// Tiles of rows, at least, for one walk over the tokens where columns are gone through in parts, which makes tiles short.
     pub part_block: usize,
     /// Whether a walk over tokens prefetches the next block's weights.
@@ -169,6 +171,7 @@ impl Tuning {
         activation_bytes: 2 << 20,
         columns: 0,
         float_columns: 0,
+        float_long_row: LONG_ROW,
         part_block: 1,
         ahead: false,
         many: Prefetch::None,
@@ -194,6 +197,10 @@ impl Tuning {
                 // Each load of keys or values makes two vectors, which four query heads share.
                 attention_rows: 4,
                 attention_vectors: 1,
+                // So many columns of six tokens' activations fit the first cache.
+                float_columns: 1024,
+                float_long_row: 1024,
+                part_block: 4,
                 ..Tuning::NARROW
             },
             Width::Zmm => Tuning {
@@ -255,9 +262,9 @@ impl Tuning {
         if let Some(measured) = self.products.get(&shape) {
             return measured.clone();
         }
-        let (tile, columns) = match shape.format.is_quantized() {
-            true => (self.quantized, self.columns),
-            false => (self.float, self.float_columns),
+        let (tile, columns, long_row) = match shape.format.is_quantized() {
+            true => (self.quantized, self.columns, LONG_ROW),
+            false => (self.float, self.float_columns, self.float_long_row),
         };
         let rows = |tokens: usize| match tokens {
             1 if self.dot(shape.format) == Dot::Small => self.small_single_rows,
@@ -275,7 +282,7 @@ impl Tuning {
             prefetch: prefetch(tokens),
             ..MatmulTuning::plain(shape.format)
         };
-        let columns = if shape.k > LONG_ROW { columns } else { 0 };
+        let columns = if shape.k > long_row { columns } else { 0 };
         let block = tile.rows.max(self.few_rows);
         ProductTuning {
             kernels: (1..=tile.tokens).map(kernel).collect(),
