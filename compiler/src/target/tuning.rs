@@ -189,6 +189,7 @@ impl Tuning {
                 // Four instructions for a dot product keep more in registers than one.
                 quantized: Tile { rows: 1, tokens: if cpu.dot { 6 } else { 4 } },
                 float: Tile { rows: 1, tokens: 6 },
+                // Four streams of memory, but for weights that take the registers of two.
                 single_rows: if cpu.dot { 1 } else { 4 },
                 small_single_rows: 2,
                 // Zen 3 gains 8 to 20 % by these two in prompts of up to 16 tokens, and nothing in long ones.
