@@ -1,11 +1,12 @@
-//! Attention: the query heads that share a KV head, of one token or of several of a sequence, against the keys and values in the pages.
+//! Attention: the query heads of a few KV heads, of one token or of several of a sequence, against the keys and values in the pages.
 //!
 //! One pass over the pages, with the running maximum, sum and weighted values of the online softmax (Milakov and Gimelshein,
 //! 2018). A page of 64 keys is reduced by itself, and the pages' results are combined in order; so the bits do not depend on
 //! how many tokens a step has. Lanes are keys for the scores and dimensions for the values. Tokens that are taken together share each load of a key or value in
-//! the pages that all of them see whole, and go through the pages at the borders one by one. While a page is worked on, the next one
-//! is prefetched: pages lie apart, and what follows one is not what is read next. Deliberately absent: tokens of different sequences, and finding
-//! the pages (the caller passes the page table and the offsets of layer and head).
+//! the pages that all of them see whole, and go through the pages at the borders one by one. KV heads, which lie beside each other in a page,
+//! take turns in each page: so memory is read in long runs. While one is worked on, what comes next is prefetched: the next head of the page, or the first one of the
+//! next page, which lies elsewhere. Deliberately absent: tokens of different sequences, and finding
+//! the pages (the caller passes the page table and the offset of layer and head).
 
 use moec_abi::{LANES, PAGE_TOKENS, padded_head_dim, round_up};
 use moec_ir::math::{build_exp, build_soft_cap};
@@ -32,19 +33,20 @@ const SCORES: i64 = 4 * PAGE_TOKENS as i64;
 /// Log2 of the keys in a page.
 const PAGE_SHIFT: u8 = PAGE_TOKENS.trailing_zeros() as u8;
 
-/// `out[i][g] = Σ_key softmax(q[i][g] · k[key]) × v[key]` over keys `max(lo + i, 0) ≤ key < hi + i`, for `group` query heads `g` of tokens `i` at successive
-/// positions. With a cap the products are soft-capped before the softmax.
+/// `out[i][h][g] = Σ_key softmax(q[i][h][g] · k[h][key]) × v[h][key]` over keys `max(lo + i, 0) ≤ key < hi + i`, for `group` query heads `g` of each of `heads` KV heads `h`, of
+/// tokens `i` at successive positions. With a cap the products are soft-capped before the softmax.
 ///
-/// Parameters: `q` — f32 `[tokens][group][D]`, rotated and scaled padded heads, `q_stride` bytes from token to token; `pages` — address of the sequence's page
-/// table, an array of page addresses, of which entries `max(lo, 0) / 64 ..= (hi + tokens − 2) / 64` are read; `k_offset`, `v_offset` — bytes from a page's start
-/// to this layer's and KV head's keys `[4][D][16]` and values `[64][D]`; `lo`, `hi` — the visible positions, `max(lo + i, 0) < hi + i`; `out` — f32
-/// `[tokens][group][D]`, `out_stride` bytes from token to token, written; `scratch` — [`Attention::scratch_bytes`], 64-byte aligned, for this call alone.
+/// Parameters: `q` — f32 `[tokens][heads][group][D]`, rotated and scaled padded heads, `q_stride` bytes from token to token; `pages` — address of the sequence's page
+/// table, an array of page addresses, of which entries `max(lo, 0) / 64 ..= (hi + tokens − 2) / 64` are read; `offset` — bytes from a page's start
+/// to this layer's first KV head of these, of which each has keys `[4][D][16]` and then values `[64][D]`; `heads` — how many, at least 1; `lo`, `hi` — the visible positions,
+/// `max(lo + i, 0) < hi + i`; `out` — f32
+/// `[tokens][heads][group][D]`, `out_stride` bytes from token to token, written; `scratch` — `heads` × [`Attention::scratch_bytes`], 64-byte aligned, for this call alone.
 /// Nothing written overlaps anything.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Attention {
     /// Elements of a head.
     pub head_dim: usize,
-    /// Query heads of the KV head.
+    /// Query heads of each KV head.
     pub group: usize,
     /// Element type of the pages.
     pub kv: KvFormat,
@@ -105,8 +107,8 @@ impl Scratch {
 #[derive(Clone, Copy)]
 struct Inputs {
     pages: Value,
-    k_offset: Value,
-    v_offset: Value,
+    offset: Value,
+    heads: Value,
     lo: Value,
     hi: Value,
     /// Past the last page that any token sees.
@@ -148,14 +150,14 @@ impl Heads {
     }
 }
 
-/// One page.
+/// What a page has of one KV head.
 #[derive(Clone, Copy)]
 struct Page {
     keys: Value,
     values: Value,
-    /// Bytes from this page to the next one; 0 in the last one.
+    /// Bytes from here to what is read next: the next head's, or the first one's in the next page.
     next: Value,
-    /// The keys in it that are visible; all without.
+    /// The keys that are visible; all without.
     visible: Option<[Value; 2]>,
 }
 
@@ -172,7 +174,7 @@ impl Attention {
 
     /// The parameters' names.
     pub fn params(&self) -> &'static [&'static str] {
-        &["q", "pages", "k_offset", "v_offset", "lo", "hi", "out", "scratch"]
+        &["q", "pages", "offset", "heads", "lo", "hi", "out", "scratch"]
     }
 
     /// Tokens that are worth one call, with `group` query heads each of which `rows` are held in registers together; 1 when there is nothing to share.
@@ -186,7 +188,7 @@ impl Attention {
         self.together.map_or(1, |together| together.tokens)
     }
 
-    /// Bytes of scratch memory that one call needs.
+    /// Bytes of scratch memory that one call needs for each KV head.
     pub fn scratch_bytes(&self) -> usize {
         self.tokens() * self.scratch().bytes
     }
@@ -209,20 +211,24 @@ impl Attention {
 
     /// The code.
     pub fn generate(&self) -> Function {
-        let (mut builder, [q, pages, k_offset, v_offset, lo, hi, out, scratch]) =
-            Builder::new(self.name(), ["q", "pages", "k_offset", "v_offset", "lo", "hi", "out", "scratch"]);
+        let (mut builder, [q, pages, offset, heads, lo, hi, out, scratch]) =
+            Builder::new(self.name(), ["q", "pages", "offset", "heads", "lo", "hi", "out", "scratch"]);
         let b = &mut builder;
         let tokens = self.tokens();
         let rows = Rows { q, out, scratch, tokens };
-        self.each_token(b, rows, |b, rows, _| self.start(b, rows));
+        self.each_kv_head(b, heads, rows, |b, rows, _| {
+            self.each_token(b, rows, |b, rows, _| self.start(b, rows));
+        });
         let zero = b.int(0);
         let first = b.max(lo, zero);
         let first = b.shift(Shift::RightUnsigned, first, PAGE_SHIFT);
         let end = b.add_int(hi, (tokens + PAGE_TOKENS) as i64 - 2);
         let end = b.shift(Shift::RightUnsigned, end, PAGE_SHIFT);
-        let inputs = Inputs { pages, k_offset, v_offset, lo, hi, end };
+        let inputs = Inputs { pages, offset, heads, lo, hi, end };
         if tokens == 1 {
-            self.pages(b, inputs, first, end, |b, page, base| self.visible_part(b, inputs, rows, page, base));
+            self.pages(b, inputs, rows, [first, end], |b, rows, page, base| {
+                self.visible_part(b, inputs, rows, page, base);
+            });
         } else {
             // The last token begins to see at `lo + tokens − 1`, and the first one sees up to `hi`.
             let whole = b.add_int(lo, tokens as i64 - 1);
@@ -231,18 +237,31 @@ impl Attention {
             let whole = b.shift(Shift::RightUnsigned, whole, PAGE_SHIFT);
             let part = b.shift(Shift::RightUnsigned, hi, PAGE_SHIFT);
             let part = b.max(part, whole);
-            let one_by_one = |b: &mut Builder, page: Page, base: Value| {
+            let one_by_one = |b: &mut Builder, rows: Rows, page: Page, base: Value| {
                 self.each_token(b, rows, |b, rows, token| {
                     let base = b.sub(base, token);
                     self.visible_part(b, inputs, rows, page, base);
                 });
             };
-            self.pages(b, inputs, first, whole, one_by_one);
-            self.pages(b, inputs, whole, part, |b, page, _| self.page(b, rows, page));
-            self.pages(b, inputs, part, end, one_by_one);
+            self.pages(b, inputs, rows, [first, whole], one_by_one);
+            self.pages(b, inputs, rows, [whole, part], |b, rows, page, _| self.page(b, rows, page));
+            self.pages(b, inputs, rows, [part, end], one_by_one);
         }
-        self.each_token(b, rows, |b, rows, _| self.finish(b, rows));
+        self.each_kv_head(b, heads, rows, |b, rows, _| {
+            self.each_token(b, rows, |b, rows, _| self.finish(b, rows));
+        });
         builder.finish()
+    }
+
+    /// Calls `body` for each KV head, with the rows that are its own and its number.
+    fn each_kv_head(&self, b: &mut Builder, heads: Value, rows: Rows, body: impl FnOnce(&mut Builder, Rows, Value)) {
+        let group = self.group as i64 * self.head_bytes();
+        let steps = [group, group, self.scratch_bytes() as i64];
+        let first = b.int(0);
+        b.for_loop(first, heads, 1, &[rows.q, rows.out, rows.scratch], |b, head, at| {
+            body(b, Rows { q: at[0], out: at[1], scratch: at[2], ..rows }, head);
+            at.iter().zip(steps).map(|(&p, step)| b.add_int(p, step)).collect()
+        });
     }
 
     /// Calls `body` for each of the tokens by itself, with its number.
@@ -259,24 +278,37 @@ impl Attention {
         });
     }
 
-    /// Calls `body` for the pages `from .. to`, with the position of each one's first key.
+    /// Calls `body` for the pages `from .. to` and in each of them for each KV head, with the head's rows and the position of the page's first key.
     fn pages(
         &self,
         b: &mut Builder,
         inputs: Inputs,
-        from: Value,
-        to: Value,
-        body: impl FnOnce(&mut Builder, Page, Value),
+        rows: Rows,
+        [from, to]: [Value; 2],
+        body: impl FnOnce(&mut Builder, Rows, Page, Value),
     ) {
+        let keys = PAGE_TOKENS as i64 * self.head_bytes() / 4 * self.kv.bytes() as i64;
+        let one = b.int(1);
+        let last = b.sub(inputs.heads, one);
+        let back = b.mul_int(last, 2 * keys);
         let skipped = b.mul_int(from, 8);
         let entry = b.add(inputs.pages, skipped);
         b.for_loop(from, to, 1, &[entry], |b, p, carried| {
             let page = b.load_int(carried[0], 0);
             let next = self.next_page(b, carried[0], p, inputs.end);
             let next = b.sub(next, page);
+            let after_last = b.sub(next, back);
             let base = b.shift(Shift::Left, p, PAGE_SHIFT);
-            let (keys, values) = (b.add(page, inputs.k_offset), b.add(page, inputs.v_offset));
-            body(b, Page { keys, values, next, visible: None }, base);
+            let first = b.add(page, inputs.offset);
+            self.each_kv_head(b, inputs.heads, rows, |b, rows, head| {
+                let at = b.mul_int(head, 2 * keys);
+                let at = b.add(first, at);
+                let beside = b.int(2 * keys);
+                let others_follow = b.compare(Compare::Less, head, last);
+                let next = b.select(others_follow, beside, after_last);
+                let page = Page { keys: at, values: b.add_int(at, keys), next, visible: None };
+                body(b, rows, page, base);
+            });
             vec![b.add_int(carried[0], 8)]
         });
     }
@@ -540,9 +572,10 @@ impl Attention {
         self.each_heads(b, rows, pointers, steps, |b, [weights, out, arrays], heads| {
             let vectors = self.padded() / LANES;
             let together = self.vectors_together(heads, vectors);
-            counted(b, vectors / together, vec![values, out], |b, carried| {
-                let (values, out) = (carried[0], carried[1]);
-                let ahead = b.add(values, page.next);
+            // In their order, whatever the order in which these are read.
+            let ahead = b.add(values, page.next);
+            counted(b, vectors / together, vec![values, out, ahead], |b, carried| {
+                let (values, out, ahead) = (carried[0], carried[1], carried[2]);
                 let mut initial = vec![values, ahead, weights];
                 initial.extend((0..heads.rows() * together).map(|_| zeros(b)));
                 let after = b.for_loop(from, to, 1, &initial, |b, _, carried| {
@@ -556,7 +589,8 @@ impl Attention {
                             *sum = b.fma(e, v, *sum);
                         }
                     }
-                    let mut next = vec![b.add_int(value, key_bytes), b.add_int(ahead, key_bytes), b.add_int(weight, 4)];
+                    let mut next =
+                        vec![b.add_int(value, key_bytes), b.add_int(ahead, together as i64 * vector), b.add_int(weight, 4)];
                     next.extend(sums);
                     next
                 });
@@ -573,7 +607,7 @@ impl Attention {
                     }
                 }
                 let together = together as i64;
-                vec![b.add_int(values, together * vector), b.add_int(out, together * VECTOR)]
+                vec![b.add_int(values, together * vector), b.add_int(out, together * VECTOR), after[1]]
             });
         });
     }

@@ -185,7 +185,9 @@ impl Stages<'_> {
         let tokens = if self.is_decode() { 1 } else { Attention::tokens_together(group, rows) };
         let together = Together { tokens, q_stride: from.stride, out_stride: to.stride };
         let several = Attention { together: (tokens > 1).then_some(together), ..single };
-        let scratch = self.planner.buffers().add(format!("t{}.scratch", out.0), Scope::Worker, several.scratch_bytes());
+        let at_once = if self.is_decode() { kv_heads } else { 1 };
+        let scratch = at_once * several.scratch_bytes();
+        let scratch = self.planner.buffers().add(format!("t{}.scratch", out.0), Scope::Worker, scratch);
         self.planner.begin("attention", Split::Other, &[from.buffer, pages.buffer], &[to.buffer, scratch]);
         let attend = Attend {
             from,
@@ -205,27 +207,51 @@ impl Stages<'_> {
         Ok(())
     }
 
-    /// Each worker takes as many query heads as the others, whether or not these are all that share a KV head.
+    /// Each worker takes as many query heads as the others, whether or not these are all that share a KV head; the KV heads that are its own alone in one call.
     fn attention_of_one(&mut self, actions: &mut Vec<Action>, all: Attention, kv_heads: usize, attend: &Attend) {
         let group = all.group;
         // Heads are counted by so many, which leaves few kernels.
         let unit = (1..=group).find(|unit| group.is_multiple_of(*unit) && group / unit <= MOST_PARTS).unwrap_or(group);
         let parts = group / unit;
         let planner = &mut self.planner;
-        let share = planner.share(actions, kv_heads * parts);
-        let heads = Share { from: share.from.clone() / parts, to: (share.to.clone() + (parts - 1)) / parts };
-        planner.each(actions, heads, 1, |planner, actions, head| {
-            let first = planner.bind(actions, (share.from.clone() - head.clone() * parts).max(0usize));
-            let count = (share.to.clone() - head.clone() * parts).min(parts) - first.clone();
-            let query = planner.bind(actions, head.clone() * group + first.clone() * unit);
-            let case = |planner: &mut Planner, count: usize| {
-                let (mut inner, kernel) = (Vec::new(), Attention { group: count * unit, ..all });
-                attend.call(planner, &mut inner, kernel, Expr::Int(0), [head.clone(), query.clone()]);
-                inner
-            };
-            let cases = (0..=parts).map(|n| if n == 0 { Vec::new() } else { case(planner, n) }).collect();
-            actions.push(Action::Switch { on: count, cases });
-        });
+        let Share { from, to } = planner.share(actions, kv_heads * parts);
+        let first_whole = (from.clone() + (parts - 1)) / parts;
+        let first_whole = planner.bind(actions, first_whole);
+        let past_whole = planner.bind(actions, (to.clone() / parts).max(first_whole.clone()));
+        let before = to.clone().min(first_whole.clone() * parts);
+        let after = to.clone().min(past_whole.clone() * parts);
+        self.attention_of_part(actions, all, [from, before], [unit, parts], attend);
+        let mut whole = Vec::new();
+        let planner = &mut self.planner;
+        let query = planner.bind(&mut whole, first_whole.clone() * group);
+        let heads = past_whole - first_whole.clone();
+        attend.call(planner, &mut whole, all, Expr::Int(0), [first_whole, heads.clone(), query]);
+        actions.push(Action::Switch { on: heads.min(1usize), cases: vec![Vec::new(), whole] });
+        self.attention_of_part(actions, all, [after, to], [unit, parts], attend);
+    }
+
+    /// Parts `from .. to` of query heads, `unit` each, that are some but not all of those of one KV head, which has `parts`.
+    fn attention_of_part(
+        &mut self,
+        actions: &mut Vec<Action>,
+        all: Attention,
+        [from, to]: [Expr; 2],
+        [unit, parts]: [usize; 2],
+        attend: &Attend,
+    ) {
+        if parts == 1 {
+            return;
+        }
+        let planner = &mut self.planner;
+        let head = planner.bind(actions, from.clone() / parts);
+        let query = planner.bind(actions, from.clone() * unit);
+        let case = |planner: &mut Planner, count: usize| {
+            let (mut inner, kernel) = (Vec::new(), Attention { group: count * unit, ..all });
+            attend.call(planner, &mut inner, kernel, Expr::Int(0), [head.clone(), Expr::Int(1), query.clone()]);
+            inner
+        };
+        let cases = (0..parts).map(|n| if n == 0 { Vec::new() } else { case(planner, n) }).collect();
+        actions.push(Action::Switch { on: to - from, cases });
     }
 
     /// A few tokens and a KV head at a time are dealt out in turn, as later tokens see more keys. When all tokens that fit are of one sequence the kernel for `several`
@@ -256,14 +282,14 @@ impl Stages<'_> {
             let mut alone = Vec::new();
             let all = Share { from: t.clone(), to: end.clone() };
             planner.each(&mut alone, all, 1, |planner, actions, t| {
-                attend.call(planner, actions, single, t, [head.clone(), query.clone()]);
+                attend.call(planner, actions, single, t, [head.clone(), Expr::Int(1), query.clone()]);
             });
             if tokens == 1 {
                 actions.extend(alone);
                 return;
             }
             let mut together = Vec::new();
-            attend.call(planner, &mut together, several, t.clone(), [head.clone(), query.clone()]);
+            attend.call(planner, &mut together, several, t.clone(), [head.clone(), Expr::Int(1), query.clone()]);
             let [first, last] = [t.clone(), end.clone() - 1usize].map(|t| planner.bind(actions, Self::page_table(t)));
             let differ = first.clone().max(last.clone()) - first.min(last);
             let unlike = differ + (t + tokens - end);
@@ -294,26 +320,26 @@ struct Attend {
 }
 
 impl Attend {
-    /// Calls `kernel` for token `t`, and those after it that it takes, with KV head `head` and the query heads that share it from `query` on.
+    /// Calls `kernel` for token `t`, and those after it that it takes, with KV heads `head .. head + heads` and the query heads that share them from `query` on.
     fn call(
         &self,
         planner: &mut Planner,
         actions: &mut Vec<Action>,
         kernel: Attention,
         t: Expr,
-        [head, query]: [Expr; 2],
+        [head, heads, query]: [Expr; 3],
     ) {
         let position = planner.bind(actions, Stages::position(t.clone()));
         let end = planner.bind(actions, position + 1usize);
         // Without a window no token begins to see later than the first key.
         let start = self.window.map_or(Expr::Int(-(kernel.tokens() as i64)), |w| end.clone() - w);
-        let k = planner.bind(actions, self.first.clone() + head.clone() * (2 * self.keys));
+        let offset = planner.bind(actions, self.first.clone() + head * (2 * self.keys));
         let at = planner.bind(actions, query * (padded_head_dim(kernel.head_dim) * WORD));
         let args = [
             self.from.row(t.clone()) + at.clone(),
             Stages::page_table(t.clone()),
-            k.clone(),
-            k + self.keys,
+            offset,
+            heads,
             start,
             end,
             self.to.row(t) + at,

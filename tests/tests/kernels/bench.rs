@@ -110,8 +110,9 @@ fn attention(head_dim: usize, group: usize, kv: KvFormat, [rows, vectors]: [usiz
     memory.push(pattern(tokens * stride));
     memory.push(pattern(tokens * stride));
     memory.push(pattern(kernel.scratch_bytes()));
+    let heads = 1;
     let at = |i: usize| memory[pages + i].address();
-    let args = vec![at(1), at(0), 0, half as i64, -(tokens as i64), (64 * pages - tokens + 1) as i64, at(2), at(3)];
+    let args = vec![at(1), at(0), 0, heads, -(tokens as i64), (64 * pages - tokens + 1) as i64, at(2), at(3)];
     let multiply_adds = tokens * 2 * 64 * pages * head_dim * group;
     Timed { kernel: kernel.into(), multiply_adds, bytes: pages * 2 * half, memory, args }
 }

@@ -95,6 +95,7 @@ struct Seen {
     cap: Option<f32>,
     /// Query heads in registers together.
     rows: usize,
+    heads: usize,
     tokens: usize,
     lo: i64,
     hi: usize,
@@ -104,7 +105,7 @@ pub fn attentions() -> Vec<Case> {
     let mut r = Random::new(7);
     let mut cases = Vec::new();
     let mut add = |seen: Seen| {
-        let Seen { d, group, kv, cap, rows, tokens, lo, hi } = seen;
+        let Seen { d, group, kv, cap, rows, heads, tokens, lo, hi } = seen;
         let size = padded_head(d);
         let sees = |token: usize| ((lo + token as i64).max(0) as usize, hi + token);
         let (first, end) = (sees(0).0, sees(tokens - 1).1);
@@ -112,15 +113,17 @@ pub fn attentions() -> Vec<Case> {
         let random_rows = |r: &mut Random| -> Vec<Vec<f32>> {
             (0..pages * 64).map(|_| (0..d).map(|_| kv_round(kv, r.f32())).collect()).collect()
         };
-        let (k, v) = (random_rows(&mut r), random_rows(&mut r));
+        let keys_and_values: Vec<_> = (0..heads).map(|_| [random_rows(&mut r), random_rows(&mut r)]).collect();
         let [q_gap, out_gap] = [0, 1].map(|_| if tokens > 1 { 16 * r.below(3) } else { 0 });
         let (mut q, mut out) = (Vec::new(), Vec::new());
         for token in 0..tokens {
             let (lo, hi) = sees(token);
-            for _ in 0..group {
-                let head = r.f32s(d);
-                out.extend(pad_head(&attention(&head, &k, &v, cap, lo, hi)));
-                q.extend(pad_head(&head));
+            for [k, v] in &keys_and_values {
+                for _ in 0..group {
+                    let head = r.f32s(d);
+                    out.extend(pad_head(&attention(&head, k, v, cap, lo, hi)));
+                    q.extend(pad_head(&head));
+                }
             }
             if token + 1 < tokens {
                 q.resize(q.len() + q_gap, f32::NAN);
@@ -128,39 +131,47 @@ pub fn attentions() -> Vec<Case> {
                 out.resize(out.len() + out_gap, f32::from_le_bytes([0xa5; 4]));
             }
         }
-        let stride = |gap: usize| 4 * (group * size + gap);
+        let stride = |gap: usize| 4 * (heads * group * size + gap);
         let (q_stride, out_stride) = (stride(q_gap), stride(out_gap));
         let together = (tokens > 1).then_some(Together { tokens, q_stride, out_stride });
 
-        let (k_offset, v_offset) = (64 * r.below(3), 128 + 64 * size * kv.bytes() + 64 * r.below(3));
+        let (offset, half) = (64 * r.below(3), 64 * size * kv.bytes());
         let (cap_bits, vectors) = (cap.map(f32::to_bits), if rows == 4 { 1 } else { 2 });
         let kernel = Attention { head_dim: d, group, kv, cap_bits, rows, vectors, together };
-        let scratch_bytes = kernel.scratch_bytes();
+        let scratch_bytes = heads * kernel.scratch_bytes();
         let mut c = Case::new(kernel);
         let (q, out) = (c.input("q", f32s(&q)), c.output("out", f32s(&out)));
         let (table, scratch) = (c.input("pages", vec![0; 8 * pages]), c.scratch("scratch", scratch_bytes));
         for p in first / 64..pages {
             // What no visible key explains is not a number, so that it shows when it is used.
-            let mut page = vec![0xff; v_offset + 64 * size * kv.bytes()];
-            for slot in 0..64 {
-                let key = 64 * p + slot;
-                let whole_tile = (slot / 16 * 16..slot / 16 * 16 + 16).any(|s| (first..end).contains(&(64 * p + s)));
-                let mut put = |at: usize, x: f32| page[at..at + kv.bytes()].copy_from_slice(&kv_bytes(kv, x));
-                for place in 0..size {
-                    if whole_tile {
-                        put(k_offset + ((slot / 16 * size + place) * 16 + slot % 16) * kv.bytes(), 0.0);
+            let mut page = vec![0xff; offset + heads * 2 * half];
+            for (head, [k, v]) in keys_and_values.iter().enumerate() {
+                let k_offset = offset + head * 2 * half;
+                let v_offset = k_offset + half;
+                for slot in 0..64 {
+                    let key = 64 * p + slot;
+                    let visible = (first..end).contains(&key);
+                    let whole_tile =
+                        (slot / 16 * 16..slot / 16 * 16 + 16).any(|s| (first..end).contains(&(64 * p + s)));
+                    let mut put = |at: usize, x: f32| page[at..at + kv.bytes()].copy_from_slice(&kv_bytes(kv, x));
+                    let k_at = |place: usize| k_offset + ((slot / 16 * size + place) * 16 + slot % 16) * kv.bytes();
+                    let v_at = |place: usize| v_offset + (slot * size + place) * kv.bytes();
+                    for place in 0..size {
+                        if whole_tile {
+                            put(k_at(place), 0.0);
+                        }
+                        if visible {
+                            put(v_at(place), 0.0);
+                        }
                     }
-                    if (first..end).contains(&key) {
-                        put(v_offset + (slot * size + place) * kv.bytes(), 0.0);
-                    }
-                }
-                for i in 0..d {
-                    let place = head_place(d, i);
-                    if whole_tile {
-                        put(k_offset + ((slot / 16 * size + place) * 16 + slot % 16) * kv.bytes(), k[key][i]);
-                    }
-                    if (first..end).contains(&key) {
-                        put(v_offset + (slot * size + place) * kv.bytes(), v[key][i]);
+                    for i in 0..d {
+                        let place = head_place(d, i);
+                        if whole_tile {
+                            put(k_at(place), k[key][i]);
+                        }
+                        if visible {
+                            put(v_at(place), v[key][i]);
+                        }
                     }
                 }
             }
@@ -168,7 +179,7 @@ pub fn attentions() -> Vec<Case> {
             c.pointers.push([table, 8 * p, page, 0]);
         }
         c.at(&[q, table]);
-        c.ints(&[k_offset, v_offset]);
+        c.ints(&[offset, heads]);
         c.args.push(Arg::Int(lo));
         c.ints(&[hi]);
         c.at(&[out, scratch]);
@@ -182,7 +193,7 @@ pub fn attentions() -> Vec<Case> {
                 if d <= 32 || i % 3 == 1 {
                     let cap = (i % 3 == 1).then_some([0.7, 50.0][i % 2]);
                     let (group, rows) = (1 + (i + d / 4) % 6, [4, 8, 2][i % 3]);
-                    add(Seen { d, group, kv, cap, rows, tokens: 1, lo, hi });
+                    add(Seen { d, group, kv, cap, rows, heads: 1 + i % 3, tokens: 1, lo, hi });
                 }
             }
         }
@@ -195,7 +206,7 @@ pub fn attentions() -> Vec<Case> {
         (128, 4, f16, None, 4, 100, 201),
         (16, 2, f16, None, 4, -7, 40),
     ] {
-        add(Seen { d, group, kv, cap, rows, tokens: 1, lo, hi });
+        add(Seen { d, group, kv, cap, rows, heads: 1 + group % 2, tokens: 1, lo, hi });
     }
     // Several tokens: all that they see before the first whole page, whole pages alone, borders of windows in one page and in two, pages that only some see.
     for (i, (lo, hi)) in [
@@ -218,9 +229,9 @@ pub fn attentions() -> Vec<Case> {
             let kv = [f16, f32][(i + group) % 2];
             let cap = (i % 4 == 1).then_some(0.7);
             let tokens = Attention::tokens_together(group, rows);
-            add(Seen { d: [16, 32, 22][i % 3], group, kv, cap, rows, tokens, lo, hi });
+            add(Seen { d: [16, 32, 22][i % 3], group, kv, cap, rows, heads: 1 + i % 2, tokens, lo, hi });
         }
     }
-    add(Seen { d: 128, group: 4, kv: f16, cap: None, rows: 8, tokens: 4, lo: -4, hi: 130 });
+    add(Seen { d: 128, group: 4, kv: f16, cap: None, rows: 8, heads: 1, tokens: 4, lo: -4, hi: 130 });
     cases
 }

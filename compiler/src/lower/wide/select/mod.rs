@@ -186,7 +186,8 @@ impl Select<'_> {
         }
     }
 
-    /// The test is at the end of the body; before the loop it is left out when constants tell that the body runs.
+    /// The test is at the end of the body; before the loop it is left out when constants tell that the body runs. Vectors that leave the loop are
+    /// copies: otherwise the allocator keeps them in one place with what the loop carries, and when little room is left after the loop that place is memory.
     fn run_loop(&mut self, l: &Loop, results: &[Value]) {
         self.load_deferred();
         let bounds = (self.forms[index(l.start)], self.forms[index(l.end)]);
@@ -236,7 +237,12 @@ impl Select<'_> {
         again.extend(&next);
         self.out.push(Inst::Jump { to: body, arguments: again });
         self.out.enter(leave);
-        self.out.push(Inst::Jump { to: exit, arguments: next });
+        let copied = |select: &mut Self, r: VReg| match r.class() {
+            VECTOR => select.op1(Name::CopyVector, VECTOR, Operand::Use(r)),
+            _ => r,
+        };
+        let left = next.into_iter().map(|r| copied(self, r)).collect();
+        self.out.push(Inst::Jump { to: exit, arguments: left });
         self.block = outer;
         self.constants.leave_block();
         self.constants.forget_hoisted();
