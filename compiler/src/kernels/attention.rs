@@ -589,8 +589,11 @@ impl Attention {
                             *sum = b.fma(e, v, *sum);
                         }
                     }
-                    let mut next =
-                        vec![b.add_int(value, key_bytes), b.add_int(ahead, together as i64 * vector), b.add_int(weight, 4)];
+                    let mut next = vec![
+                        b.add_int(value, key_bytes),
+                        b.add_int(ahead, together as i64 * vector),
+                        b.add_int(weight, 4),
+                    ];
                     next.extend(sums);
                     next
                 });

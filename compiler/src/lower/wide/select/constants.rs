@@ -54,9 +54,14 @@ impl Select<'_> {
     /// Makes, before a loop, what `op` in its body needs in registers.
     pub(super) fn hoist_constants(&mut self, op: &Op) {
         let key = match op {
-            Op::NibbleLow(_) | Op::NibbleHigh(_) if !self.cpu.permute => Key::Spread(NIBBLES),
+            Op::NibbleLow(_) | Op::NibbleHigh(_) if !self.cpu.permute && self.has_room() => Key::Spread(NIBBLES),
             Op::Lookup(table, _) => Key::Table(*table),
-            Op::DotU8S8(_, w, _) | Op::DotS8S8(_, w, _) if self.sums_pairs(*w) => Key::Spread(ONES),
+            Op::DotU8S8(_, w, _) | Op::DotS8S8(_, w, _) if self.sums_pairs(*w) => {
+                if !self.has_room() {
+                    return;
+                }
+                Key::Spread(ONES)
+            }
             Op::DotU8S8(..) if !self.cpu.dot => Key::Spread(LOW_BYTES),
             Op::DotS8S8(..) if self.cpu.signs_bytes() => Key::Spread(ONES),
             _ => return,
@@ -95,8 +100,8 @@ impl Select<'_> {
     }
 
     /// The low four bits of each byte, as a mask.
-    pub(super) fn nibble_mask(&mut self) -> VReg {
-        self.constant(Key::Spread(NIBBLES))
+    pub(super) fn nibble_mask(&mut self) -> Operand {
+        self.spread_operand(NIBBLES)
     }
 
     /// The low byte of each 16 bits, as a mask.
@@ -107,6 +112,24 @@ impl Select<'_> {
     /// 1 in each 16 bits.
     pub(super) fn ones(&mut self) -> VReg {
         self.constant(Key::Spread(ONES))
+    }
+
+    /// The same, for products of small values, whose sums and weights leave no register.
+    pub(super) fn ones_operand(&mut self) -> Operand {
+        self.spread_operand(ONES)
+    }
+
+    /// 32 bits in all lanes, in a register where there is room.
+    fn spread_operand(&mut self, bits: u32) -> Operand {
+        if self.has_room() {
+            return Operand::Use(self.constant(Key::Spread(bits)));
+        }
+        Operand::Mem(Mem::constant(self.out.constant(&bits.to_le_bytes().repeat(8))))
+    }
+
+    /// Whether there are registers for constants that instructions can as well read from the pool: there are 32 of 512 bits, but 16 of 256.
+    fn has_room(&self) -> bool {
+        self.cpu.width == Width::Zmm
     }
 
     /// 16 bytes in each 128-bit lane.

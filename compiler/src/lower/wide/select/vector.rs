@@ -276,9 +276,10 @@ impl Select<'_> {
         }
         if self.cpu.signs_bytes() {
             let (before, w, a) = (self.unless_zero(acc), self.regs(w), self.regs(a));
+            let ones = Operand::Use(self.ones());
             return Form::Regs(self.each_part(|s, p| {
                 let pairs = s.pairs_of_magnitudes(w.0[p], a.0[p]);
-                s.fours(before.map(|before| before.0[p]), pairs)
+                s.fours(before.map(|before| before.0[p]), pairs, ones)
             }));
         }
         let (sum, w, a) = (self.regs(acc), self.regs(w), self.regs(a));
@@ -315,13 +316,13 @@ impl Select<'_> {
 
     /// The sum as 32 bits.
     pub(super) fn add_pairs(&mut self, Pairs { before, pairs, .. }: Pairs) -> Regs {
-        self.each_part(|s, p| s.fours(before.map(|before| before.0[p]), pairs.0[p]))
+        let ones = self.ones_operand();
+        self.each_part(|s, p| s.fours(before.map(|before| before.0[p]), pairs.0[p], ones))
     }
 
     /// Sums of two products each, in 16 bits, added up by twos, in 32 bits, and to `before`.
-    fn fours(&mut self, before: Option<VReg>, pairs: VReg) -> VReg {
-        let ones = self.ones();
-        let fours = self.op2(Name::MultiplyAddPairs, VECTOR, Operand::Use(pairs), Operand::Use(ones));
+    fn fours(&mut self, before: Option<VReg>, pairs: VReg, ones: Operand) -> VReg {
+        let fours = self.op2(Name::MultiplyAddPairs, VECTOR, Operand::Use(pairs), ones);
         match before {
             Some(before) => self.op2(Name::AddD, VECTOR, Operand::Use(before), Operand::Use(fours)),
             None => fours,
@@ -386,7 +387,7 @@ impl Select<'_> {
         let mask = self.nibble_mask();
         // What comes in from the neighbouring byte is masked away.
         let cut = if high { self.shift_parts(Name::ShiftRightW, bytes, 4) } else { bytes };
-        let cut = self.each_part(|s, p| s.op2(Name::And, VECTOR, Operand::Use(cut.0[p]), Operand::Use(mask)));
+        let cut = self.each_part(|s, p| s.op2(Name::And, VECTOR, Operand::Use(cut.0[p]), mask));
         self.nibbles.insert((bytes.0[0], high), cut);
         cut
     }
