@@ -1,22 +1,22 @@
 //! Attention: the query heads of a few KV heads, of one token or of several of a sequence, against the keys and values in the pages.
 //!
-//! One pass over the pages, with the running maximum, sum and weighted values of the online softmax (Milakov and Gimelshein,
-//! 2018). A page of 64 keys is reduced by itself, and the pages' results are combined in order; so the bits do not depend on
-//! how many tokens a step has. Lanes are keys for the scores and dimensions for the values. Tokens that are taken together share each load of a key or value in
-//! the pages that all of them see whole, and go through the pages at the borders one by one. KV heads, which lie beside each other in a page,
-//! take turns in each page: so memory is read in long runs. While one is worked on, what comes next is prefetched: the next head of the page, or the first one of the
-//! next page, which lies elsewhere. Deliberately absent: tokens of different sequences, and finding
-//! the pages (the caller passes the page table and the offset of layer and head).
+//! One pass over the pages, with the running maximum, sum and weighted values of the online softmax (Milakov and Gimelshein, 2018). A page of 64 keys
+//! is reduced by itself, and the pages' results are combined in order; so the bits do not depend on how many tokens a step has. Lanes are keys for
+//! the scores and dimensions for the values. Tokens that are taken together share each load of a key or value in the pages that all of them see
+//! whole, and go through the pages at the borders one by one. KV heads, which lie beside each other in a page, take turns in each page: so memory is
+//! read in long runs. While one is worked on, what comes next is prefetched: the next head of the page, or the first one of the next page, which lies
+//! elsewhere. Deliberately absent: tokens of different sequences, and finding the pages (the caller passes the page table and the offset of layer and
+//! head).
 
-use moec_abi::{LANES, PAGE_TOKENS, padded_head_dim, round_up};
-use moec_ir::math::{build_exp, build_soft_cap};
-use moec_ir::tile::{Compare, Function, Memory, Reduce, Shift, Value, build::Builder};
+mod softmax;
+
+use moec_abi::{LANES, PAGE_TOKENS, padded_head_dim};
+use moec_ir::math::build_soft_cap;
+use moec_ir::tile::{Compare, Function, Memory, Shift, Value, build::Builder};
 
 use super::KvFormat;
 use super::common::{VECTOR, counted, lane_numbers, load_f32, prefetch, store_f32, zeros};
-
-/// What stands for −∞: below every score.
-const LOWEST: f32 = -3.0e38;
+use softmax::{LOWEST, Scratch};
 
 /// Rows of queries that go through a page together, if a token has fewer query heads: so often is a page used once it is in the cache.
 const ROWS_TOGETHER: usize = 16;
@@ -33,15 +33,14 @@ const SCORES: i64 = 4 * PAGE_TOKENS as i64;
 /// Log2 of the keys in a page.
 const PAGE_SHIFT: u8 = PAGE_TOKENS.trailing_zeros() as u8;
 
-/// `out[i][h][g] = Σ_key softmax(q[i][h][g] · k[h][key]) × v[h][key]` over keys `max(lo + i, 0) ≤ key < hi + i`, for `group` query heads `g` of each of `heads` KV heads `h`, of
-/// tokens `i` at successive positions. With a cap the products are soft-capped before the softmax.
+/// `out[i][h][g] = Σ_key softmax(q[i][h][g] · k[h][key]) × v[h][key]` over keys `max(lo + i, 0) ≤ key < hi + i`, for `group` query heads `g` of each of `heads`
+/// KV heads `h`, of tokens `i` at successive positions. With a cap the products are soft-capped before the softmax.
 ///
-/// Parameters: `q` — f32 `[tokens][heads][group][D]`, rotated and scaled padded heads, `q_stride` bytes from token to token; `pages` — address of the sequence's page
-/// table, an array of page addresses, of which entries `max(lo, 0) / 64 ..= (hi + tokens − 2) / 64` are read; `offset` — bytes from a page's start
-/// to this layer's first KV head of these, of which each has keys `[4][D][16]` and then values `[64][D]`; `heads` — how many, at least 1; `lo`, `hi` — the visible positions,
-/// `max(lo + i, 0) < hi + i`; `out` — f32
-/// `[tokens][heads][group][D]`, `out_stride` bytes from token to token, written; `scratch` — `heads` × [`Attention::scratch_bytes`], 64-byte aligned, for this call alone.
-/// Nothing written overlaps anything.
+/// Parameters: `q` — f32 `[tokens][heads][group][D]`, rotated and scaled padded heads, `q_stride` bytes from token to token; `pages` — address of the
+/// sequence's page table, an array of page addresses, of which entries `max(lo, 0) / 64 ..= (hi + tokens − 2) / 64` are read; `offset` — bytes from a page's
+/// start to this layer's first KV head of these, of which each has keys `[4][D][16]` and then values `[64][D]`; `heads` — how many, at least 1; `lo`, `hi` —
+/// the visible positions, `max(lo + i, 0) < hi + i`; `out` — f32 `[tokens][heads][group][D]`, `out_stride` bytes from token to token, written; `scratch` —
+/// `heads` × [`Attention::scratch_bytes`], 64-byte aligned, for this call alone. Nothing written overlaps anything.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Attention {
     /// Elements of a head.
@@ -69,38 +68,6 @@ pub struct Together {
     pub q_stride: usize,
     /// Bytes from the results of one token to those of the next.
     pub out_stride: usize,
-}
-
-/// Where the arrays of one token lie in its part of scratch, in bytes.
-struct Scratch {
-    /// Scores, then their exponentials: f32 `[group][64]`.
-    scores: i64,
-    /// Each f32 `[group padded to 16]`: the page's maximum and sum, the running maximum and sum, and the two factors.
-    page_max: i64,
-    page_sum: i64,
-    max: i64,
-    sum: i64,
-    old_factor: i64,
-    new_factor: i64,
-    bytes: usize,
-}
-
-impl Scratch {
-    fn new(group: usize) -> Scratch {
-        let array = 4 * round_up(group, LANES);
-        let scores = SCORES as usize * group;
-        let at = |i: usize| (scores + i * array) as i64;
-        Scratch {
-            scores: 0,
-            page_max: at(0),
-            page_sum: at(1),
-            max: at(2),
-            sum: at(3),
-            old_factor: at(4),
-            new_factor: at(5),
-            bytes: scores + 6 * array,
-        }
-    }
 }
 
 /// What is the same for every page: the parameters.
@@ -361,11 +328,6 @@ impl Attention {
         [8, 4, 2].into_iter().find(|&n| n <= most && all.is_multiple_of(n)).unwrap_or(1)
     }
 
-    /// Vectors of an array with an element for each head.
-    const fn head_vectors(&self) -> i64 {
-        self.group.div_ceil(LANES) as i64
-    }
-
     /// Calls `body` for the heads of all tokens, as many at a time as are held in registers together, with pointers that advance by `head_steps` bytes for each head and by
     /// `token_steps` for each token.
     fn each_heads<const P: usize>(
@@ -391,24 +353,6 @@ impl Attention {
                 body(b, std::array::from_fn(|i| after[i]), Heads { tokens, heads: rest });
             }
             advanced(b, token, token_steps, tokens)
-        });
-    }
-
-    /// No keys yet: the running maximum, sum and values are such that combining a page with them gives the page's.
-    fn start(&self, b: &mut Builder, rows: Rows) {
-        let at = self.scratch();
-        let (lowest, zero) = (b.splat_f32(LOWEST), zeros(b));
-        for i in 0..self.head_vectors() {
-            store_f32(b, lowest, rows.scratch, at.max + i * VECTOR);
-            for array in [at.sum, at.page_max, at.page_sum] {
-                store_f32(b, zero, rows.scratch, array + i * VECTOR);
-            }
-        }
-        counted(b, self.group * self.padded() / LANES, vec![rows.out], |b, carried| {
-            // −0 × 0 + a is a, whatever a's sign.
-            let none = b.splat_f32(-0.0);
-            store_f32(b, none, carried[0], 0);
-            vec![b.add_int(carried[0], VECTOR)]
         });
     }
 
@@ -507,55 +451,6 @@ impl Attention {
         [started, ended, b.splat_f32(LOWEST)]
     }
 
-    /// Each head's maximum over the page, the scores' exponentials relative to it (0 for invisible keys), and their sum.
-    fn exponentials(&self, b: &mut Builder, rows: Rows) {
-        let at = self.scratch();
-        let tiles = PAGE_TILES as i64;
-        counted(b, self.group, vec![rows.scratch, rows.scratch], |b, carried| {
-            let (scores, arrays) = (carried[0], carried[1]);
-            let s: Vec<Value> = (0..tiles).map(|t| load_f32(b, scores, at.scores + t * VECTOR)).collect();
-            let largest = s.iter().copied().reduce(|m, s| b.max(m, s)).expect("a page has keys");
-            let largest = b.reduce(Reduce::Max, largest);
-            b.store_scalar(Memory::F32, largest, arrays, at.page_max);
-            let largest = b.splat(largest);
-            let mut sum = None;
-            for (t, s) in s.into_iter().enumerate() {
-                let below = b.sub(s, largest);
-                let e = build_exp(b, below);
-                store_f32(b, e, scores, at.scores + t as i64 * VECTOR);
-                sum = Some(match sum {
-                    None => e,
-                    Some(sum) => b.add(sum, e),
-                });
-            }
-            let sum = b.reduce(Reduce::Add, sum.expect("a page has keys"));
-            b.store_scalar(Memory::F32, sum, arrays, at.page_sum);
-            vec![b.add_int(scores, SCORES), b.add_int(arrays, 4)]
-        });
-    }
-
-    /// The running maximum and sum with the page's, and the factors for the values; heads are the lanes.
-    fn combine(&self, b: &mut Builder, rows: Rows) {
-        let at = self.scratch();
-        for i in 0..self.head_vectors() {
-            let i = i * VECTOR;
-            let scratch = rows.scratch;
-            let (old_max, page_max) = (load_f32(b, scratch, at.max + i), load_f32(b, scratch, at.page_max + i));
-            let max = b.max(old_max, page_max);
-            store_f32(b, max, scratch, at.max + i);
-            let old = b.sub(old_max, max);
-            let old = build_exp(b, old);
-            store_f32(b, old, scratch, at.old_factor + i);
-            let new = b.sub(page_max, max);
-            let new = build_exp(b, new);
-            store_f32(b, new, scratch, at.new_factor + i);
-            let (old_sum, page_sum) = (load_f32(b, scratch, at.sum + i), load_f32(b, scratch, at.page_sum + i));
-            let kept = b.mul(old_sum, old);
-            let sum = b.fma(page_sum, new, kept);
-            store_f32(b, sum, scratch, at.sum + i);
-        }
-    }
-
     /// Adds the page's weighted values to the running ones.
     fn values(&self, b: &mut Builder, rows: Rows, page: Page) {
         let at = self.scratch();
@@ -612,26 +507,6 @@ impl Attention {
                 let together = together as i64;
                 vec![b.add_int(values, together * vector), b.add_int(out, together * VECTOR), after[1]]
             });
-        });
-    }
-
-    /// The running values divided by the sum: multiplied by its reciprocal.
-    fn finish(&self, b: &mut Builder, rows: Rows) {
-        let at = self.scratch();
-        for i in 0..self.head_vectors() {
-            let sum = load_f32(b, rows.scratch, at.sum + i * VECTOR);
-            let one = b.splat_f32(1.0);
-            let reciprocal = b.div(one, sum);
-            store_f32(b, reciprocal, rows.scratch, at.new_factor + i * VECTOR);
-        }
-        counted(b, self.group, vec![rows.out, rows.scratch], |b, carried| {
-            for i in 0..(self.padded() / LANES) as i64 {
-                let factor = b.load_splat(Memory::F32, carried[1], at.new_factor);
-                let v = load_f32(b, carried[0], i * VECTOR);
-                let v = b.mul(v, factor);
-                store_f32(b, v, carried[0], i * VECTOR);
-            }
-            vec![b.add_int(carried[0], self.head_bytes()), b.add_int(carried[1], 4)]
         });
     }
 }
