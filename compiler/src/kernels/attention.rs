@@ -254,7 +254,7 @@ impl Attention {
         [from, to]: [Value; 2],
         body: impl FnOnce(&mut Builder, Rows, Page, Value),
     ) {
-        let keys = PAGE_TOKENS as i64 * self.head_bytes() / 4 * self.kv.bytes() as i64;
+        let keys = self.kv.key_bytes(self.head_dim) as i64;
         let one = b.int(1);
         let last = b.sub(inputs.heads, one);
         let back = b.mul_int(last, 2 * keys);

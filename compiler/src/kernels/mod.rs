@@ -38,6 +38,7 @@ pub use soft_cap::SoftCap;
 
 use std::fmt;
 
+use moec_abi::{PAGE_TOKENS, padded_head_dim};
 use moec_ir::tile::{Function, Memory};
 
 /// The element type of the KV cache.
@@ -61,6 +62,11 @@ impl KvFormat {
     /// Bytes of one element.
     pub const fn bytes(self) -> usize {
         self.memory().bytes()
+    }
+
+    /// Bytes of one head's keys in a page; its values, which follow them, take as many.
+    pub const fn key_bytes(self, head_dim: usize) -> usize {
+        PAGE_TOKENS * padded_head_dim(head_dim) * self.bytes()
     }
 }
 

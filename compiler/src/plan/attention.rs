@@ -58,7 +58,7 @@ impl Stages<'_> {
 
     /// Bytes from a page's start to the keys of `layer` and `head`; the values follow them.
     fn page_offset(&self, layer: usize, head: Expr, kv_heads: usize, head_dim: usize) -> Expr {
-        let keys = key_bytes(head_dim, self.kv_format());
+        let keys = self.kv_format().key_bytes(head_dim);
         (head + layer * kv_heads) * (2 * keys)
     }
 
@@ -195,7 +195,7 @@ impl Stages<'_> {
             scratch,
             window,
             first: self.page_offset(layer, Expr::Int(0), kv_heads, head_dim),
-            keys: key_bytes(head_dim, single.kv),
+            keys: single.kv.key_bytes(head_dim),
         };
         let mut actions = Vec::new();
         if self.is_decode() {
@@ -296,11 +296,6 @@ impl Stages<'_> {
             actions.push(Action::Switch { on: unlike.min(1usize), cases: vec![together, alone] });
         });
     }
-}
-
-/// Bytes of one head's keys in a page; its values take as many.
-fn key_bytes(head_dim: usize, kv: KvFormat) -> usize {
-    PAGE_TOKENS * padded_head_dim(head_dim) * kv.bytes()
 }
 
 /// Parts into which the query heads of a KV head are divided for one token, at most.
@@ -411,7 +406,7 @@ impl Store {
 
     /// Bytes of one head's keys in a page.
     fn keys(&self) -> usize {
-        key_bytes(self.head_dim, self.kv)
+        self.kv.key_bytes(self.head_dim)
     }
 
     fn key(&self, slot: &Slot, head: Expr, x: Expr) -> Action {
